@@ -1,0 +1,143 @@
+"""The only writer and the only reader of model files. A checkpoint may come from a stranger: it is data, never code.
+
+checkpoints/epoch-0042.ckpt   the two best by val/loss      last.ckpt, previous.ckpt   where a run goes on
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smilevae import CheckpointError, ConfigError, knobs, runs
+from smilevae.vae import VAE
+
+FORMAT = 1
+NAME = re.compile(r"epoch-(\d+)\.ckpt")
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all; what cannot be read back with `weights_only` is not kept."""
+    content["smilevae"] = {"format": FORMAT}
+
+    def check(work: Path) -> None:
+        torch.load(work, map_location="cpu", weights_only=True, mmap=True)
+
+    runs.replace_file(path, lambda file: torch.save(content, file), check)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's plain content, its settings checked. Raises CheckpointError."""
+    if "://" in str(path):
+        raise CheckpointError(f"{path} is a URL; download the file first and pass its path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["smilevae"]["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has the format {content['smilevae']['format']}; this smilevae reads {FORMAT}"
+            )
+        knobs.check(content["hyper_parameters"])
+        return content
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} holds settings out of range ({str(error).splitlines()[0]}); not loaded"
+        ) from None
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike
+        raise CheckpointError(f"{path} is not a smilevae checkpoint ({type(error).__name__}); pass another") from None
+
+
+def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
+    """The VAE of a checkpoint, rebuilt from its own settings, in eval mode; and its content."""
+    content = read(path)
+    vae = build_vae(content["hyper_parameters"])
+    weights = {k.removeprefix("vae."): v for k, v in content["state_dict"].items() if k.startswith("vae.")}
+    try:
+        vae.load_state_dict(weights)
+    except RuntimeError:
+        raise CheckpointError(f"{path}: the weights do not fit the network in its own settings; not loaded") from None
+    return vae.eval(), content
+
+
+def build_vae(settings: dict[str, Any]) -> VAE:
+    """The network that a run's settings describe, with new weights."""
+    shared = {name: settings[name] for name in ("image_size", "latent_dim", "normalize")}
+    return VAE(**settings["model"], **shared)
+
+
+def find(ckpt: str) -> Path:
+    """The checkpoint file meant by a path: itself, or a run folder's best. Raises CheckpointError."""
+    path = Path(ckpt).expanduser()
+    if not path.is_dir():
+        return path
+    if not (best := ranked(path)):
+        raise CheckpointError(
+            f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a file"
+        )
+    return best[0]
+
+
+def ranked(run: Path) -> list[Path]:
+    """A run folder's best checkpoints, best first by val/loss; its last one where there are no others."""
+    loss = {line["epoch"]: line["val/loss"] for line in runs.read_metrics(run)}
+    found = [p for p in (run / "checkpoints").glob("epoch-*.ckpt") if NAME.fullmatch(p.name)]
+    found.sort(key=lambda p: (loss.get(epoch_of(p), float("inf")), epoch_of(p)))
+    last = run / "checkpoints" / "last.ckpt"
+    return found or [p for p in (last, last.with_name("previous.ckpt")) if p.exists()]
+
+
+def resume_point(run: Path) -> Path:
+    """Where a run goes on: last.ckpt, or previous.ckpt if that cannot be read. Raises CheckpointError."""
+    problem: Exception | None = None
+    for name in ("last.ckpt", "previous.ckpt"):
+        try:
+            read(run / "checkpoints" / name)
+            return run / "checkpoints" / name
+        except CheckpointError as error:
+            problem = problem or error
+    raise CheckpointError(f"{run} cannot go on: {problem}")
+
+
+def run_of(path: Path) -> Path:
+    """The folder that a checkpoint's evaluation belongs to: its run, or where the lone file lies."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def best_name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}.ckpt"
+
+
+def epoch_of(path: Path) -> int:
+    match = NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def keep_previous(last: Path) -> None:
+    """Give the current last.ckpt a second name before it is replaced."""
+    if last.exists():
+        link(last, last.with_name("previous.ckpt"))
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a checkpoint's bytes (a copy where the file system has no hard links), whole or not at all."""
+    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    work.unlink(missing_ok=True)
+    try:
+        os.link(source, work)
+    except OSError:
+        shutil.copyfile(source, work)
+    os.replace(work, target)
+
+
+def prune(folder: Path, keep: set[int]) -> None:
+    """Remove the epoch checkpoints that are not among the best."""
+    for path in folder.glob("epoch-*.ckpt"):
+        if epoch_of(path) not in keep:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()

@@ -1,0 +1,73 @@
+"""The edge of the two scripts: errors as one sentence with an exit code, Lightning's chatter, what to type next."""
+
+import difflib
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from smilevae import UserError, knobs, runs
+
+NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
+    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True)
+    try:
+        main()
+    except UserError as error:
+        end(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        end(_sentence(error), 2)
+    except (runs.Interrupted, KeyboardInterrupt) as stop:
+        end(f"{stop or 'interrupted'}", getattr(stop, "exit_code", 130))
+
+
+def end(text: str, code: int) -> NoReturn:
+    """Print a sentence (or several lines) to stderr and exit."""
+    for line in text.splitlines():
+        print(f"error: {line}" if code < 128 else line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _sentence(error: Exception) -> str:
+    """Hydra's several lines as one, with the nearest knob for a misspelt one."""
+    text = str(error)
+    if "Could not override" in text and "'" in text:
+        name = text.split("'")[1]
+        near = difflib.get_close_matches(name, knobs.KNOBS, n=1)
+        return f"{name} is not a knob" + (f"; did you mean {near[0]}?" if near else "; see python train.py --help")
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+
+
+def quiet_lightning() -> None:
+    """Send Lightning's log through ours without its advertisements, and silence warnings that are not about the user."""
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")  # our sampler resumes within an epoch
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):  # imported first, they keep to themselves
+        logging.getLogger(name).propagate = True
+        logging.getLogger(name).handlers.clear()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: not record.getMessage().strip().startswith(NOISE))
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+
+def what_next(run: Path, best: list[dict[str, Any]]) -> str:
+    """The closing lines of a run."""
+    here = shlex.quote(os.path.relpath(run))
+    return (
+        f"best val loss {best[0]['val/loss']:.1f} in epoch {best[0]['epoch']}; run folder {here}\n"
+        f"next: python evaluate.py ckpt={here}\n"
+        f"      tensorboard --logdir {shlex.quote(os.path.relpath(run.parent))}"
+    )

@@ -1,0 +1,52 @@
+"""Lightning's view of the faces: batches that a resume finds again, conversion on the device."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from smilevae.datasets import EpochBatches, FaceBatches, Faces, in_order, to_unit
+
+VAL_BATCH = 128  # not batch_size: validation draws the same noise in every run of a sweep
+
+
+class FaceDataModule(pl.LightningDataModule):
+    """(x, smile): x float (B, 3, S, S) in [0, 1], smile int (B,) in {0, 1}, -1 where there is no label."""
+
+    def __init__(self, faces: Faces, *, batch_size: int, seed: int, augment: bool, num_workers: int = 0):
+        super().__init__()
+        self.faces, self.batch_size, self.seed, self.augment = faces, batch_size, seed, augment
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader:
+        fit, epoch, skip = self.trainer.fit_loop, 0, 0
+        if self.trainer.ckpt_path is not None:  # the iterator exists before set_epoch: it must begin right
+            epoch = fit.epoch_progress.current.processed
+            skip = fit.epoch_loop.batch_progress.current.ready if fit.restarting else 0
+        batches = EpochBatches(
+            self.faces.rows("train"),
+            self.batch_size,
+            self.seed,
+            flip=self.augment,
+            epoch=epoch,
+            skip=skip,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return self._loader(batches)
+
+    def val_dataloader(self) -> DataLoader:
+        rows = self.faces.rows("val")[self.trainer.global_rank :: self.trainer.world_size]
+        return self._loader(in_order(rows, VAL_BATCH))
+
+    def _loader(self, batches: Any) -> DataLoader:
+        pin = torch.cuda.is_available()
+        return DataLoader(
+            FaceBatches(self.faces), sampler=batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin
+        )
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        images, smile = batch
+        return to_unit(images), smile

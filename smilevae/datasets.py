@@ -1,0 +1,426 @@
+"""Faces as one decoded uint8 array with labels, people and parts; the split; the batched gather.
+
+Shapes: N images, B batch, S image side. `smile` is 1, 0 or UNKNOWN; `part` is "train", "val" or "test".
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from smilevae import DataError
+from smilevae.faces import SyntheticFaces
+from smilevae.images import Unreadable, decode_all, list_images
+
+UNKNOWN = -1
+PERSON = r"^(.+)_\d+\.\w+$"  # First_Last_0001.jpg -> First_Last
+CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
+KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
+CACHE_VERSION = 1  # raise when the same file would decode to other pixels
+
+
+@dataclass
+class Listing:
+    """Picture files before decoding, in a stable order; `names` are relative to the root, in POSIX form."""
+
+    paths: list[Path]
+    names: list[str]
+    smile: list[int]
+    test: list[bool]
+    people: list[str] | None = None  # None: read from the file names
+
+
+@dataclass
+class Faces:
+    """Decoded faces: images (N, S, S, 3) uint8, possibly memory-mapped; smile (N,); part (N,).
+
+    `factors` holds the known continuous factors of drawn faces, each (N,); it is empty for photographs.
+    """
+
+    images: np.ndarray
+    smile: np.ndarray
+    part: np.ndarray
+    names: list[str]
+    people: list[str]
+    native_size: int
+    fingerprint: str
+    skipped: dict[str, str] = field(default_factory=dict)
+    duplicates: list[list[str]] = field(default_factory=list)
+    factors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def rows(self, part: str) -> np.ndarray:
+        """Positions of a part's images, ascending."""
+        return np.flatnonzero(self.part == part)
+
+    def card(self) -> dict[str, Any]:
+        """What a reader must know of the data: counts, people, leaks, duplicates, skipped files."""
+        parts: dict[str, Any] = {}
+        for part in ("train", "val", "test"):
+            smile = self.smile[self.part == part]
+            parts[part] = {
+                "images": len(smile),
+                "people": len({self.people[i] for i in self.rows(part)}),
+                "smiling": int((smile == 1).sum()),
+                "not_smiling": int((smile == 0).sum()),
+                "unlabelled": int((smile == UNKNOWN).sum()),
+            }
+        where: dict[str, set[str]] = {}
+        for person, part in zip(self.people, self.part):
+            if part != "test":
+                where.setdefault(person, set()).add(part)
+        return {
+            "fingerprint": self.fingerprint,
+            "images": len(self.smile),
+            "people": len(set(self.people)),
+            "people_in_train_and_val": sum(len(found) > 1 for found in where.values()),
+            "native_size": self.native_size,
+            "parts": parts,
+            "duplicates": self.duplicates,
+            "skipped": self.skipped,
+        }
+
+
+def load_faces(
+    *,
+    source: str,
+    root: str | None = None,
+    image_size: int,
+    split_seed: int,
+    person_pattern: str = PERSON,
+    val_fraction: float = 0.2,
+    max_skipped: float = 0.01,
+    cache: bool = True,
+    draw_seed: int = 0,
+    num_smiling: int = 600,
+    num_not_smiling: int = 603,
+    num_test: int = 300,
+    confound: float = 0.0,
+) -> Faces:
+    """Find, decode (once: later starts read the cache) and split the faces of a source.
+
+    `split_seed` moves the split; `draw_seed`, the counts and `confound` (the correlation of smile and beard) belong to the
+    drawn faces of `source="synthetic"`. Raises DataError where there is nothing to train on or too much is unreadable.
+    """
+    if source == "synthetic":
+        drawn = SyntheticFaces(num_smiling, num_not_smiling, num_test, seed=draw_seed, confound=confound)
+        faces = _drawn(drawn, image_size, cache)
+    else:
+        listing = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}[source](root)
+        faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
+    is_test = faces.part == "test"
+    faces.part = split_parts(faces.people, faces.smile, is_test, split_seed, val_fraction)
+    for part in ("train", "val"):
+        if not (faces.part == part).any():
+            raise DataError(
+                f"{root or source}: {(~is_test).sum()} usable training images of {len(set(faces.people))} people leave"
+                f" the {part} part empty; add images of more people"
+            )
+    return faces
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The data card as a few lines for a terminal."""
+    lines = [
+        f"{part:5} {n['images']:6} images of {n['people']:6} people: {n['smiling']} smiling, {n['not_smiling']} not,"
+        f" {n['unlabelled']} without a label"
+        for part, n in card["parts"].items()
+        if n["images"]
+    ]
+    lines.append(f"people in both train and val: {card['people_in_train_and_val']}")
+    if card["duplicates"]:
+        lines.append(f"identical images: {len(card['duplicates'])} groups, first {' = '.join(card['duplicates'][0])}")
+    lines += [f"skipped {name}: {reason}" for name, reason in list(card["skipped"].items())[:10]]
+    if len(card["skipped"]) > 10:
+        lines.append(f"skipped {len(card['skipped']) - 10} more; see data_card.json")
+    return "\n".join(lines)
+
+
+def split_parts(
+    people: list[str], smile: np.ndarray, is_test: np.ndarray, seed: int, val_fraction: float
+) -> np.ndarray:
+    """Assign every image to "train", "val" or "test": grouped by person, even in every class, seeded.
+
+    A person goes to val if a hash of (seed, name) falls below `val_fraction`, so adding files never moves
+    another person. Only where that leaves a class of two or more people without a side (tiny sets), the
+    person nearest to the threshold moves over.
+    """
+    draw = {p: hash64("split", seed, p) / 2**64 for p in people}
+    in_val = {p for p, u in draw.items() if u < val_fraction}
+    for label in np.unique(smile[~is_test]):
+        members = {p for p, s, t in zip(people, smile, is_test) if s == label and not t}
+        if len(members) >= 2 and not members & in_val:
+            in_val.add(min(members, key=lambda p: (draw[p], p)))
+        elif len(members) >= 2 and members <= in_val:
+            in_val.remove(max(members, key=lambda p: (draw[p], p)))
+    part = np.array(["val" if p in in_val else "train" for p in people], dtype="<U5")
+    part[is_test] = "test"
+    return part
+
+
+def folder(root: str | None) -> Listing:
+    """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
+    if not root:
+        raise DataError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise DataError(f"data.root={root} is not a folder; name the folder that holds train/ or smile/ and non_smile/")
+    train = base / "train" if (base / "train").is_dir() else base
+    try:
+        by_class = {name: list_images(train / name) for name in CLASS_FOLDERS if (train / name).is_dir()}
+        test = list_images(base / "test") if (base / "test").is_dir() else []
+        plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
+    counts = ", ".join(f"{train / name}: {len(by_class.get(name, []))} images" for name in CLASS_FOLDERS)
+    if by_class and not all(by_class.get(name) for name in CLASS_FOLDERS):
+        raise DataError(f"one class is empty ({counts}); fill both folders, or put all pictures into {train} itself")
+    if not by_class and not plain:
+        raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or pictures")
+    labelled = [(p, CLASS_FOLDERS[name], False) for name, paths in by_class.items() for p in paths]
+    labelled += [(p, UNKNOWN, False) for p in plain]
+    # class folders inside test/ are labels too
+    labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
+    paths, smile, is_test = (list(column) for column in zip(*labelled))
+    return Listing(paths, [p.relative_to(base).as_posix() for p in paths], smile, is_test)
+
+
+def smiling_or_not(root: str | None) -> Listing:
+    """The public "smiling or not" set from Kaggle; `root` overrides the download with a local copy."""
+    if root:
+        return folder(root)
+    kagglehub = _extra("kagglehub", "data=smiling_or_not")
+    try:
+        path = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
+    except Exception as error:  # kagglehub raises its own, requests' and OSError families
+        raise DataError(
+            f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__}); go online once, or download"
+            " it by hand and pass data.root=PATH"
+        ) from None
+    if not (path / "smile").is_dir():  # archives keep one folder of their own
+        path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
+    return folder(str(path.parent if path.name == "train" else path))
+
+
+def celeba(root: str | None) -> Listing:
+    """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, the identity file as people, its own test part."""
+    from torchvision.datasets import CelebA
+
+    base = root or platformdirs.user_cache_dir("smilevae")
+    try:
+        sets = {s: CelebA(base, split=s, target_type=["attr", "identity"], download=not root) for s in ("all", "test")}
+    except Exception as error:  # gdown, zipfile and torchvision raise different families
+        raise DataError(
+            f"CelebA was not found in {base}/celeba and could not be downloaded ({type(error).__name__}:"
+            f" {str(error).splitlines()[0] if str(error) else 'no detail'}); pip install -e '.[data]' and go online, or"
+            " unpack it there and pass data.root=PATH"
+        ) from None
+    every, test = sets["all"], set(sets["test"].filename)
+    return Listing(
+        paths=[Path(base) / "celeba" / "img_align_celeba" / name for name in every.filename],
+        names=list(every.filename),
+        smile=every.attr[:, every.attr_names.index("Smiling")].tolist(),
+        test=[name in test for name in every.filename],
+        people=[str(i) for i in every.identity[:, 0].tolist()],
+    )
+
+
+def _extra(module: str, wanted_by: str) -> Any:
+    try:
+        return __import__(module)
+    except ImportError:
+        raise DataError(f"{wanted_by} needs {module}, which is not installed: pip install -e '.[data]'") from None
+
+
+def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cache: bool) -> Faces:
+    """Decode a listing, through the cache where allowed; unreadable files are listed, and refused in numbers."""
+    digests = [_digest(path) for path in listing.paths]
+    key = hashlib.blake2b(digest_size=16)
+    for name, digest in zip(listing.names, digests):
+        key.update(f"{name}\0{digest}\n".encode())
+    fingerprint = key.hexdigest()
+
+    def build(images: np.ndarray) -> dict[str, Any]:
+        skipped: dict[str, str] = {}
+        sizes: Counter[int] = Counter()
+        for name, found in zip(listing.names, decode_all(listing.paths, size)):
+            if isinstance(found, Unreadable):
+                skipped[name] = str(found)
+            else:
+                images[sizes.total()], native = found
+                sizes[min(native)] += 1
+        return {"skipped": skipped, "native_size": sizes.most_common(1)[0][0] if sizes else size}
+
+    images, meta = _cached(f"{fingerprint}-{size}", (len(digests), size, size, 3), build, cache)
+    skipped = meta["skipped"]
+    if len(skipped) > max_skipped * len(digests):
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
+        raise DataError(
+            f"{len(skipped)} of {len(digests)} files are unreadable, over data.max_skipped={max_skipped:g} ({first});"
+            " repair or remove them, or raise data.max_skipped"
+        )
+    keep = [row for row, name in enumerate(listing.names) if name not in skipped]
+    names = [listing.names[row] for row in keep]
+    people = listing.people or [_person(pattern, name) for name in listing.names]
+    same: dict[str, list[str]] = {}
+    for row in keep:
+        same.setdefault(digests[row], []).append(listing.names[row])
+    return Faces(
+        images=images[: len(keep)],
+        smile=np.array([listing.smile[row] for row in keep], dtype=np.int8),
+        part=np.array(["test" if listing.test[row] else "train" for row in keep]),
+        names=names,
+        people=[people[row] for row in keep],
+        native_size=meta["native_size"],
+        fingerprint=fingerprint,
+        skipped=skipped,
+        duplicates=[group for group in same.values() if len(group) > 1],
+    )
+
+
+def _drawn(drawn: SyntheticFaces, size: int, cache: bool) -> Faces:
+    """Draw the synthetic faces, through the cache where allowed."""
+
+    def build(images: np.ndarray) -> dict[str, Any]:
+        for row in range(len(drawn)):
+            images[row] = drawn.draw(row, size)
+        return {}
+
+    images, _ = _cached(f"{drawn.fingerprint}-{size}", (len(drawn), size, size, 3), build, cache)
+    names = [f"drawn_{row:05d}.png" for row in range(len(drawn))]
+    return Faces(
+        images=images,
+        smile=drawn.smile,
+        part=np.where(drawn.test, "test", "train"),
+        names=names,
+        people=names,
+        native_size=drawn.side,
+        fingerprint=drawn.fingerprint,
+        factors=drawn.factors,
+    )
+
+
+def _cached(
+    key: str, shape: tuple[int, ...], build: Callable[[np.ndarray], dict[str, Any]], use: bool
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """An uint8 array of `shape` and its notes, from the user's cache directory or built into it."""
+    if not use:
+        images = np.zeros(shape, dtype=np.uint8)
+        return images, build(images)
+    home = Path(platformdirs.user_cache_dir("smilevae")) / f"{key}-{CACHE_VERSION}"
+    hint = "free space there, set XDG_CACHE_HOME, or pass data.cache=false"
+    try:
+        if not (home / "notes.json").exists():
+            home.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(home.parent).free < 1.1 * math.prod(shape):  # writing a full memory map is a bus error
+                raise DataError(f"the image cache needs {math.prod(shape) / 1e9:.1f} GB in {home.parent}; {hint}")
+            work = Path(tempfile.mkdtemp(prefix="building-", dir=home.parent))
+            try:
+                images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, shape)
+                notes = build(images)
+                images.flush()
+                (work / "notes.json").write_text(json.dumps(notes))
+                with contextlib.suppress(OSError):  # another process finished the same cache first
+                    work.rename(home)  # a whole cache or none
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        return np.load(home / "images.npy", mmap_mode="r"), json.loads((home / "notes.json").read_text())
+    except OSError as error:
+        raise DataError(f"the image cache {home} cannot be used ({error.strerror}); {hint}") from None
+
+
+class FaceBatches(Dataset):
+    """Whole batches of faces with one index: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
+
+    def __init__(self, faces: Faces):
+        self.faces = faces
+
+    def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+        rows, flips = index
+        images = self.faces.images[rows]
+        images[flips] = images[flips, :, ::-1]
+        return torch.from_numpy(images), torch.from_numpy(self.faces.smile[rows].astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.faces.smile)
+
+
+class EpochBatches(Sampler):
+    """Shuffled, flipped batches that depend on (seed, epoch) alone, so that a resumed epoch repeats the original.
+
+    Yields (rows, flips) for FaceBatches. A last batch that is not full is left out: three images would set
+    BatchNorm's statistics. `skip` drops the first batches of the first epoch (a resume within it); `rank` and
+    `world` share each batch out between processes.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        *,
+        flip: bool,
+        epoch: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.rows, self.batch_size, self.seed, self.flip = rows, min(batch_size, len(rows)), seed, flip
+        self.epoch, self.skip, self.rank, self.world = epoch, skip, rank, world
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rng = np.random.default_rng(hash64("shuffle", self.seed, self.epoch))
+        order = rng.permutation(self.rows)
+        flips = (rng.random(len(order)) < 0.5) & self.flip
+        first, self.skip = self.skip, 0
+        for batch in range(first, len(self)):
+            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world)
+            yield order[mine], flips[mine]
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size
+
+
+def in_order(rows: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Every row once, unflipped, as indices of FaceBatches: a sampler for validation and evaluation."""
+    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [(chunk, np.zeros(len(chunk), dtype=bool)) for chunk in chunks]
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [0, 1], channels_last in memory without a copy."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def hash64(*parts: object) -> int:
+    """A 64-bit hash of the parts' text: independent random streams by name, the same on every machine."""
+    text = "\0".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _person(pattern: str, name: str) -> str:
+    match = re.match(pattern, name.rsplit("/", 1)[-1])
+    return match[1] if match else name
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"

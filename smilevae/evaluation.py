@@ -1,0 +1,259 @@
+"""What a checkpoint is worth: numbers on held-out people beside linear references, and pictures to look at.
+
+Everything is in eval mode; codes are mu, not samples, unless a line says otherwise. Shapes: B batch, N examples,
+S image side, D latent dimensions.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from smilevae import CheckpointError, checkpoints, grids, latents, runs
+from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
+from smilevae.losses import beta_vae_terms, gaussian_kl
+from smilevae.metrics import active_units, negative_elbo, psnr
+from smilevae.ppca import principal_components
+from smilevae.smile import mean_difference
+from smilevae.vae import VAE
+
+BATCH = 128
+MAX_REFERENCE = 2000  # training faces that the PCA reference is fitted to, with their mirror images
+INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
+
+
+def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dict[str, Any], Path]:
+    """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces (`root` if they moved).
+
+    Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder.
+    Raises CheckpointError or DataError.
+    """
+    vae, content = checkpoints.load_vae(path)
+    settings = content["hyper_parameters"]
+    if root:
+        settings["data"]["root"] = root
+    faces = load_faces(**settings["data"], image_size=settings["image_size"])
+    if faces.fingerprint != content["fingerprint"]:
+        raise CheckpointError(
+            f"{path} was trained on other pictures than {settings['data'].get('root') or settings['data']['source']} now"
+            " holds, so its held-out people are not known; pass data.root=PATH to the original ones"
+        )
+    out = checkpoints.run_of(path) / "evaluation"
+    metrics = {
+        "checkpoint": str(path.relative_to(out.parent)),
+        "epoch": content["epoch"] + 1,
+        "num_images": len(faces.rows("val")),
+        "image_size": settings["image_size"],
+        "native_size": faces.native_size,
+        "beta": settings["beta"],
+        **measure(vae, faces, settings["beta"], seed),
+    }
+    runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    draw(vae, faces, out, seed)
+    return metrics, out
+
+
+@torch.no_grad()
+def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """mu and logvar of some faces, on the CPU: (N, D) twice."""
+    was_training = vae.training
+    vae.eval()
+    codes = [[t.cpu() for t in vae.encode(x)] for x in _batches(vae, faces, rows)]
+    vae.train(was_training)
+    return torch.cat([mu for mu, _ in codes]), torch.cat([logvar for _, logvar in codes])
+
+
+@torch.no_grad()
+def measure(vae: VAE, faces: Faces, beta: float, seed: int) -> dict[str, Any]:
+    """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
+
+    "model", "mean_face" and "pca" each hold mse, psnr and ssim of the image size and, as `native_*`, of both
+    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training.
+    """
+    rows = faces.rows("val")
+    train = faces.rows("train")
+    pick = np.random.default_rng(seed).permutation(train)[:MAX_REFERENCE]
+    shown = torch.cat([x.cpu() for x in _batches(vae, faces, np.sort(pick))])
+    mean, basis = principal_components(torch.cat([shown, shown.flip(3)]).flatten(1), vae.latent_dim)
+
+    sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
+    terms, codes = torch.zeros(3, dtype=torch.float64), []
+    for index, x in enumerate(_batches(vae, faces, rows)):
+        generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
+        out = vae(x, generator)
+        terms += torch.stack(beta_vae_terms(out.x_hat, x, out.mu, out.logvar, beta)).double().sum(1).cpu()
+        codes.append(torch.stack([out.mu, out.logvar]).cpu())
+        flat = x.flatten(1).cpu()
+        guesses = {
+            "model": vae.decode(out.mu).cpu(),
+            "mean_face": mean.expand_as(flat).view(x.shape),
+            "pca": (mean + (flat - mean) @ basis @ basis.T).view(x.shape),
+        }
+        for name, guess in guesses.items():
+            for key, value in _distortion(guess, x.cpu(), faces.native_size).items():
+                sums[name][key] = sums[name].get(key, 0.0) + value
+    table: dict[str, Any] = {}
+    for name, total in sums.items():
+        found = {key: value / len(rows) for key, value in total.items()}
+        table[name] = found | {key.replace("mse", "psnr"): psnr(v) for key, v in found.items() if key.endswith("mse")}
+    loss, recon, kl = (terms / len(rows)).tolist()
+    mu, logvar = torch.cat(codes, dim=1)
+    return table | {
+        "loss": loss,
+        "recon": recon,
+        "kl": kl,
+        "nelbo": negative_elbo(recon, kl, 3 * vae.image_size**2),
+        "loss_study_units": 4 * recon + kl,  # SSE on [-1, 1] pixels + KL
+        "active_units": active_units(mu.var(0)),
+        "latent_dim": vae.latent_dim,
+        "pca_dim": basis.shape[1],
+        "kl_per_dim": gaussian_kl(mu, logvar).mean(0).tolist(),
+    }
+
+
+def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
+    """Sums over a batch of mse and ssim, at the pictures' size and at the native one where that is smaller."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    found = {}
+    for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
+        if side != x.shape[-1]:
+            shrink = {"size": (side, side), "mode": "bicubic", "antialias": True, "align_corners": False}
+            guess, x = F.interpolate(guess, **shrink), F.interpolate(x, **shrink)
+        found[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
+        found[f"{prefix}ssim"] = ssim(guess, x, data_range=1.0, reduction="sum").item()
+    return found
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """The metrics as a table for a terminal."""
+    size, native = metrics["image_size"], metrics["native_size"]
+    columns = [("mse", f"MSE {size}px"), ("psnr", "PSNR dB"), ("ssim", "SSIM")]
+    if native < size:
+        columns += [("native_mse", f"MSE {native}px"), ("native_psnr", "PSNR dB"), ("native_ssim", "SSIM")]
+    names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
+    lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:g}, mu decoded"]
+    lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
+    for name, title in names.items():
+        cells = (
+            f"{metrics[name][key]:12.2f}" if "psnr" in key else f"{metrics[name][key]:12.5f}" for key, _ in columns
+        )
+        lines.append(f"{title:12}" + "".join(cells))
+    lines.append(
+        f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:g} x KL {metrics['kl']:.1f} nats"
+        f" (sampled codes); nELBO {metrics['nelbo']:.0f} nats; in the study's units {metrics['loss_study_units']:.0f}"
+    )
+    lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def draw(vae: VAE, faces: Faces, out: Path, seed: int) -> None:
+    """Write every picture of an evaluation into `out`; those about the smile need both labels."""
+    rows = np.random.default_rng(seed).permutation(faces.rows("val"))
+    x = next(_batches(vae, faces, rows[:16]))
+    mu = vae.encode(x)[0]
+    save(grids.pairs(x, vae.decode(mu)), out / "reconstructions.png")
+
+    generator = torch.Generator().manual_seed(hash64("samples", seed))
+    noise = torch.randn(64, vae.latent_dim, generator=generator)
+    save(grids.square(vae.decode(noise.to(x.device))), out / "samples.png")
+
+    half = min(len(mu) // 2, 6)
+    save(
+        grids.tile(decode_rows(vae, latents.interpolate(mu[:half], mu[half : 2 * half], 8))), out / "interpolation.png"
+    )
+
+    val_mu = encode(vae, faces, np.sort(rows))[0]
+    active = val_mu.var(0).argsort(descending=True)[:8].tolist()
+    values = torch.linspace(-3, 3, 7, device=x.device)
+    walks = torch.cat([latents.traverse(mu[:1], dim, values) for dim in active])
+    titles = [f"{v:+.0f} sd" for v in values.tolist()]
+    save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
+
+    train = faces.rows("train")
+    train_mu, smile = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
+    if (smile == 1).any() and (smile == 0).any():
+        direction = mean_difference(train_mu, smile)
+        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], direction, out)
+        draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png")
+    else:
+        draw_map(val_mu, faces.smile[np.sort(rows)], None, out / "latent_map.png")
+
+
+def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, direction: Tensor, out: Path) -> None:
+    """smile_strip.png and smile.gif: held-out non-smiling faces moved along the direction."""
+    if not len(rows):
+        return
+    x = next(_batches(vae, faces, rows))
+    mu, direction = vae.encode(x)[0], direction.to(x.device)
+    strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=x.device)))
+    titles = ["photo" if not faces.factors else "drawn", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
+    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
+
+    there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25, device=x.device)
+    frames = decode_rows(vae, latents.shift(mu[:4], direction, torch.cat([there, there.flip(0)[1:-1]])))
+    pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+    movie = {"save_all": True, "append_images": pictures[1:], "duration": 80, "loop": 0, "format": "GIF"}
+    runs.replace_file(out / "smile.gif", lambda file: pictures[0].save(file, **movie))
+
+
+def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
+    """Held-out codes in two dimensions: along the smile direction of the training faces (if any) and principal axes."""
+    from matplotlib.figure import Figure
+
+    centred = mu - mu.mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False)[2][:2]
+    label = "1st principal axis"
+    if direction is not None:
+        unit = direction / direction.norm()
+        rest = centred - (centred @ unit)[:, None] * unit
+        axes = torch.stack([unit, torch.linalg.svd(rest, full_matrices=False)[2][0]])
+        label = "smile direction of the training faces"
+    across, along = (centred @ axes.T).T.numpy()
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    plot = figure.subplots()
+    for value, name, colour in ((1, "smiling", "#d95f02"), (0, "not smiling", "#1b6ca8"), (-1, "no label", "#777777")):
+        if (smile == value).any():
+            plot.scatter(across[smile == value], along[smile == value], s=14, alpha=0.7, c=colour, label=name)
+    plot.set(xlabel=label, ylabel="principal axis across it", title=f"{len(mu)} held-out faces, codes mu")
+    plot.legend()
+    runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
+    """Decode rows of codes: (R, C, D) -> (R, C, 3, S, S)."""
+    return vae.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+
+def save(picture: Tensor, path: Path, columns: list[str] | None = None, rows: list[str] | None = None) -> None:
+    """Write a (3, H, W) picture in [0, 1] as PNG, with titles above its columns and beside its rows."""
+    image = _image(picture)
+    font = ImageFont.load_default(size=14)
+    top, left = 20 if columns else 0, 36 if rows else 0
+    canvas = Image.new("RGB", (image.width + left, image.height + top), "white")
+    canvas.paste(image, (left, top))
+    pen = ImageDraw.Draw(canvas)
+    for index, text in enumerate(columns or ()):
+        centre = left + image.width * (index + 0.5) / len(columns or ())
+        pen.text((centre, top / 2), text, fill="black", font=font, anchor="mm")
+    for index, text in enumerate(rows or ()):
+        pen.text((left / 2, top + image.height * (index + 0.5) / len(rows or ())), text, "black", font, anchor="mm")
+    runs.replace_file(path, lambda file: canvas.save(file, format="PNG"))
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _batches(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
+    """Faces in the given order as [0, 1] batches (B, 3, S, S) on the network's device."""
+    device = next(vae.parameters()).device
+    for chunk, _ in in_order(rows, BATCH):
+        yield to_unit(torch.from_numpy(faces.images[chunk])).to(device)

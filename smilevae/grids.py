@@ -1,0 +1,32 @@
+"""Image grids as tensors in [0, 1], ready to be saved. Shapes: R rows, C columns, S image side."""
+
+import torch
+from torch import Tensor
+
+GAP = 2  # pixels of white between pictures
+
+
+def tile(images: Tensor) -> Tensor:
+    """Lay (R, C, 3, S, S) out as one picture (3, H, W), values clamped to [0, 1]."""
+    num_rows, num_columns, channels, side, _ = images.shape
+    step = side + GAP
+    picture = torch.ones(channels, num_rows * step + GAP, num_columns * step + GAP)
+    for r in range(num_rows):
+        for c in range(num_columns):
+            y, x = GAP + r * step, GAP + c * step
+            picture[:, y : y + side, x : x + side] = images[r, c].detach().clamp(0, 1).cpu()
+    return picture
+
+
+def pairs(x: Tensor, x_hat: Tensor, num_columns: int = 8) -> Tensor:
+    """Originals above their reconstructions, (B, 3, S, S) twice -> (3, H, W); B is cut to whole rows."""
+    num_columns = min(num_columns, len(x))
+    num = len(x) // num_columns * num_columns
+    both = torch.stack([x[:num].cpu(), x_hat[:num].detach().cpu()])  # (2, B, 3, S, S)
+    return tile(both.unflatten(1, (-1, num_columns)).transpose(0, 1).flatten(0, 1))
+
+
+def square(images: Tensor) -> Tensor:
+    """The first k^2 of (B, 3, S, S) as a k by k grid."""
+    side = int(len(images) ** 0.5)
+    return tile(images[: side**2].unflatten(0, (side, side)))

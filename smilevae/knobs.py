@@ -1,0 +1,127 @@
+"""Every knob with its type and range: checked before a run starts and before a checkpoint's settings are believed."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from smilevae import ConfigError
+
+
+class Knob(NamedTuple):
+    """A type (bool, int, float, str, or list for a list of int) and an inclusive range of its value or entries."""
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+
+KNOBS: dict[str, Knob] = {
+    # what is learnt
+    "beta": Knob(float, 0, 1e6),
+    "latent_dim": Knob(int, 1, 4096),
+    "batch_size": Knob(int, 2, 65536),
+    "epochs": Knob(int, 1, 1_000_000),
+    "lr": Knob(float, 1e-8, 1),
+    "normalize": Knob(bool),
+    "image_size": Knob(int, 64, 256),
+    "seed": Knob(int, 0, 2**32 - 1),
+    "augment": Knob(bool),
+    "plateau.factor": Knob(float, 0.01, 0.99),
+    "plateau.patience": Knob(int, 0, 1_000_000),
+    "model.network": Knob(str, choices=("conv", "patch")),
+    "model.widths": Knob(list, 1, 4096),
+    "model.dropout": Knob(float, 0, 0.95),
+    # from what
+    "data.source": Knob(str, choices=("synthetic", "folder", "smiling_or_not", "celeba")),
+    "data.root": Knob(str, optional=True),
+    "data.person_pattern": Knob(str),
+    "data.val_fraction": Knob(float, 0.01, 0.9),
+    "data.split_seed": Knob(int, 0, 2**32 - 1),
+    "data.max_skipped": Knob(float, 0, 1),
+    "data.cache": Knob(bool),
+    "data.draw_seed": Knob(int, 0, 2**32 - 1),
+    "data.num_smiling": Knob(int, 1, 10_000_000),
+    "data.num_not_smiling": Knob(int, 1, 10_000_000),
+    "data.num_test": Knob(int, 0, 10_000_000),
+    "data.confound": Knob(float, -0.99, 0.99),
+    # how it runs
+    "num_workers": Knob(int, 0, 256),
+    "threads": Knob(int, 1, 1024, optional=True),
+    "log_images_every": Knob(int, 1, 1_000_000),
+    "evaluate": Knob(bool),
+    "resume": Knob(str, optional=True),
+}
+FREE = ("trainer",)  # passed on: Lightning checks these itself
+SAME_RESULT = ("evaluate", "resume", "log_images_every", "data.root", "data.cache", "num_workers")
+MAX_WIDTHS = 6
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"group.name": value}; FREE groups are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            if name not in FREE or prefix:
+                flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError with every unknown, ill-typed or out-of-range knob, one sentence each."""
+    flat = flatten(settings)
+    found = [f"{name} is not a knob; see python train.py --help" for name in flat if name not in KNOBS]
+    found += [problem for name, knob in KNOBS.items() if (problem := _problem(name, knob, flat))]
+    if not found:
+        found = [problem for problem in (_size_problem(flat),) if problem]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _problem(name: str, knob: Knob, flat: Mapping[str, Any]) -> str | None:
+    if name not in flat:
+        # data sources differ in their knobs; everything else is needed
+        return None if name.startswith("data.") and name != "data.source" else f"{name} is missing"
+    value = flat[name]
+    if value is None:
+        return None if knob.optional else f"{name} is empty; give it a value"
+    if knob.choices:
+        return None if value in knob.choices else f"{name}={value} is unknown; choose one of {', '.join(knob.choices)}"
+    if knob.kind is list:
+        fine = isinstance(value, list) and 1 <= len(value) <= MAX_WIDTHS and all(_whole(v) for v in value)
+        fine = fine and all(knob.low <= v <= knob.high for v in value)
+        return (
+            None if fine else f"{name}={value} must be 1 to {MAX_WIDTHS} whole numbers from {knob.low} to {knob.high}"
+        )
+    if knob.kind is bool:
+        return None if isinstance(value, bool) else f"{name}={value} must be true or false"
+    if knob.kind is str:
+        return None if isinstance(value, str) else f"{name}={value} must be a text"
+    numeric = _whole(value) or (knob.kind is float and isinstance(value, float) and math.isfinite(value))
+    if not numeric or not knob.low <= value <= knob.high:
+        what = "a whole number" if knob.kind is int else "a number"
+        return f"{name}={value} must be {what} from {knob.low:g} to {knob.high:g}"
+    return None
+
+
+def _size_problem(flat: Mapping[str, Any]) -> str | None:
+    """An image_size the network cannot halve exactly, with the nearest that it can."""
+    multiple = size_multiple(flat["model.network"], len(flat["model.widths"]))
+    size = flat["image_size"]
+    if size % multiple == 0:
+        return None
+    low = KNOBS["image_size"].low
+    near = sorted({max(size // multiple, -(-low // multiple)) * multiple, -(-size // multiple) * multiple})
+    return f"image_size={size} does not fit this network; the nearest are {' and '.join(f'{n:g}' for n in near)}"
+
+
+def size_multiple(network: str, num_blocks: int) -> int:
+    """What image_size must be a multiple of: conv halves it in every block, patch by 4 and then in all but the first."""
+    return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,89 @@
+"""Encoders and decoders: image to (mu, raw logvar) and code to image.
+
+Shapes after every layer: B batch, S image side, D latent dimensions, w the `widths`, L = len(w).
+Kernels of 4 at stride 2 halve or double the side exactly and overlap evenly (no checkerboard).
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+PATCH = 4  # pixels on the side of a patch of `model=patch`
+
+
+class ConvEncoder(nn.Sequential):
+    """The source study's encoder: blocks of Conv2d, BatchNorm2d, ReLU, Dropout2d; ends in (B, 2D)."""
+
+    def __init__(self, image_size: int, latent_dim: int, widths: Sequence[int], dropout: float):
+        side = image_size >> len(widths)
+        super().__init__(
+            *(_down(w_in, w, dropout) for w_in, w in zip((3, *widths), widths)),  # (B, w[L-1], S/2^L, S/2^L)
+            nn.Flatten(),
+            nn.Linear(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        )
+
+
+class ConvDecoder(nn.Sequential):
+    """The mirror of ConvEncoder: (B, D) -> (B, 3, S, S), linear at the output as for a Gaussian mean."""
+
+    def __init__(self, image_size: int, latent_dim: int, widths: Sequence[int], dropout: float):
+        side = image_size >> len(widths)
+        up = tuple(reversed(widths))
+        super().__init__(
+            nn.Linear(latent_dim, up[0] * side**2),
+            nn.Unflatten(1, (up[0], side, side)),  # (B, w[L-1], S/2^L, S/2^L)
+            *_post(up[0], dropout),
+            *(_up(w_in, w, dropout) for w_in, w in zip(up, up[1:])),  # (B, w[0], S/2, S/2)
+            nn.ConvTranspose2d(up[-1], 3, 4, stride=2, padding=1),  # (B, 3, S, S)
+        )
+
+
+class PatchEncoder(nn.Sequential):
+    """Space to depth, then convolutions: 3-channel layers at full resolution starve a CPU; this has none."""
+
+    def __init__(self, image_size: int, latent_dim: int, widths: Sequence[int], dropout: float):
+        side = image_size // PATCH >> (len(widths) - 1)
+        super().__init__(
+            nn.PixelUnshuffle(PATCH),  # (B, 48, S/4, S/4)
+            nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
+            *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
+            *(_down(w_in, w, dropout) for w_in, w in zip(widths, widths[1:])),  # (B, w[L-1], S/2^(L+1), ...)
+            nn.Flatten(),
+            nn.Linear(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        )
+
+
+class PatchDecoder(nn.Sequential):
+    """The mirror of PatchEncoder: (B, D) -> (B, 3, S, S)."""
+
+    def __init__(self, image_size: int, latent_dim: int, widths: Sequence[int], dropout: float):
+        side = image_size // PATCH >> (len(widths) - 1)
+        up = tuple(reversed(widths))
+        super().__init__(
+            nn.Linear(latent_dim, up[0] * side**2),
+            nn.Unflatten(1, (up[0], side, side)),  # (B, w[L-1], S/2^(L+1), ...)
+            *_post(up[0], dropout),
+            *(_up(w_in, w, dropout) for w_in, w in zip(up, up[1:])),  # (B, w[0], S/4, S/4)
+            nn.Conv2d(up[-1], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
+            nn.PixelShuffle(PATCH),  # (B, 3, S, S)
+        )
+
+
+NETWORKS: dict[str, tuple[type[nn.Sequential], type[nn.Sequential]]] = {
+    "conv": (ConvEncoder, ConvDecoder),
+    "patch": (PatchEncoder, PatchDecoder),
+}
+
+
+def _down(w_in: int, w_out: int, dropout: float) -> nn.Sequential:
+    conv = nn.Conv2d(w_in, w_out, 4, stride=2, padding=1, bias=False)  # BatchNorm brings the bias
+    return nn.Sequential(conv, *_post(w_out, dropout))
+
+
+def _up(w_in: int, w_out: int, dropout: float) -> nn.Sequential:
+    conv = nn.ConvTranspose2d(w_in, w_out, 4, stride=2, padding=1, bias=False)
+    return nn.Sequential(conv, *_post(w_out, dropout))
+
+
+def _post(width: int, dropout: float) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout)]

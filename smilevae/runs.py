@@ -1,0 +1,232 @@
+"""The run folder: what a run was, how it stands and what came of it. The only hand-over between programs.
+
+config.yaml    resolved, plain             status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED, with the reason
+metrics.jsonl  one line an epoch           result.json   written last: its presence means COMPLETED
+checkpoints/   see checkpoints.py          evaluation/   metrics.json and pictures
+"""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from smilevae import ConfigError, UserError, knobs
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end; not an Exception, so that no library's `except Exception` swallows it."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}")
+        self.exit_code = 128 + signum
+
+
+class Stop:
+    """SIGINT and SIGTERM: raise Interrupted at once, or, while `deferred`, remember the signal for the training loop.
+
+    A second signal is never deferred.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+
+    def install(self, deferred: bool = False) -> None:
+        self.deferred = deferred
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: object) -> None:
+        if not self.deferred or self.signum:
+            raise Interrupted(signum)
+        self.signum = signum
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+
+class Run:
+    """A claimed run folder; the claim is a lock that the kernel frees when the process ends.
+
+    Raises ConfigError if another process holds the folder or it cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.dir = Path(path)
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.dir / ".lock", "w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
+        except OSError as error:
+            raise ConfigError(
+                f"{self.dir}: {error.strerror}; choose a folder you may write: hydra.run.dir=PATH"
+            ) from None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator["Run"]:
+        """Keep status.json true while the body runs: RUNNING, then FAILED or INTERRUPTED if it raises."""
+        self.status("RUNNING")
+        try:
+            yield self
+        except (Interrupted, KeyboardInterrupt) as stop:
+            self.status("INTERRUPTED", str(stop))
+            goes_on = (self.checkpoints / "last.ckpt").exists()
+            print(f"to go on: {resume_line(self.dir)}" if goes_on else "nothing was learnt yet", file=sys.stderr)
+            raise
+        except BaseException as error:
+            self.status("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            raise
+
+    def discard_if_untrained(self) -> None:
+        """Remove a folder in which no epoch was finished: a mistake before training leaves nothing behind."""
+        if not self.checkpoints.exists():
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def status(self, state: str, reason: str | None = None) -> None:
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self.write_json("status.json", {"status": state, "reason": reason, "time": now, "pid": os.getpid()})
+
+    def write_json(self, name: str, content: Any) -> None:
+        write_text(self.dir / name, json.dumps(content, indent=2, allow_nan=True) + "\n")
+
+    def write_config(self, settings: dict[str, Any]) -> None:
+        write_text(self.dir / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+    def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl: one JSON object an epoch."""
+        write_text(self.dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in epochs))
+
+    def complete(self, result: dict[str, Any]) -> None:
+        """Write result.json, then the status: a run with a result is COMPLETED."""
+        self.write_json("result.json", result)
+        self.status("COMPLETED")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A run folder's config.yaml, checked. Raises ConfigError."""
+    try:
+        settings = yaml.safe_load((Path(path) / "config.yaml").read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} is not a run folder (no config.yaml); name the folder that train.py printed"
+        ) from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}/config.yaml holds no settings; restore it")
+    knobs.check(settings)
+    return settings
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run folder, as far as it is whole; [] where there is none."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (path / "metrics.jsonl").read_text().splitlines():
+            lines.append(json.loads(line))
+    return lines
+
+
+def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
+    """The plain, resolved, checked settings that a composed config and its command line ask for.
+
+    With `resume` they are the resumed run's own. Raises ConfigError with every problem, one sentence each.
+    """
+    named = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    try:
+        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        settings = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    knobs.check(settings)
+    return continued(settings["resume"], settings, named) if settings["resume"] else settings
+
+
+def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str, Any]:
+    """The settings with which a run goes on: its own, plus those knobs the user `named` that change no result.
+
+    `epochs` may change too. Raises ConfigError, by name with both values, for any other change.
+    """
+    settings = read_settings(resume)
+    if (Path(resume) / "result.json").exists() and wanted["epochs"] <= settings["epochs"]:
+        raise ConfigError(f"{resume} is complete with {settings['epochs']} epochs; to train on, add a larger epochs=N")
+    old, new = knobs.flatten(settings), knobs.flatten(wanted)
+    asked = {name for name in new if name in named or name.partition(".")[0] in named}
+    allowed = asked & {*knobs.SAME_RESULT, "epochs"}
+    changed = [
+        f"{name}={new[name]} would change the result of {resume}, which has {name}={old.get(name)}; start a new run"
+        for name in sorted(asked - allowed)
+        if new[name] != old.get(name)
+    ]
+    if changed:
+        raise ConfigError("\n".join(changed))
+    for name in allowed:
+        group, _, leaf = name.rpartition(".")
+        (settings[group] if group else settings)[leaf] = new[name]
+    if any(name.partition(".")[0] == "trainer" for name in named):
+        settings["trainer"] = wanted["trainer"]
+    return settings
+
+
+def identity(settings: dict[str, Any], fingerprint: str) -> str:
+    """A hash of what changes a run's result: its settings and its data."""
+    flat = {k: v for k, v in knobs.flatten(settings).items() if k not in knobs.SAME_RESULT}
+    text = json.dumps([flat, settings.get("trainer"), fingerprint], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def new_run_dir(parent: str, resume: str | None) -> str:
+    """Where a run goes: the folder it resumes, or a new one named by the second with a random suffix."""
+    if resume:
+        return resume.rstrip("/")
+    return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+
+
+def resume_line(path: Path) -> str:
+    """The command that continues a run."""
+    return f"python train.py resume={shlex.quote(os.path.relpath(path))}"
+
+
+def replace_file(path: Path, write: Callable[[IO[bytes]], None], check: Callable[[Path], None] | None = None) -> None:
+    """Write a file whole or not at all: a temporary file beside it, fsync, `check`, rename, fsync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(work, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(work)
+        os.replace(work, path)
+    finally:
+        work.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    replace_file(path, lambda file: file.write(text.encode()) and None)
