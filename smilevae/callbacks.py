@@ -52,7 +52,7 @@ class Record(pl.callbacks.Checkpoint):
         return sorted(self.epochs, key=lambda line: (line["val/loss"], line["epoch"]))[:NUM_BEST]
 
     def result(self, settings: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-        """What result.json says of the training; paths are relative to the run folder. Raises DataError for no epoch."""
+        """What result.json says of the training, with paths relative to the run. Raises DataError for no epoch."""
         if not self.epochs:
             raise DataError("no training step was made; add pictures")
         best = self.best()
@@ -95,9 +95,7 @@ class Record(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             self.run.write_metrics(self.epochs)
         self._save(trainer)
-        scalars = {
-            ("train/" + k if k in ("lr", "images_per_second") else k): v for k, v in line.items() if k != "epoch"
-        }
+        scalars = {k if "/" in k else f"train/{k}": v for k, v in line.items() if k != "epoch"}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=line["epoch"])
         if self.stop.signum and len(self.epochs) < trainer.max_epochs:

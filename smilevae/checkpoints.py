@@ -35,10 +35,8 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a URL; download the file first and pass its path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["smilevae"]["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path} has the format {content['smilevae']['format']}; this smilevae reads {FORMAT}"
-            )
+        if (found := content["smilevae"]["format"]) != FORMAT:
+            raise CheckpointError(f"{path} has the format {found}; this smilevae reads {FORMAT}")
         knobs.check(content["hyper_parameters"])
         return content
     except FileNotFoundError:

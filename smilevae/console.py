@@ -19,7 +19,7 @@ from smilevae import UserError, knobs, runs
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[..., Any]) -> None:
     """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
     OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True)
@@ -51,7 +51,7 @@ def _sentence(error: Exception) -> str:
 
 
 def quiet_lightning() -> None:
-    """Send Lightning's log through ours without its advertisements, and silence warnings that are not about the user."""
+    """Send Lightning's log through ours without its advertisements; silence warnings that are not about the user."""
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")  # our sampler resumes within an epoch

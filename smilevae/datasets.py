@@ -112,8 +112,9 @@ def load_faces(
 ) -> Faces:
     """Find, decode (once: later starts read the cache) and split the faces of a source.
 
-    `split_seed` moves the split; `draw_seed`, the counts and `confound` (the correlation of smile and beard) belong to the
-    drawn faces of `source="synthetic"`. Raises DataError where there is nothing to train on or too much is unreadable.
+    `split_seed` moves the split; `draw_seed`, the counts and `confound` (the correlation of smile and hair length)
+    belong to the drawn faces of `source="synthetic"`.
+    Raises DataError where there is nothing to train on or too much is unreadable.
     """
     if source == "synthetic":
         drawn = SyntheticFaces(num_smiling, num_not_smiling, num_test, seed=draw_seed, confound=confound)
@@ -216,7 +217,7 @@ def smiling_or_not(root: str | None) -> Listing:
 
 
 def celeba(root: str | None) -> Listing:
-    """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, the identity file as people, its own test part."""
+    """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, people from its identity file, its test part."""
     from torchvision.datasets import CelebA
 
     base = root or platformdirs.user_cache_dir("smilevae")

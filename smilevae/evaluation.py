@@ -7,7 +7,7 @@ S image side, D latent dimensions.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -41,8 +41,8 @@ def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dic
     faces = load_faces(**settings["data"], image_size=settings["image_size"])
     if faces.fingerprint != content["fingerprint"]:
         raise CheckpointError(
-            f"{path} was trained on other pictures than {settings['data'].get('root') or settings['data']['source']} now"
-            " holds, so its held-out people are not known; pass data.root=PATH to the original ones"
+            f"{path} was trained on other pictures than {settings['data']['root'] or settings['data']['source']} now"
+            " holds, so its held-out people are not known; pass root=PATH of the original ones"
         )
     out = checkpoints.run_of(path) / "evaluation"
     metrics = {
@@ -124,10 +124,11 @@ def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
     found = {}
     for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
         if side != x.shape[-1]:
-            shrink = {"size": (side, side), "mode": "bicubic", "antialias": True, "align_corners": False}
-            guess, x = F.interpolate(guess, **shrink), F.interpolate(x, **shrink)
+            guess, x = (
+                F.interpolate(t, (side, side), mode="bicubic", antialias=True, align_corners=False) for t in (guess, x)
+            )
         found[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
-        found[f"{prefix}ssim"] = ssim(guess, x, data_range=1.0, reduction="sum").item()
+        found[f"{prefix}ssim"] = float(ssim(guess, x, data_range=1.0, reduction="sum"))  # type: ignore[arg-type]
     return found
 
 
@@ -200,8 +201,11 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, direction: Tensor, out
     there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25, device=x.device)
     frames = decode_rows(vae, latents.shift(mu[:4], direction, torch.cat([there, there.flip(0)[1:-1]])))
     pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
-    movie = {"save_all": True, "append_images": pictures[1:], "duration": 80, "loop": 0, "format": "GIF"}
-    runs.replace_file(out / "smile.gif", lambda file: pictures[0].save(file, **movie))
+
+    def write(file: IO[bytes]) -> None:
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
+
+    runs.replace_file(out / "smile.gif", write)
 
 
 def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:

@@ -119,7 +119,7 @@ def _size_problem(flat: Mapping[str, Any]) -> str | None:
 
 
 def size_multiple(network: str, num_blocks: int) -> int:
-    """What image_size must be a multiple of: conv halves it in every block, patch by 4 and then in all but the first."""
+    """What image_size must be a multiple of: conv halves it in each block, patch by 4 and in all blocks but one."""
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 

@@ -4,7 +4,8 @@ Shapes after every layer: B batch, S image side, D latent dimensions, w the `wid
 Kernels of 4 at stride 2 halve or double the side exactly and overlap evenly (no checkerboard).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -19,7 +20,7 @@ class ConvEncoder(nn.Sequential):
         super().__init__(
             *(_down(w_in, w, dropout) for w_in, w in zip((3, *widths), widths)),  # (B, w[L-1], S/2^L, S/2^L)
             nn.Flatten(),
-            nn.Linear(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+            _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
         )
 
 
@@ -33,7 +34,7 @@ class ConvDecoder(nn.Sequential):
             nn.Linear(latent_dim, up[0] * side**2),
             nn.Unflatten(1, (up[0], side, side)),  # (B, w[L-1], S/2^L, S/2^L)
             *_post(up[0], dropout),
-            *(_up(w_in, w, dropout) for w_in, w in zip(up, up[1:])),  # (B, w[0], S/2, S/2)
+            *(_up(w_in, w, dropout) for w_in, w in pairwise(up)),  # (B, w[0], S/2, S/2)
             nn.ConvTranspose2d(up[-1], 3, 4, stride=2, padding=1),  # (B, 3, S, S)
         )
 
@@ -47,9 +48,9 @@ class PatchEncoder(nn.Sequential):
             nn.PixelUnshuffle(PATCH),  # (B, 48, S/4, S/4)
             nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
             *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
-            *(_down(w_in, w, dropout) for w_in, w in zip(widths, widths[1:])),  # (B, w[L-1], S/2^(L+1), ...)
+            *(_down(w_in, w, dropout) for w_in, w in pairwise(widths)),  # (B, w[L-1], S/2^(L+1), ...)
             nn.Flatten(),
-            nn.Linear(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+            _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
         )
 
 
@@ -63,16 +64,24 @@ class PatchDecoder(nn.Sequential):
             nn.Linear(latent_dim, up[0] * side**2),
             nn.Unflatten(1, (up[0], side, side)),  # (B, w[L-1], S/2^(L+1), ...)
             *_post(up[0], dropout),
-            *(_up(w_in, w, dropout) for w_in, w in zip(up, up[1:])),  # (B, w[0], S/4, S/4)
+            *(_up(w_in, w, dropout) for w_in, w in pairwise(up)),  # (B, w[0], S/4, S/4)
             nn.Conv2d(up[-1], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
             nn.PixelShuffle(PATCH),  # (B, 3, S, S)
         )
 
 
-NETWORKS: dict[str, tuple[type[nn.Sequential], type[nn.Sequential]]] = {
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
     "conv": (ConvEncoder, ConvDecoder),
     "patch": (PatchEncoder, PatchDecoder),
 }
+
+
+def _head(in_features: int, out_features: int) -> nn.Linear:
+    """The last layer of an encoder, small at first: codes begin near the prior, and the KL calm."""
+    head = nn.Linear(in_features, out_features)
+    nn.init.normal_(head.weight, std=0.1 * in_features**-0.5)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _down(w_in: int, w_out: int, dropout: float) -> nn.Sequential:

@@ -11,14 +11,17 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import resource
 import secrets
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -67,14 +70,12 @@ class Run:
         self.dir = Path(path)
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.dir / ".lock", "w")
+            self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115, held until the process ends
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
         except OSError as error:
-            raise ConfigError(
-                f"{self.dir}: {error.strerror}; choose a folder you may write: hydra.run.dir=PATH"
-            ) from None
+            raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -125,9 +126,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load((Path(path) / "config.yaml").read_text())
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} is not a run folder (no config.yaml); name the folder that train.py printed"
-        ) from None
+        raise ConfigError(f"{path} is not a run folder (no config.yaml); pass the one that train.py printed") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it") from None
     if not isinstance(settings, dict):
@@ -152,8 +151,8 @@ def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     """
     named = {text.lstrip("+~").partition("=")[0] for text in overrides}
     try:
-        own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-        settings = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        settings = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
@@ -195,6 +194,16 @@ def identity(settings: dict[str, Any], fingerprint: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def environment() -> dict[str, Any]:
+    """What a number depends on besides the settings: versions, machine and the process's peak memory so far."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow", "smilevae")
+    return {
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
 def new_run_dir(parent: str, resume: str | None) -> str:
     """Where a run goes: the folder it resumes, or a new one named by the second with a random suffix."""
     if resume:
@@ -207,7 +216,7 @@ def resume_line(path: Path) -> str:
     return f"python train.py resume={shlex.quote(os.path.relpath(path))}"
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], None], check: Callable[[Path], None] | None = None) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], None] | None = None) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, `check`, rename, fsync the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -229,4 +238,4 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], None], check: Callable
 
 
 def write_text(path: Path, text: str) -> None:
-    replace_file(path, lambda file: file.write(text.encode()) and None)
+    replace_file(path, lambda file: file.write(text.encode()))
