@@ -37,7 +37,6 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> None:
     start = time.perf_counter()
     import pytorch_lightning as pl
     import torch
-    from pytorch_lightning.loggers import TensorBoardLogger
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from smilevae import callbacks, checkpoints, datasets
@@ -57,8 +56,8 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> None:
     try:
         trainer = pl.Trainer(
             max_epochs=settings["epochs"],
-            logger=TensorBoardLogger(run.dir, name="", version="", default_hp_metric=False),
-            callbacks=[record, callbacks.TensorBoardPictures(faces, settings), callbacks.Progress(record)],
+            logger=False,  # callbacks.TensorBoard writes under the run folder's own name
+            callbacks=[record, callbacks.TensorBoard(record, faces, settings), callbacks.Progress(record)],
             plugins=[callbacks.PlainCheckpointIO()],
             enable_progress_bar=False,
             enable_model_summary=False,

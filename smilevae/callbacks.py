@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
@@ -19,7 +20,7 @@ from smilevae.smile import mean_difference
 
 log = logging.getLogger(__name__)
 NUM_BEST = 2
-MAX_PROJECTED = 2000  # faces in TensorBoard's projector
+MAX_ENCODED = 2000  # faces behind the smile direction and in the projector that TensorBoard shows
 HP_METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 
 
@@ -95,9 +96,6 @@ class Record(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             self.run.write_metrics(self.epochs)
         self._save(trainer)
-        scalars = {k if "/" in k else f"train/{k}": v for k, v in line.items() if k != "epoch"}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=line["epoch"])
         if self.stop.signum and len(self.epochs) < trainer.max_epochs:
             raise Interrupted(self.stop.signum)
 
@@ -117,40 +115,55 @@ class Record(pl.callbacks.Checkpoint):
         checkpoints.prune(self.run.checkpoints, keep)
 
 
-class TensorBoardPictures(pl.Callback):
-    """HParams with metrics from the start; every few epochs pictures and KL per dimension; at the end the projector."""
+class TensorBoard(pl.callbacks.Checkpoint):
+    """Scalars and KL per dimension every epoch, pictures every few; HParams with metrics; at the end the projector.
 
-    def __init__(self, faces: Faces, settings: dict[str, Any], num: int = 8):
-        self.faces, self.every = faces, settings["log_images_every"]
+    A Checkpoint to Lightning, so that it comes after Record. The x axis is the epoch; a resumed run purges what a
+    killed one wrote after its last checkpoint.
+    """
+
+    def __init__(self, record: Record, faces: Faces, settings: dict[str, Any], num: int = 8):
+        self.record, self.faces, self.every = record, faces, settings["log_images_every"]
         self.hparams = {k: v for k, v in knobs.flatten(settings).items() if isinstance(v, bool | int | float | str)}
-        val = faces.rows("val")
-        self.rows = val[torch.randperm(len(val), generator=torch.Generator().manual_seed(0))[:num].numpy()]
+        self.rows = np.random.default_rng(0).permutation(faces.rows("val"))[:num]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
+
+        epoch = trainer.current_epoch + 1
+        self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
 
         self.noise = torch.randn(16, pl_module.vae.latent_dim, generator=torch.Generator().manual_seed(0))
         names = [f"hp/{name.replace('/', '_')}" for name in HP_METRICS]
         for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # no metrics, no HParams table
-            trainer.logger.experiment.file_writer.add_summary(summary)
+            self.board.file_writer.add_summary(summary)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and (epoch % self.every == 0 or epoch in (1, trainer.max_epochs)):
+        if not trainer.is_global_zero:
+            return
+        line = self.record.epochs[-1]
+        epoch = line["epoch"]
+        for name, value in line.items():
+            if name != "epoch":
+                self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
+        self.board.add_histogram("val/kl_per_dim", pl_module.kl_per_dim, epoch)
+        if epoch % self.every == 0 or epoch in (1, trainer.max_epochs):
             vae, was_training = pl_module.vae, pl_module.training
             vae.eval()
             with torch.no_grad():
-                self._draw(trainer.logger.experiment, vae, pl_module.device, epoch)
-            trainer.logger.experiment.add_histogram("val/kl_per_dim", pl_module.kl_per_dim, epoch)
+                self._draw(vae, pl_module.device, epoch)
             vae.train(was_training)
 
-    def _draw(self, board: Any, vae: Any, device: torch.device, epoch: int) -> None:
+    def _draw(self, vae: Any, device: torch.device, epoch: int) -> None:
+        board = self.board
         x = to_unit(torch.from_numpy(self.faces.images[self.rows])).to(device)
         mu, _ = vae.encode(x)
         board.add_image("pictures/reconstructions", grids.pairs(x, vae.decode(mu)), epoch)
         board.add_image("pictures/samples", grids.square(vae.decode(self.noise.to(device))), epoch)
-        train = self.faces.rows("train")
-        train = train[self.faces.smile[train] != UNKNOWN][:4096]
+        train = np.random.default_rng(0).permutation(self.faces.rows("train"))[:MAX_ENCODED]
         smile = torch.from_numpy(self.faces.smile[train])
         if (smile == 1).any() and (smile == 0).any():
             direction = mean_difference(encode(vae, self.faces, train)[0], smile).to(device)
@@ -160,16 +173,16 @@ class TensorBoardPictures(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
-        board, final = trainer.logger.experiment, pl_module.epoch_metrics
+        board, best = self.board, self.record.best()[0]
         for name in HP_METRICS:
-            board.add_scalar(f"hp/{name.replace('/', '_')}", final[name], trainer.current_epoch)
-        rows = self.faces.rows("val")[:MAX_PROJECTED]
+            board.add_scalar(f"hp/{name.replace('/', '_')}", best[name], trainer.current_epoch)
+        rows = np.random.default_rng(0).permutation(self.faces.rows("val"))[:MAX_ENCODED]
         mu, _ = encode(pl_module.vae, self.faces, rows)
         thumbnails = F.interpolate(to_unit(torch.from_numpy(self.faces.images[rows])), size=(32, 32), mode="area")
         words = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
         labels = [words[int(smile)] for smile in self.faces.smile[rows]]
         board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
-        board.flush()
+        board.close()
 
 
 class Progress(pl.Callback):

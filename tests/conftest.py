@@ -1,0 +1,98 @@
+"""Shared fixtures: tiny real runs through the real config, a cache of their own, a folder of drawn pictures."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMILES = ROOT.parent / "shared" / "data" / "smiles"
+TINY = (
+    *("image_size=64", "model.widths=[8,16]", "model.network=patch", "model.dropout=0.1", "latent_dim=8"),
+    *("batch_size=8", "epochs=2", "lr=0.002", "threads=1"),
+    *("data.num_smiling=24", "data.num_not_smiling=26", "data.num_test=4"),
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run a script's main in this process, as its command line would: call("train", ...) -> (exit code, stderr)."""
+
+    def run(script: str, *arguments: object) -> tuple[int, str]:
+        import importlib
+
+        from hydra.core.global_hydra import GlobalHydra
+
+        from smilevae import console
+
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            console.run(importlib.import_module(script).main)
+        except SystemExit as stop:
+            code = stop.code
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def train(call, tmp_path):
+    """Train a tiny run in its own folder: train(*overrides, to="a") -> its path."""
+
+    def run(*overrides: object, to: str = "run") -> Path:
+        code, errors = call("train", f"hydra.run.dir={tmp_path / to}", *TINY, *overrides)
+        assert code == 0, errors
+        return tmp_path / to
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """One finished tiny run for everything that only looks; do not write into it."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    done = script("train", f"hydra.run.dir={path}", *TINY, "epochs=4")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """A script as a real process from the project's root."""
+    command = [sys.executable, f"{name}.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder in the public layout: 12 people smiling, 12 not, two pictures each, and 4 test pictures."""
+    from PIL import Image
+
+    from smilevae.faces import SyntheticFaces
+
+    drawn = SyntheticFaces(24, 24, 4, seed=7)
+    root = tmp_path / "pictures"
+    for row in range(len(drawn)):
+        name = "smile" if drawn.smile[row] else "non_smile"
+        place = root / "test" / f"Test_{row:04d}.png"
+        if not drawn.test[row]:
+            place = root / "train" / name / f"Person_{name}{row // 2}_{row % 2:04d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.draw(row, 64)).save(place)
+    return root

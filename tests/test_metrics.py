@@ -1,0 +1,35 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import norm
+from skimage.metrics import peak_signal_noise_ratio
+
+from smilevae.metrics import active_units, negative_elbo, psnr
+
+
+def test_psnr_agrees_with_scikit_image():
+    a, b = np.random.default_rng(0).random((2, 16, 16, 3))
+    assert psnr(((a - b) ** 2).mean()) == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0))
+    assert psnr(0.0) == math.inf
+
+
+def test_active_units_counts_what_moves():
+    mu = torch.randn(500, 4) * torch.tensor([1.0, 0.2, 0.05, 0.0])  # variances 1, 0.04, 0.0025, 0
+    assert active_units(mu.var(0)) == 2
+
+
+def test_negative_elbo_is_the_bound_at_the_best_decoder_variance():
+    """Against scipy: minimise the Gaussian code length over the decoder's sd, the slow way."""
+    errors = np.random.default_rng(1).normal(scale=0.1, size=(20, 48))
+    recon, kl = (errors**2).sum(1).mean(), 3.5
+    cost = lambda log_sd: -norm.logpdf(errors, scale=math.exp(log_sd)).sum(1).mean() + kl  # noqa: E731
+    best = minimize_scalar(cost, bounds=(-6, 1), method="bounded", options={"xatol": 1e-9})
+    assert negative_elbo(recon, kl, 48) == pytest.approx(best.fun, rel=1e-6)
+
+
+def test_negative_elbo_orders_rate_and_distortion():
+    assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(110.0, 50.0, 12288)
+    assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(100.0, 60.0, 12288)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torch import nn
+
+from smilevae.knobs import size_multiple
+from smilevae.vae import LOGVAR_BOUND, VAE
+
+CONV = {"network": "conv", "widths": [32, 64, 128, 256], "dropout": 0.1}
+PATCH = {"network": "patch", "widths": [32, 64, 128], "dropout": 0.0}
+
+
+def build(model, **more):
+    return VAE(**model, **{"image_size": 64, "latent_dim": 5, "normalize": False} | more)
+
+
+@pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+@pytest.mark.parametrize("image_size", [64, 96, 128])
+def test_shapes_and_gradients_reach_every_weight(model, image_size):
+    vae, x = build(model, image_size=image_size), torch.rand(4, 3, image_size, image_size)
+    out = vae(x)
+    assert out.x_hat.shape == x.shape
+    assert out.mu.shape == out.logvar.shape == out.z.shape == (4, 5)
+    (out.x_hat.square().sum() + out.logvar.sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_conv_is_the_source_studys_network():
+    vae = build(CONV, image_size=128, latent_dim=120)
+    kinds = [type(m) for m in vae.encoder[0]]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout2d]
+    assert sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in vae.encoder.modules()) == 4
+    assert sum(isinstance(m, nn.ConvTranspose2d) and m.stride == (2, 2) for m in vae.decoder.modules()) == 4
+    assert sum(p.numel() for p in vae.parameters()) == pytest.approx(7.3e6, rel=0.01)
+
+
+def test_patch_has_no_layer_of_three_channels_at_full_resolution():
+    convolutions = [m for m in build(PATCH).modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    assert min(min(m.in_channels, m.out_channels) for m in convolutions) >= 32
+
+
+@pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+def test_an_image_size_the_layers_cannot_halve_is_refused(model):
+    multiple = size_multiple(model["network"], len(model["widths"]))
+    with pytest.raises(ValueError, match=f"multiple of {multiple}"):
+        build(model, image_size=64 + multiple // 2)
+
+
+def test_normalize_changes_what_the_network_sees_and_not_the_units_of_its_output():
+    """The same function written in both conventions gives the same [0, 1] pictures."""
+    plain, scaled = build(PATCH).eval(), build(PATCH, normalize=True).eval()
+    scaled.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    seen = {}
+    for name, vae in (("plain", plain), ("scaled", scaled)):
+        vae.encoder.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        vae.encode(x)
+    torch.testing.assert_close(seen["scaled"], 2 * seen["plain"] - 1)
+    z = torch.randn(2, 5)
+    torch.testing.assert_close(scaled.decode(z) - 0.5, (plain.decode(z) - 0.5) / 2)
+
+
+def test_logvar_is_bounded_softly():
+    vae = build(PATCH).eval()
+    with torch.no_grad():
+        vae.encoder[-1].bias[5:] = 1e6
+    _, logvar = vae.encode(torch.rand(2, 3, 64, 64))
+    assert (logvar <= LOGVAR_BOUND).all()
+    with torch.no_grad():
+        vae.encoder[-1].bias[5:] = 1.0
+        vae.encoder[-1].weight.zero_()
+    assert vae.encode(torch.rand(1, 3, 64, 64))[1][0, 0].item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_new_vae_begins_near_the_prior_and_near_grey():
+    vae = build(CONV).eval()
+    out = vae(torch.rand(8, 3, 64, 64))
+    assert out.mu.abs().max() < 0.5
+    assert out.logvar.abs().max() < 0.5
+    assert (out.x_hat.mean() - 0.5).abs() < 0.1
+
+
+def test_eval_mode_is_per_example():
+    vae, x = build(PATCH).eval(), torch.rand(4, 3, 64, 64)
+    torch.testing.assert_close(vae.encode(x)[0][2:3], vae.encode(x[2:3])[0], atol=1e-6, rtol=1e-4)
