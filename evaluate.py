@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from smilevae import ConfigError, console
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(console.CONF), config_name="evaluate")
 def main(config: DictConfig) -> None:
     if "ckpt" not in config or not isinstance(config.get("ckpt"), str):
         raise ConfigError("ckpt is not set; add ckpt=RUN_FOLDER or ckpt=FILE")

@@ -14,7 +14,7 @@ from smilevae import ConfigError, UserError, console, runs
 log = logging.getLogger("smilevae")
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(console.CONF), config_name="train")
 def main(config: DictConfig) -> None:
     stop = runs.Stop()
     stop.install()

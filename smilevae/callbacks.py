@@ -72,6 +72,7 @@ class Record(pl.callbacks.Checkpoint):
         self.epochs = [dict(line) for line in state["epochs"]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start, self._steps = time.perf_counter(), 0
         self.stop.install(deferred=True)  # after Lightning's own handlers
         if trainer.is_global_zero and self.epochs:
             self._name_best(len(self.epochs))  # a kill may have come between last.ckpt and its second name
@@ -80,11 +81,11 @@ class Record(pl.callbacks.Checkpoint):
         self.stop.deferred = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start, self._first = time.perf_counter(), 0
+        self._start, self._steps = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        done = (batch_idx + 1 - self._first) * trainer.datamodule.batch_size
-        self.images_per_second = done / (time.perf_counter() - self._start)
+        self._steps += 1
+        self.images_per_second = self._steps * trainer.datamodule.batch_size / (time.perf_counter() - self._start)
         if self.stop.signum and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer)
             raise Interrupted(self.stop.signum)

@@ -16,13 +16,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from smilevae import UserError, knobs, runs
 
+CONF = Path(__file__).parents[1] / "conf"
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
 def run(main: Callable[..., Any]) -> None:
     """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
-    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True)
+    register_resolvers()
     try:
         main()
     except UserError as error:
@@ -31,6 +32,11 @@ def run(main: Callable[..., Any]) -> None:
         end(_sentence(error), 2)
     except (runs.Interrupted, KeyboardInterrupt) as stop:
         end(f"{stop or 'interrupted'}", getattr(stop, "exit_code", 130))
+
+
+def register_resolvers() -> None:
+    """What conf/ may call in ${...}; the folder's name is drawn once a process."""
+    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
 
 
 def end(text: str, code: int) -> NoReturn:

@@ -120,7 +120,8 @@ def load_faces(
         drawn = SyntheticFaces(num_smiling, num_not_smiling, num_test, seed=draw_seed, confound=confound)
         faces = _drawn(drawn, image_size, cache)
     else:
-        listing = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}[source](root)
+        sources: dict[str, Callable[..., Listing]] = {"smiling_or_not": smiling_or_not, "celeba": celeba}
+        listing = sources.get(source, folder)(root)
         faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
     is_test = faces.part == "test"
     faces.part = split_parts(faces.people, faces.smile, is_test, split_seed, val_fraction)
@@ -172,10 +173,8 @@ def split_parts(
     return part
 
 
-def folder(root: str | None) -> Listing:
+def folder(root: str) -> Listing:
     """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
-    if not root:
-        raise DataError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
     base = Path(root).expanduser()
     if not base.is_dir():
         raise DataError(f"data.root={root} is not a folder; name the folder that holds train/ or smile/ and non_smile/")

@@ -83,7 +83,7 @@ def face_svg(face: Mapping[str, float]) -> str:
     skin, hair, iris = _pick(SKINS, f["skin"]), _pick(HAIRS, f["hair"]), _pick(EYES, f["eye_colour"])
     shade, glow, dark_hair = _mix(skin, "#3a1408", 0.38), _mix(skin, "#fff2e0", 0.35), _mix(hair, BLACK, 0.45)
     lip = _mix(skin, "#a8283c", 0.45)
-    back = "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(f["background"], 0.35, 0.72))
+    back = "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f["background"], 0.35, 0.72))
 
     wide, jaw = 27 + 4 * f["face_width"], 15 + 8 * f["jaw"]  # half widths of the head and of the chin
     turn = 5 * f["yaw"]  # the features slide over the head as it turns

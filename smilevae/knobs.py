@@ -76,7 +76,7 @@ def check(settings: Mapping[str, Any]) -> None:
     found = [f"{name} is not a knob; see python train.py --help" for name in flat if name not in KNOBS]
     found += [problem for name, knob in KNOBS.items() if (problem := _problem(name, knob, flat))]
     if not found:
-        found = [problem for problem in (_size_problem(flat),) if problem]
+        found = _problems_together(flat)
     if found:
         raise ConfigError("\n".join(found))
 
@@ -107,15 +107,18 @@ def _problem(name: str, knob: Knob, flat: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _size_problem(flat: Mapping[str, Any]) -> str | None:
-    """An image_size the network cannot halve exactly, with the nearest that it can."""
-    multiple = size_multiple(flat["model.network"], len(flat["model.widths"]))
-    size = flat["image_size"]
-    if size % multiple == 0:
-        return None
-    low = KNOBS["image_size"].low
-    near = sorted({max(size // multiple, -(-low // multiple)) * multiple, -(-size // multiple) * multiple})
-    return f"image_size={size} does not fit this network; the nearest are {' and '.join(f'{n:g}' for n in near)}"
+def _problems_together(flat: Mapping[str, Any]) -> list[str]:
+    """What single knobs cannot tell: a folder without a root, an image_size the network cannot halve exactly."""
+    found = []
+    if flat["data.source"] == "folder" and not flat.get("data.root"):
+        found.append("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    multiple, size = size_multiple(flat["model.network"], len(flat["model.widths"])), flat["image_size"]
+    if size % multiple:
+        low, high = int(KNOBS["image_size"].low), int(KNOBS["image_size"].high)
+        fitting = sorted(range(-(-low // multiple) * multiple, high + 1, multiple), key=lambda n: abs(n - size))[:2]
+        near = " and ".join(map(str, sorted(fitting)))
+        found.append(f"image_size={size} does not fit this network; the nearest are {near or 'none: fewer widths'}")
+    return found
 
 
 def size_multiple(network: str, num_blocks: int) -> int:

@@ -95,6 +95,12 @@ class Run:
         except BaseException as error:
             self.status("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the folder up for others to claim."""
+        self._lock.close()
 
     def discard_if_untrained(self) -> None:
         """Remove a folder in which no epoch was finished: a mistake before training leaves nothing behind."""
@@ -167,7 +173,8 @@ def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str,
     `epochs` may change too. Raises ConfigError, by name with both values, for any other change.
     """
     settings = read_settings(resume)
-    if (Path(resume) / "result.json").exists() and wanted["epochs"] <= settings["epochs"]:
+    target = wanted["epochs"] if "epochs" in named else settings["epochs"]
+    if (Path(resume) / "result.json").exists() and target <= settings["epochs"]:
         raise ConfigError(f"{resume} is complete with {settings['epochs']} epochs; to train on, add a larger epochs=N")
     old, new = knobs.flatten(settings), knobs.flatten(wanted)
     asked = {name for name in new if name in named or name.partition(".")[0] in named}

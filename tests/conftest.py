@@ -90,7 +90,7 @@ def pictures(tmp_path):
     root = tmp_path / "pictures"
     for row in range(len(drawn)):
         name = "smile" if drawn.smile[row] else "non_smile"
-        place = root / "test" / f"Test_{row:04d}.png"
+        place = root / "test" / f"Test{row}_0001.png"
         if not drawn.test[row]:
             place = root / "train" / name / f"Person_{name}{row // 2}_{row % 2:04d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

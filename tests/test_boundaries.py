@@ -1,0 +1,87 @@
+"""Who may import whom; the plan is in the README. The same check is shown to fail on a violation."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BASE = {"knobs"}  # and the package itself: errors; no torch
+ARITHMETIC = {"losses", "latents", "metrics", "ppca", "grids", "smile"}
+MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
+RECORD = {"runs", "checkpoints"}
+USE = {"evaluation"}
+GLUE = {"datamodule", "module", "callbacks"}
+EDGE = {"console", "hydra_checks"}
+ALLOWED = {
+    **dict.fromkeys(BASE, set()),
+    **dict.fromkeys(ARITHMETIC, {"losses", "latents", "metrics"}),
+    **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
+    "runs": BASE,
+    "checkpoints": BASE | {"vae", "runs"},
+    **dict.fromkeys(USE, BASE | ARITHMETIC | MACHINERY | RECORD),
+    **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE),
+    **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
+}
+LIBRARIES = {  # where a heavy or framework library may be named
+    "torch": ARITHMETIC | MACHINERY - {"images", "faces"} | {"checkpoints"} | USE | GLUE,
+    "pytorch_lightning": GLUE,
+    "lightning_fabric": GLUE,
+    "hydra": EDGE,
+    "omegaconf": EDGE | {"runs"},
+}
+
+
+def imports(source: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def violations(room: str, source: str) -> list[str]:
+    found = []
+    for name in imports(source):
+        top, _, rest = name.partition(".")
+        inner = rest.partition(".")[0]
+        if top == "smilevae" and (ROOT / "smilevae" / f"{inner}.py").exists() and inner not in ALLOWED[room]:
+            found.append(f"{room} imports {inner}")
+        if top in LIBRARIES and room not in LIBRARIES[top]:
+            found.append(f"{room} imports {top}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "smilevae").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_every_room_keeps_to_its_imports(path: Path):
+    assert violations(path.stem, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("losses", "import pytorch_lightning as pl"),
+        ("losses", "from smilevae.vae import VAE"),
+        ("vae", "from smilevae import latents, runs"),
+        ("runs", "def f():\n    import torch"),
+        ("datasets", "from omegaconf import DictConfig"),
+        ("knobs", "from smilevae import runs"),
+    ],
+)
+def test_the_check_can_fail(room, source):
+    assert violations(room, source)
+
+
+def test_the_record_and_the_help_wait_for_no_torch():
+    code = "import sys, smilevae.runs, smilevae.console, train, evaluate; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_scripts_are_short():
+    for name in ("train.py", "evaluate.py"):
+        assert len((ROOT / name).read_text().splitlines()) < 90

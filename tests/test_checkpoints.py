@@ -1,0 +1,124 @@
+import pickle
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+
+from smilevae import CheckpointError, checkpoints
+
+
+@pytest.fixture
+def content(tiny_run):
+    return checkpoints.read(tiny_run / "checkpoints" / "last.ckpt")
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_rebuilds_its_model(tiny_run, content):
+    vae, again = checkpoints.load_vae(tiny_run / "checkpoints" / "last.ckpt")
+    assert not vae.training
+    assert (vae.image_size, vae.latent_dim) == (64, 8)
+    weights = vae.state_dict()
+    assert all(torch.equal(weights[k.removeprefix("vae.")], v) for k, v in content["state_dict"].items())
+    assert again["hyper_parameters"]["batch_size"] == 8
+    assert "latent_dim=8" in TINY
+
+
+def test_write_then_read_is_the_same(tmp_path, content):
+    checkpoints.write(content, tmp_path / "a.ckpt")
+    again = checkpoints.read(tmp_path / "a.ckpt")
+    assert again["hyper_parameters"] == content["hyper_parameters"]
+    assert all(torch.equal(v, content["state_dict"][k]) for k, v in again["state_dict"].items())
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path, content):
+    checkpoints.write(content, tmp_path / "a.ckpt")
+    before = (tmp_path / "a.ckpt").read_bytes()
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.write(content | {"odd": pytest.Item}, tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+class Canary:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_strangers_pickle_runs_no_code(tmp_path, content):
+    canary = tmp_path / "canary"
+    for path in (save(tmp_path / "a.ckpt", content | {"x": Canary(canary)}), tmp_path / "b.ckpt"):
+        if path.name == "b.ckpt":
+            path.write_bytes(pickle.dumps(Canary(canary)))
+        with pytest.raises(CheckpointError, match="not a smilevae checkpoint"):
+            checkpoints.read(path)
+    assert not canary.exists()
+
+
+def change(content, **more):
+    return content | {"hyper_parameters": content["hyper_parameters"] | more}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda c: change(c, latent_dim=10**9), "settings out of range .latent_dim=1000000000"),
+        (lambda c: change(c, image_size=65), "settings out of range"),
+        (lambda c: change(c, latent_dim=9), "weights do not fit"),
+        (lambda c: change(c, surprise=1), "surprise is not a knob"),
+        (lambda c: {k: v for k, v in c.items() if k != "smilevae"}, "not a smilevae checkpoint"),
+        (lambda c: c | {"smilevae": {"format": 99}}, "has the format 99"),
+        (lambda c: torch.zeros(3), "not a smilevae checkpoint"),
+    ],
+)
+def test_settings_that_are_not_ours_are_refused(tmp_path, content, spoil, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        checkpoints.load_vae(save(tmp_path / "a.ckpt", spoil(content)))
+
+
+def test_other_files_are_refused(tmp_path, tiny_run):
+    whole = (tiny_run / "checkpoints" / "last.ckpt").read_bytes()
+    for name, data in (("empty", b""), ("text", b"hello"), ("half", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(CheckpointError, match="not a smilevae checkpoint"):
+            checkpoints.read(tmp_path / name)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        checkpoints.read(tmp_path / "missing.ckpt")
+    with pytest.raises(CheckpointError, match="is a URL"):
+        checkpoints.read("https://example.org/a.ckpt")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        checkpoints.find(str(tmp_path))
+
+
+def test_a_run_folder_means_its_best_checkpoint(tiny_run):
+    from smilevae import runs
+
+    lines = sorted(runs.read_metrics(tiny_run), key=lambda line: line["val/loss"])
+    found = checkpoints.ranked(tiny_run)
+    assert [p.name for p in found] == [checkpoints.best_name(line["epoch"]) for line in lines[:2]]
+    assert checkpoints.find(str(tiny_run)) == found[0]
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    assert checkpoints.resume_point(copy).name == "last.ckpt"
+    (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
+    assert checkpoints.resume_point(copy).name == "previous.ckpt"
+    (copy / "checkpoints" / "previous.ckpt").unlink()
+    with pytest.raises(CheckpointError, match="cannot go on.*last.ckpt"):
+        checkpoints.resume_point(copy)
+
+
+def test_links_fall_back_to_copies(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(checkpoints.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
+    checkpoints.link(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"x"

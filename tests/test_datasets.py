@@ -1,0 +1,338 @@
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import SMILES
+from PIL import Image
+
+from smilevae import DataError, datasets
+from smilevae.datasets import EpochBatches, FaceBatches, hash64, in_order, load_faces, split_parts, to_unit
+
+BASE = {"image_size": 64, "split_seed": 0}
+
+
+def load(root, **more):
+    return load_faces(source="folder", root=str(root), **BASE | more)
+
+
+def people(num: int, per: int = 3):
+    names = [f"P{i}" for i in range(num) for _ in range(per)]
+    return names, np.arange(num * per) % 2, np.zeros(num * per, dtype=bool)
+
+
+# the split
+
+
+def test_no_person_is_in_two_parts_and_a_fifth_is_held_out():
+    names, smile, test = people(3000)
+    part = split_parts(names, smile, test, 0, 0.2)
+    where = {}
+    for name, p in zip(names, part):
+        where.setdefault(name, set()).add(p)
+    assert all(len(found) == 1 for found in where.values())
+    for label in (0, 1):  # four standard errors of a binomial share of 3000 people
+        assert (part[smile == label] == "val").mean() == pytest.approx(0.2, abs=4 * (0.16 / 3000) ** 0.5)
+
+
+def test_adding_files_moves_nobody():
+    names, smile, test = people(200)
+    before = dict(zip(names, split_parts(names, smile, test, 3, 0.2)))
+    more, smile, test = people(300)
+    after = dict(zip(more, split_parts(more, smile, test, 3, 0.2)))
+    assert all(after[name] == part for name, part in before.items())
+
+
+def test_the_split_follows_its_seed_and_not_the_order():
+    names, smile, test = people(100)
+    one = split_parts(names, smile, test, 0, 0.2)
+    assert (one != split_parts(names, smile, test, 1, 0.2)).any()
+    assert (one[::-1] == split_parts(names[::-1], smile[::-1], test, 0, 0.2)).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tiny_set_has_both_classes_on_both_sides(seed):
+    names, smile = [f"p{i}" for i in range(4)], np.array([1, 1, 0, 0])
+    part = split_parts(names, smile, np.zeros(4, dtype=bool), seed, 0.2)
+    for label in (0, 1):
+        assert set(part[smile == label]) == {"train", "val"}
+
+
+# folders
+
+
+def test_the_public_layout_with_people_from_the_names(pictures):
+    card = load(pictures).card()
+    assert card["images"] == 52
+    assert card["people"] == 24 + 4
+    assert card["people_in_train_and_val"] == 0
+    assert card["native_size"] == 64
+    parts = card["parts"]
+    assert parts["train"]["smiling"] + parts["val"]["smiling"] == 24
+    assert parts["train"]["not_smiling"] + parts["val"]["not_smiling"] == 24
+    assert parts["test"] == {"images": 4, "people": 4, "smiling": 0, "not_smiling": 0, "unlabelled": 4}
+
+
+def test_the_bare_layout_gives_the_same_faces(pictures):
+    nested = load(pictures)
+    for name in ("smile", "non_smile"):
+        (pictures / "train" / name).rename(pictures / name)
+    (pictures / "train").rmdir()
+    bare = load(pictures)
+    np.testing.assert_array_equal(nested.images, bare.images)
+    np.testing.assert_array_equal(nested.smile, bare.smile)
+    np.testing.assert_array_equal(nested.part, bare.part)
+
+
+def test_pictures_without_classes_have_no_labels(pictures):
+    faces = load(pictures / "train" / "smile")
+    assert set(faces.smile) == {datasets.UNKNOWN}
+    assert set(faces.part) == {"train", "val"}
+
+
+def test_labels_of_a_test_folder_with_classes_are_kept(pictures):
+    (pictures / "test" / "smile").mkdir()
+    shutil.copy(next((pictures / "test").glob("*.png")), pictures / "test" / "smile" / "Test_0099.png")
+    faces = load(pictures)
+    assert sorted(faces.smile[faces.rows("test")]) == [-1, -1, -1, -1, 1]
+
+
+def test_a_file_name_without_a_number_is_its_own_person(pictures):
+    for index in range(3):
+        shutil.copy(next((pictures / "train" / "smile").iterdir()), pictures / "train" / "smile" / f"me{index}x.png")
+    assert load(pictures).card()["people"] == 24 + 4 + 3
+
+
+def test_identical_images_are_reported(pictures):
+    source = sorted((pictures / "train" / "smile").iterdir())[0]
+    shutil.copy(source, pictures / "train" / "smile" / "Other_0001.png")
+    assert load(pictures).card()["duplicates"] == [["train/smile/Other_0001.png", f"train/smile/{source.name}"]]
+
+
+@pytest.mark.parametrize("bad", ["", "text", "half"])
+def test_unreadable_files_are_listed_or_refused_in_numbers(pictures, bad):
+    source = next((pictures / "train" / "smile").iterdir()).read_bytes()
+    content = {"": b"", "text": b"hello", "half": source[: len(source) // 2]}[bad]
+    (pictures / "train" / "smile" / "Bad_0001.jpg").write_bytes(content)
+    faces = load(pictures, max_skipped=0.05)
+    assert list(faces.skipped) == ["train/smile/Bad_0001.jpg"]
+    assert len(faces.smile) == len(faces.images) == 52
+    with pytest.raises(DataError, match=r"1 of 53 files are unreadable.*Bad_0001.jpg"):
+        load(pictures)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda root: shutil.rmtree(root), "is not a folder"),
+        (lambda root: shutil.rmtree(root / "train" / "smile"), r"one class is empty \(.*smile: 0 images"),
+        (lambda root: [shutil.rmtree(p) or p.mkdir() for p in (root / "train").iterdir()], "one class is empty"),
+        (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "holds no images"),
+    ],
+)
+def test_a_folder_that_cannot_train_is_refused_with_counts(pictures, spoil, sentence):
+    spoil(pictures)
+    with pytest.raises(DataError, match=sentence):
+        load(pictures)
+
+
+def test_a_single_person_cannot_be_split(tmp_path):
+    for index in range(5):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"Me_{index:04d}.png")
+    with pytest.raises(DataError, match="of 1 people leave the (val|train) part empty"):
+        load(tmp_path)
+
+
+# the cache
+
+
+def test_the_second_start_decodes_nothing_and_changes_nothing(pictures, monkeypatch):
+    fresh, first = load(pictures, cache=False), load(pictures)
+    monkeypatch.setattr(datasets, "decode_all", lambda *args: pytest.fail("decoded again"))
+    second = load(pictures)
+    assert isinstance(second.images, np.memmap)
+    for faces in (first, second):
+        np.testing.assert_array_equal(faces.images, fresh.images)
+        assert faces.card() == fresh.card()
+
+
+def test_changed_content_under_the_same_name_and_size_is_seen(pictures):
+    path = next((pictures / "train" / "smile").iterdir())
+    before = load(pictures)
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    after = load(pictures)
+    assert before.fingerprint != after.fingerprint
+    assert (before.images != after.images).any()
+
+
+def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
+    def breaks(paths, size):
+        yield next(iter(real(paths, size)))
+        raise KeyboardInterrupt
+
+    real = datasets.decode_all
+    monkeypatch.setattr(datasets, "decode_all", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        load(pictures, image_size=72)
+    monkeypatch.setattr(datasets, "decode_all", real)
+    np.testing.assert_array_equal(
+        load(pictures, image_size=72).images, load(pictures, image_size=72, cache=False).images
+    )
+
+
+def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
+    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(DataError, match="image cache needs .* GB in .*data.cache=false"):
+        load(pictures, image_size=80)
+
+
+def test_an_unwritable_cache_is_one_sentence(pictures, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    with pytest.raises(DataError, match=r"cannot be used \(Not a directory\).*data.cache=false"):
+        load(pictures)
+
+
+# batches
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    rows = np.arange(100, 203)
+    one, two = EpochBatches(rows, 10, 0, flip=True), EpochBatches(rows, 10, 0, flip=True, epoch=4)
+    first = [r.tolist() for r, _ in one]
+    one.set_epoch(4)
+    later = [(r.tolist(), f.tolist()) for r, f in one]
+    assert later == [(r.tolist(), f.tolist()) for r, f in two]
+    assert first != [r for r, _ in later]
+    seen = Counter(row for batch in first for row in batch)
+    assert len(first) == len(one) == 10
+    assert max(seen.values()) == 1
+    assert set(seen) <= set(rows.tolist())
+
+
+def test_a_resume_within_an_epoch_skips_what_was_seen():
+    rows = np.arange(50)
+    whole = [(r.tolist(), f.tolist()) for r, f in EpochBatches(rows, 8, 1, flip=True, epoch=2)]
+    rest = EpochBatches(rows, 8, 1, flip=True, epoch=2, skip=4)
+    assert [(r.tolist(), f.tolist()) for r, f in rest] == whole[4:]
+    rest.set_epoch(3)
+    assert len(list(rest)) == len(rest) == 6  # the skip was for one epoch
+
+
+def test_processes_share_each_batch_out():
+    rows = np.arange(64)
+    whole = [r for r, _ in EpochBatches(rows, 8, 1, flip=False)]
+    shares = [[r for r, _ in EpochBatches(rows, 8, 1, flip=False, rank=k, world=2)] for k in (0, 1)]
+    for batch, a, b in zip(whole, *shares):
+        assert sorted(batch) == sorted([*a, *b])
+
+
+def test_flips_mirror_half_of_the_pictures_and_can_be_off():
+    rows = np.arange(2000)
+    share = np.mean([f.mean() for _, f in EpochBatches(rows, 100, 0, flip=True)])
+    assert share == pytest.approx(0.5, abs=0.05)
+    assert not any(f.any() for _, f in EpochBatches(rows, 100, 0, flip=False))
+
+
+def test_a_batch_larger_than_the_set_still_gives_a_step():
+    assert len(list(EpochBatches(np.arange(5), 32, 0, flip=True))) == 1
+
+
+def test_gather_flips_the_right_rows_and_gives_unit_floats(pictures):
+    faces = load(pictures)
+    images, smile = FaceBatches(faces)[(np.array([3, 0, 7]), np.array([False, True, False]))]
+    np.testing.assert_array_equal(images[0], faces.images[3])
+    np.testing.assert_array_equal(images[1], faces.images[0][:, ::-1])
+    np.testing.assert_array_equal(smile, faces.smile[[3, 0, 7]])
+    x = to_unit(images)
+    assert x.shape == (3, 3, 64, 64)
+    assert x.min() >= 0
+    assert x.max() <= 1
+    np.testing.assert_allclose(x[0, 2].numpy() * 255, faces.images[3][:, :, 2], atol=1e-4)
+
+
+def test_in_order_covers_every_row_once():
+    chunks = in_order(np.arange(10, 33), 8)
+    assert [len(rows) for rows, _ in chunks] == [8, 8, 7]
+    assert np.concatenate([rows for rows, _ in chunks]).tolist() == list(range(10, 33))
+
+
+def test_hash64_separates_streams():
+    assert len({hash64(name, seed, k) for name in ("a", "b") for seed in range(30) for k in range(30)}) == 1800
+    assert hash64("a", 1, 23) != hash64("a", 12, 3)
+
+
+# the public sets, up to the network's edge
+
+
+def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
+    pytest.importorskip("kagglehub")
+    version = tmp_path / "hub" / "datasets" / datasets.KAGGLE_HANDLE
+    version.parent.mkdir(parents=True)
+    shutil.copytree(pictures, version)
+    for name in ("smile", "non_smile"):
+        (version / "train" / name).rename(version / name)
+    (version / "train").rmdir()
+    (version.parent.parent / f"{version.name}.complete").touch()  # kagglehub's mark of a whole download
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
+    faces = load_faces(source="smiling_or_not", **BASE)
+    assert faces.fingerprint
+    np.testing.assert_array_equal(np.sort(faces.smile), np.sort(load(pictures).smile))
+
+
+def test_smiling_or_not_offline_or_without_the_extra_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
+    hub = pytest.importorskip("kagglehub")
+
+    def unreachable(handle):
+        raise ConnectionError("Network is unreachable")
+
+    monkeypatch.setattr(hub, "dataset_download", unreachable)
+    with pytest.raises(DataError, match=r"Kaggle could not be reached.*go online once.*data.root=PATH"):
+        load_faces(source="smiling_or_not", **BASE)
+    monkeypatch.setitem(__import__("sys").modules, "kagglehub", None)
+    with pytest.raises(DataError, match=r"needs kagglehub, which is not installed: pip install -e '.\[data\]'"):
+        load_faces(source="smiling_or_not", **BASE)
+
+
+def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
+    from torchvision.datasets import CelebA
+
+    base = tmp_path / "celeba"
+    (base / "img_align_celeba").mkdir(parents=True)
+    names = [f"{i:06d}.jpg" for i in range(1, 41)]
+    for index, name in enumerate(names):
+        Image.new("RGB", (178, 218), (index * 5, 0, 0)).save(base / "img_align_celeba" / name)
+    lines = [f"{n} {1 if i % 2 else -1} -1" for i, n in enumerate(names)]
+    (base / "list_attr_celeba.txt").write_text("\n".join(["40", "Smiling Male", *lines]) + "\n")
+    (base / "identity_CelebA.txt").write_text("\n".join(f"{n} {i // 4}" for i, n in enumerate(names)) + "\n")
+    (base / "list_eval_partition.txt").write_text("\n".join(f"{n} {2 if i > 35 else 0}" for i, n in enumerate(names)))
+    for extra in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        (base / extra).write_text("\n".join(["40", "a b", *(f"{n} 1 1" for n in names)]) + "\n")
+    monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)  # checksums of the real 1.3 GB
+    faces = load_faces(source="celeba", root=str(tmp_path), **BASE)
+    assert len(set(faces.people)) == 10
+    assert (faces.part == "test").sum() == 4
+    assert faces.smile.sum() == 20
+    assert faces.native_size == 178
+    assert faces.card()["people_in_train_and_val"] == 0
+
+
+def test_celeba_missing_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"CelebA was not found in .*data.root=PATH"):
+        load_faces(source="celeba", root=str(tmp_path), **BASE)
+
+
+@pytest.mark.skipif(not SMILES.is_dir(), reason="the real faces are not here")
+def test_the_real_faces_have_the_counts_that_their_notes_give():
+    card = load(SMILES).card()
+    assert (card["people"] - card["parts"]["test"]["people"], card["skipped"]) == (1121, {})
+    assert card["people_in_train_and_val"] == 0
+    parts = card["parts"]
+    assert parts["train"]["smiling"] + parts["val"]["smiling"] == 600
+    assert parts["train"]["not_smiling"] + parts["val"]["not_smiling"] == 603
+    assert 0.17 < parts["val"]["images"] / 1203 < 0.23
+    json.dumps(card)

@@ -1,0 +1,130 @@
+import errno
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from smilevae import ConfigError, runs
+from smilevae.runs import Interrupted, Run
+
+SETTINGS = {
+    "beta": 1,
+    "epochs": 3,
+    "evaluate": False,
+    "data": {"root": "/a", "val_fraction": 0.2},
+    "trainer": {"devices": 1},
+}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call):
+    path = tmp_path / "status.json"
+    runs.write_text(path, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space"):
+        runs.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["status.json"]
+
+
+def test_a_check_that_fails_keeps_the_old_file(tmp_path):
+    runs.write_text(tmp_path / "a", "old")
+
+    def refuse(work):
+        assert work.read_text() == "new"
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        runs.replace_file(tmp_path / "a", lambda file: file.write(b"new"), refuse)
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def _claim(path, answers):
+    try:
+        Run(path)
+        answers.put("claimed")
+    except ConfigError as error:
+        answers.put(str(error))
+
+
+def test_a_folder_is_claimed_by_one_process_and_freed_by_its_end(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    run = Run(tmp_path / "run")
+    for expected in (f"{tmp_path / 'run'} is in use by another process; wait for it or stop it", "claimed"):
+        process = context.Process(target=_claim, args=(tmp_path / "run", answers))
+        process.start()
+        assert answers.get(timeout=30) == expected
+        process.join()
+        run.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (None, "RUNNING", None),
+        (ConfigError("no good"), "FAILED", "no good"),
+        (ZeroDivisionError("x"), "FAILED", "ZeroDivisionError: x"),
+        (SystemExit(0), "FAILED", "SystemExit: 0"),
+        (Interrupted(15), "INTERRUPTED", "stopped by signal 15"),
+        (KeyboardInterrupt(), "INTERRUPTED", ""),
+    ],
+)
+def test_the_status_tells_how_the_body_ended(tmp_path, error, status, reason):
+    run = Run(tmp_path)
+    try:
+        with run.recording():  # gives the folder up in the end
+            assert json.loads((tmp_path / "status.json").read_text())["status"] == "RUNNING"
+            if error:
+                raise error
+    except BaseException as raised:
+        assert raised is error  # noqa: PT017
+    found = json.loads((tmp_path / "status.json").read_text())
+    assert (found["status"], found["reason"]) == (status, reason)
+
+
+def test_the_result_comes_before_the_word_completed(tmp_path, monkeypatch):
+    run, order = Run(tmp_path), []
+    monkeypatch.setattr(runs, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text)))
+    run.complete({"a": 1})
+    assert order == [("result.json", False), ("status.json", True)]
+    run.close()
+
+
+def test_the_identity_changes_with_what_changes_the_result_only():
+    base = runs.identity(SETTINGS, "f")
+    assert base == runs.identity({**SETTINGS, "evaluate": True}, "f")
+    assert base == runs.identity({**SETTINGS, "data": {"root": "/moved", "val_fraction": 0.2}}, "f")
+    others = [
+        runs.identity({**SETTINGS, "beta": 2}, "f"),
+        runs.identity({**SETTINGS, "data": {"root": "/a", "val_fraction": 0.3}}, "f"),
+        runs.identity({**SETTINGS, "trainer": {"devices": 2}}, "f"),
+        runs.identity(SETTINGS, "g"),
+    ]
+    assert len({base, *others}) == 5
+
+
+def test_new_run_folders_of_one_second_differ_and_survive_a_command_line():
+    names = {runs.new_run_dir("runs", None) for _ in range(50)}
+    assert len(names) == 50
+    assert not any(set(name) & set("=, '\"") for name in names)
+    assert runs.new_run_dir("runs", "old/run/") == "old/run"
+
+
+def test_metrics_with_a_torn_last_line_are_read_as_far_as_they_are_whole(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert runs.read_metrics(tmp_path) == [{"epoch": 1}, {"epoch": 2}]
+    assert runs.read_metrics(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "- 1", "beta: 1"])
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content):
+    if content:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError):
+        runs.read_settings(tmp_path)

@@ -1,0 +1,271 @@
+"""The whole path on the real config, shrunk: the run folder, determinism, resume, interruption, divergence."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, TINY
+
+from smilevae import checkpoints, knobs, runs
+from smilevae.callbacks import Record
+from smilevae.metrics import negative_elbo
+
+TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
+
+
+def read(run, name):
+    return json.loads((run / name).read_text())
+
+
+def weights(run, name="last.ckpt"):
+    return checkpoints.read(run / "checkpoints" / name)
+
+
+def assert_same(one, two):
+    """Equal to the bit: tensors, and everything around them but times."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            if key not in ("images_per_second", "hyper_parameters"):
+                assert_same(one[key], two[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two or (one != one and two != two)
+
+
+# the contract
+
+
+def test_the_run_folder_keeps_its_contract(tiny_run):
+    assert read(tiny_run, "status.json")["status"] == "COMPLETED"
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    knobs.check(config)
+    assert "${" not in (tiny_run / "config.yaml").read_text()
+    lines = runs.read_metrics(tiny_run)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert {f"{stage}/{term}" for stage in ("train", "val") for term in TERMS} <= line.keys()
+        assert line["val/loss"] == pytest.approx(line["val/recon"] + config["beta"] * line["val/kl"])
+        assert line["val/nelbo"] == pytest.approx(negative_elbo(line["val/recon"], line["val/kl"], 3 * 64**2))
+        assert line["images_per_second"] > 0
+    result = read(tiny_run, "result.json")
+    best = sorted(lines, key=lambda line: line["val/loss"])[:2]
+    assert result["checkpoints"] == [f"checkpoints/epoch-{line['epoch']:04d}.ckpt" for line in best]
+    assert result["best"] == best[0]
+    assert {"identity", "data_fingerprint", "wall_seconds", "threads", "versions", "peak_memory_mb"} <= result.keys()
+    kept = {path.name for path in (tiny_run / "checkpoints").iterdir()}
+    assert kept == {"last.ckpt", "previous.ckpt", *(os.path.basename(name) for name in result["checkpoints"])}
+    assert not any(set(str(path.relative_to(tiny_run))) & set("=,") for path in tiny_run.rglob("*"))
+    assert read(tiny_run, "data_card.json")["people_in_train_and_val"] == 0
+    assert "epoch 4/4" in (tiny_run / "train.log").read_text()
+
+
+def test_checkpoints_are_of_the_epochs_in_their_names(tiny_run):
+    for path in checkpoints.ranked(tiny_run):
+        content = checkpoints.read(path)
+        assert content["epoch"] + 1 == checkpoints.epoch_of(path)
+        assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == checkpoints.epoch_of(path)
+
+
+def test_training_learns(train):
+    lines = runs.read_metrics(train("epochs=20", "data.cache=false"))
+    assert lines[-1]["val/loss"] < 0.6 * lines[0]["val/loss"]
+    assert lines[-1]["train/psnr"] > lines[0]["train/psnr"] + 1
+
+
+def test_the_first_validation_agrees_with_plain_torch(train):
+    """val/loss of epoch 1 again from its checkpoint, in float64, without Lightning."""
+    from smilevae import datasets
+    from smilevae.losses import beta_vae_terms
+
+    run = train("epochs=1", "beta=3")
+    vae, content = checkpoints.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
+    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    x = datasets.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
+    torch.manual_seed(datasets.hash64("val", 0, 0, 0, 0))
+    with torch.no_grad():
+        out = vae(x)
+    terms = beta_vae_terms(*(t.double() for t in (out.x_hat, x, out.mu, out.logvar)), beta=3.0)
+    line = runs.read_metrics(run)[0]
+    assert line["val/loss"] == pytest.approx(terms.loss.mean().item(), rel=1e-5)
+    assert line["val/active_units"] == (out.mu.var(0) > 0.01).sum()
+
+
+# determinism and resume
+
+
+def test_two_runs_are_equal_to_the_bit_with_and_without_the_cache(train):
+    one, two = train(to="one"), train("data.cache=false", "evaluate=true", to="two")
+    assert_same(weights(one), weights(two))
+    assert read(one, "result.json")["identity"] == read(two, "result.json")["identity"]
+    other = train("seed=1", to="other")
+    assert not torch.equal(
+        weights(one)["state_dict"]["vae.encoder.1.weight"], weights(other)["state_dict"]["vae.encoder.1.weight"]
+    )
+
+
+def test_validating_less_often_does_not_change_training(train):
+    one = train("epochs=2", to="one")
+    two = train("epochs=2", "+trainer.limit_val_batches=1", "data.val_fraction=0.2", to="two")
+    assert_same(weights(one)["state_dict"], weights(two)["state_dict"])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["epoch 1", "epoch 2", "epoch 3", "step 1", "step 7", "step 8"])
+def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, where, workers, tmp_path):
+    """Killed after the checkpoint of an epoch, or stopped by a signal at a step; 5 steps an epoch, 4 epochs."""
+    knobs_ = ("epochs=4", "plateau.patience=0", f"num_workers={workers}")
+    whole = train(*knobs_, to="whole")
+    kind, number = where.split()
+    if kind == "epoch":
+        save = Record._save
+
+        def then_die(self, trainer):
+            save(self, trainer)
+            if len(self.epochs) == int(number):
+                raise Killed
+
+        monkeypatch.setattr(Record, "_save", then_die)
+        with pytest.raises(Killed):
+            train(*knobs_, to="broken")
+    else:
+        batch_end = Record.on_train_batch_end
+
+        def signalled(self, trainer, *args):
+            if trainer.global_step == int(number):
+                self.stop._receive(signal.SIGINT, None)
+            batch_end(self, trainer, *args)
+
+        monkeypatch.setattr(Record, "on_train_batch_end", signalled)
+        code, errors = call("train", f"hydra.run.dir={tmp_path / 'broken'}", *TINY, *knobs_)
+        assert code == 130
+        assert f"to go on: python train.py resume={os.path.relpath(tmp_path / 'broken')}" in errors
+        assert read(tmp_path / "broken", "status.json")["status"] == "INTERRUPTED"
+        assert weights(tmp_path / "broken")["global_step"] == int(number)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    code, errors = call("train", f"resume={tmp_path / 'broken'}")
+    assert code == 0, errors
+    assert_same(weights(whole), weights(tmp_path / "broken"))
+    assert_same(runs.read_metrics(whole), runs.read_metrics(tmp_path / "broken"))
+    assert read(whole, "result.json")["checkpoints"] == read(tmp_path / "broken", "result.json")["checkpoints"]
+    for path in checkpoints.ranked(whole):
+        assert_same(checkpoints.read(path), weights(tmp_path / "broken", path.name))
+
+
+def test_a_real_kill_is_resumed_to_the_same_weights(train, tmp_path, call):
+    """kill -9 of a real process somewhere within training."""
+    whole = train("epochs=30", to="whole")
+    run = tmp_path / "killed"
+    command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=30"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(runs.read_metrics(run)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert read(run, "status.json")["status"] == "RUNNING"
+    assert 5 <= len(runs.read_metrics(run)) < 30
+    code, errors = call("train", f"resume={run}")
+    assert code == 0, errors
+    assert_same(weights(whole), weights(run))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_signal_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path, signum, code):
+    run = tmp_path / "run"
+    command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(runs.read_metrics(run)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert process.returncode == code
+    assert "to go on: python train.py resume=" in errors
+    assert "Traceback" not in errors
+    assert read(run, "status.json")["status"] == "INTERRUPTED"
+    assert weights(run)["global_step"] >= 10
+
+
+def test_more_epochs_go_on_from_the_end(train, call):
+    run = train("epochs=2")
+    code, errors = call("train", f"resume={run}")
+    assert (code, "complete with 2 epochs" in errors) == (2, True)
+    code, errors = call("train", f"resume={run}", "epochs=4")
+    assert code == 0, errors
+    assert len(runs.read_metrics(run)) == 4
+    assert read(run, "result.json")["final"]["epoch"] == 4
+
+
+def test_a_resume_that_would_change_the_result_is_refused_by_name(train, call):
+    run = train("epochs=2")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    code, errors = call("train", f"resume={run}", "epochs=3", "beta=7", "batch_size=16")
+    assert code == 2
+    assert f"beta=7 would change the result of {run}, which has beta=1" in errors
+    assert "batch_size=16 would change" in errors
+    assert before == {path: path.read_bytes() for path in before}
+
+
+# failures
+
+
+def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, call, monkeypatch, tmp_path):
+    from smilevae import module
+
+    real, calls = module.beta_vae_terms, []
+
+    def poisoned(*args):
+        calls.append(1)
+        terms = real(*args)
+        return (
+            terms._replace(loss=terms.loss * math.nan) if len(calls) == 8 else terms
+        )  # the second epoch's second step
+
+    monkeypatch.setattr(module, "beta_vae_terms", poisoned)
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
+    assert code == 1
+    assert "the loss became nan in epoch 2, step 6" in errors
+    status = read(tmp_path / "run", "status.json")
+    assert status["status"] == "FAILED"
+    assert "the loss became nan" in status["reason"]
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run")["state_dict"].values())
+
+
+def test_a_mistake_in_a_trainer_argument_is_one_sentence(call, tmp_path):
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "trainer.accelerator=abacus")
+    assert code == 2
+    assert errors.startswith("error: trainer: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_gives_each_job_a_folder_named_by_its_knobs(call, tmp_path):
+    code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "epochs=1", "beta=1,10", "seed=0,1")
+    assert code == 0, errors
+    found = {tuple(sorted(p.parent.relative_to(tmp_path).parts)) for p in tmp_path.rglob("result.json")}
+    assert len(found) == 4
+    for path in tmp_path.rglob("config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        assert f"beta-{config['beta']}" in path.parent.name
+        assert f"seed-{config['seed']}" in path.parent.name
