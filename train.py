@@ -16,24 +16,34 @@ log = logging.getLogger("smilevae")
 
 @hydra.main(version_base="1.3", config_path=str(console.CONF), config_name="train")
 def main(config: DictConfig) -> None:
-    stop = runs.Stop()
-    stop.install()
     job = HydraConfig.get()
-    run = runs.Run(job.runtime.output_dir)
-    try:
-        settings = runs.settings_of(config, job.overrides.task)
-        with run.recording():
-            run.write_config(settings)
-            fit(settings, run, stop)
-    except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            raise  # costs this job only
-        run.discard_if_untrained()
-        console.end(str(error), error.exit_code)
+    alone = job.mode == RunMode.RUN  # in a sweep a mistake costs its job only
+    with console.one_sentence(alone):
+        stop = runs.Stop()
+        stop.install()
+        run = runs.Run(job.runtime.output_dir)
+        try:
+            settings = runs.settings_of(config, job.overrides.task)
+            with run.recording():
+                run.write_config(settings)
+                best = fit(settings, run, stop)
+        except UserError:
+            if alone:
+                run.discard_if_untrained()
+            raise
+        if settings["evaluate"]:
+            from smilevae import checkpoints, evaluation
+
+            metrics, out = evaluation.evaluate(checkpoints.find(str(run.dir)))
+            log.info(f"{evaluation.format_table(metrics)}\npictures: {console.short(out)}/")
+        log.info(console.what_next(run.dir, best))
 
 
-def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> None:
-    """Build the parts, train to the last epoch, record the result. Imports torch only now: --help does not wait."""
+def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, Any]:
+    """Build the parts, train to the last epoch, record the result; gives the best epoch's metrics.
+
+    Imports torch only now: --help does not wait for it.
+    """
     start = time.perf_counter()
     import pytorch_lightning as pl
     import torch
@@ -73,12 +83,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> None:
 
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())
-    log.info(console.what_next(run.dir, record.best()))
-    if settings["evaluate"]:
-        from smilevae.evaluation import evaluate, format_table
-
-        metrics, out = evaluate(checkpoints.find(str(run.dir)))
-        log.info(f"{format_table(metrics)}\npictures: {out}")
+    return record.best()[0]
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ class Record(pl.callbacks.Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = [dict(line) for line in state["epochs"]]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start, self._steps = time.perf_counter(), 0
         self.stop.install(deferred=True)  # after Lightning's own handlers
-        if trainer.is_global_zero and self.epochs:
-            self._name_best(len(self.epochs))  # a kill may have come between last.ckpt and its second name
+        if trainer.is_global_zero and self.epochs and not pl_module.within_epoch:
+            self._name_best()  # a kill may have come between last.ckpt and its second name
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.deferred = False
@@ -97,6 +97,8 @@ class Record(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             self.run.write_metrics(self.epochs)
         self._save(trainer)
+        if trainer.is_global_zero:
+            self._name_best()
         if self.stop.signum and len(self.epochs) < trainer.max_epochs:
             raise Interrupted(self.stop.signum)
 
@@ -105,11 +107,10 @@ class Record(pl.callbacks.Checkpoint):
         if trainer.is_global_zero:
             checkpoints.keep_previous(last)
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
-        if trainer.is_global_zero:
-            self._name_best(len(self.epochs))
 
-    def _name_best(self, epoch: int) -> None:
-        keep = {line["epoch"] for line in self.best()}
+    def _name_best(self) -> None:
+        """Give last.ckpt, if its epoch is among the best, that epoch's name; remove those that no longer are."""
+        epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
         named = self.run.checkpoints / checkpoints.best_name(epoch)
         if epoch in keep and not named.exists():
             checkpoints.link(self.run.checkpoints / "last.ckpt", named)

@@ -31,8 +31,6 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint's plain content, its settings checked. Raises CheckpointError."""
-    if "://" in str(path):
-        raise CheckpointError(f"{path} is a URL; download the file first and pass its path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if (found := content["smilevae"]["format"]) != FORMAT:
@@ -71,6 +69,8 @@ def build_vae(settings: dict[str, Any]) -> VAE:
 
 def find(ckpt: str) -> Path:
     """The checkpoint file meant by a path: itself, or a run folder's best. Raises CheckpointError."""
+    if "://" in ckpt:
+        raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
     path = Path(ckpt).expanduser()
     if not path.is_dir():
         return path
@@ -91,15 +91,18 @@ def ranked(run: Path) -> list[Path]:
 
 
 def resume_point(run: Path) -> Path:
-    """Where a run goes on: last.ckpt, or previous.ckpt if that cannot be read. Raises CheckpointError."""
-    problem: Exception | None = None
-    for name in ("last.ckpt", "previous.ckpt"):
+    """Where a run goes on: last.ckpt; if that cannot be read, previous.ckpt takes its place. Raises CheckpointError."""
+    last = run / "checkpoints" / "last.ckpt"
+    try:
+        read(last)
+    except CheckpointError as problem:
+        previous = last.with_name("previous.ckpt")
         try:
-            read(run / "checkpoints" / name)
-            return run / "checkpoints" / name
-        except CheckpointError as error:
-            problem = problem or error
-    raise CheckpointError(f"{run} cannot go on: {problem}")
+            read(previous)
+        except CheckpointError:
+            raise CheckpointError(f"{run} cannot go on: {problem}") from None
+        link(previous, last)
+    return last
 
 
 def run_of(path: Path) -> Path:

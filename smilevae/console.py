@@ -1,12 +1,13 @@
 """The edge of the two scripts: errors as one sentence with an exit code, Lightning's chatter, what to type next."""
 
+import contextlib
 import difflib
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,17 @@ def run(main: Callable[..., Any]) -> None:
         end(_sentence(error), 2)
     except (runs.Interrupted, KeyboardInterrupt) as stop:
         end(f"{stop or 'interrupted'}", getattr(stop, "exit_code", 130))
+
+
+@contextlib.contextmanager
+def one_sentence(alone: bool = True) -> Iterator[None]:
+    """End the process on a UserError here, before Hydra prints its own lines about a failed job; pass if not `alone`."""
+    try:
+        yield
+    except UserError as error:
+        if not alone:
+            raise
+        end(str(error), error.exit_code)
 
 
 def register_resolvers() -> None:
@@ -69,11 +81,15 @@ def quiet_lightning() -> None:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
-def what_next(run: Path, best: list[dict[str, Any]]) -> str:
+def what_next(run: Path, best: dict[str, Any]) -> str:
     """The closing lines of a run."""
-    here = shlex.quote(os.path.relpath(run))
     return (
-        f"best val loss {best[0]['val/loss']:.1f} in epoch {best[0]['epoch']}; run folder {here}\n"
-        f"next: python evaluate.py ckpt={here}\n"
-        f"      tensorboard --logdir {shlex.quote(os.path.relpath(run.parent))}"
+        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
+        f"next: python evaluate.py ckpt={short(run)}\n"
+        f"      tensorboard --logdir {short(run.parent)}"
     )
+
+
+def short(path: Path) -> str:
+    """A path as one would type it: relative where that is shorter, quoted where it must be."""
+    return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))

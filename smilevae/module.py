@@ -86,6 +86,11 @@ class VAEModule(pl.LightningModule):
         self.epoch_metrics |= {f"{stage}/{term}": value for term, value in named.items()}
         return [num, loss, recon, kl, mu_error]
 
+    @property
+    def within_epoch(self) -> bool:
+        """Whether a training epoch is under way: its sums are not closed yet."""
+        return "train" in self._sums
+
     def running_means(self) -> tuple[float, float, float]:
         """Loss, recon and KL over the running training epoch so far."""
         num, *sums = self._sums["train"].tolist()

@@ -16,8 +16,8 @@ USE = {"evaluation"}
 GLUE = {"datamodule", "module", "callbacks"}
 EDGE = {"console", "hydra_checks"}
 ALLOWED = {
-    **dict.fromkeys(BASE, set()),
-    **dict.fromkeys(ARITHMETIC, {"losses", "latents", "metrics"}),
+    "knobs": set(),
+    **{room: {"losses", "latents", "metrics"} for room in ARITHMETIC},
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs"},

@@ -92,7 +92,7 @@ def test_other_files_are_refused(tmp_path, tiny_run):
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoints.read(tmp_path / "missing.ckpt")
     with pytest.raises(CheckpointError, match="is a URL"):
-        checkpoints.read("https://example.org/a.ckpt")
+        checkpoints.find("https://example.org/a.ckpt")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoints.find(str(tmp_path))
 
@@ -109,11 +109,13 @@ def test_a_run_folder_means_its_best_checkpoint(tiny_run):
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
-    assert checkpoints.resume_point(copy).name == "last.ckpt"
+    assert checkpoints.read(checkpoints.resume_point(copy))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
-    assert checkpoints.resume_point(copy).name == "previous.ckpt"
+    assert checkpoints.epoch_of(checkpoints.find(str(copy))) > 0
+    assert checkpoints.read(checkpoints.resume_point(copy))["epoch"] == 2  # of 0 to 3
+    (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     (copy / "checkpoints" / "previous.ckpt").unlink()
-    with pytest.raises(CheckpointError, match="cannot go on.*last.ckpt"):
+    with pytest.raises(CheckpointError, match=r"cannot go on.*last.ckpt"):
         checkpoints.resume_point(copy)
 
 

@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_train_is_refused_with_counts(pictures, spoil, sent
 def test_a_single_person_cannot_be_split(tmp_path):
     for index in range(5):
         Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"Me_{index:04d}.png")
-    with pytest.raises(DataError, match="of 1 people leave the (val|train) part empty"):
+    with pytest.raises(DataError, match=r"of 1 people leave the (val|train) part empty"):
         load(tmp_path)
 
 
@@ -185,7 +185,7 @@ def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
 
 def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
     monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(DataError, match="image cache needs .* GB in .*data.cache=false"):
+    with pytest.raises(DataError, match=r"image cache needs .* GB in .*data.cache=false"):
         load(pictures, image_size=80)
 
 

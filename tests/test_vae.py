@@ -76,7 +76,7 @@ def test_a_new_vae_begins_near_the_prior_and_near_grey():
     out = vae(torch.rand(8, 3, 64, 64))
     assert out.mu.abs().max() < 0.5
     assert out.logvar.abs().max() < 0.5
-    assert (out.x_hat.mean() - 0.5).abs() < 0.1
+    assert (out.x_hat.mean() - 0.5).abs() < 0.25
 
 
 def test_eval_mode_is_per_example():

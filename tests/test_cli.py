@@ -1,0 +1,136 @@
+"""User mistakes on the real command line: one sentence, the right exit code, nothing left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, script
+from PIL import Image
+from test_images import huge_png
+
+CONFIG_MISTAKES = [
+    ("beta=-1", "beta=-1 must be a number from 0"),
+    ("beta=nan", "beta=nan must be a number"),
+    ("beta=abc", "beta=abc must be a number"),
+    ("latent_dim=0", "latent_dim=0 must be a whole number from 1"),
+    ("latent_dim=1.5", "latent_dim=1.5 must be a whole number"),
+    ("batch_size=0", "batch_size=0 must be a whole number from 2"),
+    ("epochs=0", "epochs=0 must be a whole number from 1"),
+    ("image_size=130", "the nearest are 128 and 144"),
+    ("betta=1", "betta is not a knob; did you mean beta?"),
+    ("+surprise=1", "surprise is not a knob"),
+    ("model=resnet", "Could not find 'model/resnet'"),
+    ("beta", "beta"),
+    ("data=folder", "data.root is not set"),
+    ("resume=/nowhere", "/nowhere is not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("override", "sentence"), CONFIG_MISTAKES, ids=[m[0] for m in CONFIG_MISTAKES])
+def test_a_mistake_in_the_config_ends_with_2(tmp_path, override, sentence):
+    before = set(os.listdir(ROOT))
+    runs_before = set(os.listdir(ROOT / "runs")) if (ROOT / "runs").exists() else set()
+    done = script("train", override)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert set(os.listdir(ROOT)) - {"runs"} == before - {"runs"}
+    assert (set(os.listdir(ROOT / "runs")) if (ROOT / "runs").exists() else set()) == runs_before
+
+
+def spoil_with(name: str, data: bytes):
+    return lambda root: (root / "train" / "smile" / name).write_bytes(data)
+
+
+def spoil_class(root):
+    shutil.rmtree(root / "train" / "non_smile")
+    (root / "train" / "non_smile").mkdir()
+
+
+def half(root):
+    source = next((root / "train" / "smile").iterdir()).read_bytes()
+    (root / "train" / "smile" / "Half_0001.jpg").write_bytes(source[: len(source) // 2])
+
+
+DATA_MISTAKES = {
+    "missing root": (shutil.rmtree, "is not a folder"),
+    "one empty class": (spoil_class, "one class is empty"),
+    "text named .jpg": (spoil_with("T_0001.jpg", b"hello"), "T_0001.jpg: not an image"),
+    "zero bytes": (spoil_with("Z_0001.jpg", b""), "Z_0001.jpg: empty file"),
+    "truncated": (half, "Half_0001.jpg: damaged"),
+    "200 megapixels": (spoil_with("H_0001.png", huge_png(14_200)), "over the limit"),
+}
+
+
+@pytest.mark.parametrize("mistake", DATA_MISTAKES)
+def test_a_mistake_in_the_data_ends_with_3(call, pictures, tmp_path, mistake):
+    spoil, sentence = DATA_MISTAKES[mistake]
+    spoil(pictures)
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", "data=folder", f"data.root={pictures}")
+    assert code == 3
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["16-bit", "RGBA", "CMYK", "EXIF", "loop"])
+def test_odd_but_whole_pictures_train(call, pictures, tmp_path, kind):
+    folder = pictures / "train" / "smile"
+    if kind == "16-bit":
+        Image.fromarray(np.full((64, 64), 40_000, dtype=np.uint16)).save(folder / "Odd_0001.png")
+    elif kind == "EXIF":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "Odd_0001.jpg", exif=exif)
+    elif kind == "loop":
+        (folder / "again").symlink_to(pictures)
+    else:
+        Image.new(kind, (64, 64), (9, 8, 7, 6)).save(folder / f"Odd_0001.{'png' if kind == 'RGBA' else 'jpg'}")
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    run = tmp_path / "run"
+    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1")
+    assert code == 0, errors
+    assert (run / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "code", "sentence"),
+    [
+        ("/nowhere.ckpt", 4, "does not exist"),
+        ("README.md", 4, "is not a smilevae checkpoint"),
+        ("conf", 4, "holds no checkpoint"),
+        ("https://example.org/x.ckpt", 4, "is a URL"),
+        (None, 2, "ckpt is not set"),
+    ],
+)
+def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
+    found, errors = call("evaluate", *([f"ckpt={ckpt}"] if ckpt else []))
+    assert found == code
+    assert sentence in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (ROOT / "evaluation").exists()
+
+
+def test_help_and_cfg_answer_without_torch():
+    for flag in (["--help"], ["--cfg", "job"]):
+        code = (
+            f"import sys; sys.argv = ['train.py', *{flag}]; import train, smilevae.console as c\n"
+            "try: c.run(train.main)\nfinally: assert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "latent_dim: 120" in done.stdout
+
+
+def test_the_whole_command_line_runs_as_documented(tmp_path):
+    """train.py, then evaluate.py with the very line that train.py printed."""
+    trained = script("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
+    assert trained.returncode == 0, trained.stderr
+    line = next(text for text in trained.stdout.splitlines() if "python evaluate.py" in text)
+    done = script("evaluate", line.split("evaluate.py ")[1])
+    assert done.returncode == 0, done.stderr
+    assert "PCA-8" in done.stdout
+    assert (tmp_path / "run" / "evaluation" / "smile_strip.png").exists()

@@ -1,0 +1,221 @@
+"""Numbers against independent oracles, and every picture there and as it should be."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from smilevae import CheckpointError, checkpoints, datasets, evaluation, runs, smile
+from smilevae.grids import GAP, pairs, square, tile
+from smilevae.ppca import principal_components
+
+PICTURES = {
+    *("reconstructions.png", "samples.png", "smile_strip.png", "interpolation.png", "traversal.png"),
+    *("latent_map.png", "smile.gif"),
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, tmp_path_factory):
+    """A copy of the tiny run, moved elsewhere and evaluated."""
+    run = tmp_path_factory.mktemp("moved") / "run"
+    shutil.copytree(tiny_run, run)
+    metrics, out = evaluation.evaluate(checkpoints.find(str(run)))
+    assert out == run / "evaluation"
+    return run, metrics
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    vae, content = checkpoints.load_vae(checkpoints.find(str(tiny_run)))
+    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    return vae, faces
+
+
+def test_principal_components_agree_with_a_singular_value_decomposition():
+    x = torch.randn(30, 200, dtype=torch.float64) @ torch.randn(200, 200, dtype=torch.float64)
+    mean, basis = principal_components(x, 7)
+    _, _, v = np.linalg.svd(x.numpy() - x.numpy().mean(0), full_matrices=False)
+    assert basis.shape == (200, 7)
+    np.testing.assert_allclose(np.abs(v[:7] @ basis.numpy()), np.eye(7), atol=1e-6)
+    np.testing.assert_allclose(mean, x.mean(0))
+    assert principal_components(x, 500)[1].shape == (200, 29)  # never more than the rank
+
+
+def test_the_table_agrees_with_scikit_image(evaluated, model):
+    _, metrics = evaluated
+    vae, faces = model
+    x = datasets.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
+    with torch.no_grad():
+        guess = vae.decode(vae.encode(x)[0])
+    a, b = (t.permute(0, 2, 3, 1).double().numpy() for t in (x, guess))
+    row = metrics["model"]
+    assert row["mse"] == pytest.approx(((a - b) ** 2).mean(), rel=1e-4)
+    assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-3)
+    options = {"data_range": 1.0, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5}
+    maps = [structural_similarity(p, q, use_sample_covariance=False, full=True, **options)[1] for p, q in zip(a, b)]
+    assert row["ssim"] == pytest.approx(np.mean(maps), abs=0.003)  # the two mirror their borders differently
+
+
+def test_the_references_agree_with_plain_numpy(evaluated, model):
+    _, metrics = evaluated
+    _, faces = model
+    train, val = (faces.images[faces.rows(part)].astype(float) / 255 for part in ("train", "val"))
+    train = np.concatenate([train, train[:, :, ::-1]]).reshape(2 * len(train), -1)
+    val = val.reshape(len(val), -1)
+    mean = train.mean(0)
+    assert metrics["mean_face"]["mse"] == pytest.approx(((val - mean) ** 2).mean(), rel=1e-4)
+    axes = np.linalg.svd(train - mean, full_matrices=False)[2][:8]
+    residual = (val - mean) - (val - mean) @ axes.T @ axes
+    assert metrics["pca"]["mse"] == pytest.approx((residual**2).mean(), rel=1e-3)
+    assert metrics["pca_dim"] == 8
+
+
+def test_the_metrics_are_consistent_and_written(evaluated):
+    run, metrics = evaluated
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == metrics
+    assert metrics["loss"] == pytest.approx(metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6)
+    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["kl"])
+    assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
+    assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
+    table = evaluation.format_table(metrics)
+    for word in ("this model", "mean face", "PCA-8", "PSNR", "SSIM", "active units", "nELBO"):
+        assert word in table
+
+
+def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
+    run = train("image_size=96", "epochs=1", "data.num_smiling=10", "data.num_not_smiling=10")
+    metrics, _ = evaluation.evaluate(checkpoints.find(str(run)))
+    assert metrics["native_size"] == 64
+    for name in ("model", "mean_face", "pca"):
+        assert metrics[name]["native_psnr"] == pytest.approx(metrics[name]["psnr"], abs=1.5)
+    assert "MSE 64px" in evaluation.format_table(metrics)
+
+
+def test_every_picture_is_there_and_the_gif_moves(evaluated):
+    run, _ = evaluated
+    out = run / "evaluation"
+    assert {p.name for p in out.iterdir()} == PICTURES | {"metrics.json"}
+    for name in PICTURES:
+        with Image.open(out / name) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert min(pixels.shape[:2]) >= 64
+        assert pixels.std() > 5
+    with Image.open(out / "smile.gif") as movie:
+        assert movie.n_frames > 20
+
+
+def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
+    run, metrics = evaluated
+    shutil.copytree(run, tmp_path / "again")
+    again, out = evaluation.evaluate(checkpoints.find(str(tmp_path / "again")))
+    assert again == metrics
+    assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "smile_strip.png").read_bytes()
+
+
+def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
+    lone = shutil.copy(checkpoints.find(str(tiny_run)), tmp_path / "mine.ckpt")
+    metrics, out = evaluation.evaluate(lone if hasattr(lone, "parent") else tmp_path / "mine.ckpt")
+    assert out == tmp_path / "evaluation"
+    assert metrics["checkpoint"] == "mine.ckpt"
+
+
+def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, pictures, tmp_path):
+    from conftest import TINY
+
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    run = tmp_path / "run"
+    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1")
+    assert code == 0, errors
+    pictures.rename(tmp_path / "elsewhere")
+    code, errors = call("evaluate", f"ckpt={run}")
+    assert (code, "is not a folder" in errors) == (3, True)
+    assert not (run / "evaluation").exists()
+    code, errors = call("evaluate", f"ckpt={run}", f"root={tmp_path / 'elsewhere'}")
+    assert code == 0, errors
+    next((tmp_path / "elsewhere" / "train" / "smile").iterdir()).unlink()
+    with pytest.raises(CheckpointError, match="other pictures"):
+        evaluation.evaluate(checkpoints.find(str(run)), root=str(tmp_path / "elsewhere"))
+
+
+def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pictures, tmp_path):
+    from conftest import TINY
+
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    run = tmp_path / "run"
+    code, errors = call(
+        "train",
+        f"hydra.run.dir={run}",
+        "data=folder",
+        f"data.root={pictures / 'train' / 'smile'}",
+        *tiny,
+        "evaluate=true",
+    )
+    assert code == 0, errors
+    found = {p.name for p in (run / "evaluation").iterdir()}
+    assert found == PICTURES - {"smile_strip.png", "smile.gif"} | {"metrics.json"}
+
+
+def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
+    vae, faces = model
+    rows = faces.rows("train")[:9]
+    expected = evaluation.encode(vae, faces, rows)[0]
+    vae.train()
+    again = evaluation.encode(vae, faces, rows)[0]
+    assert vae.training
+    vae.eval()
+    assert torch.equal(expected, again)
+    torch.testing.assert_close(expected[3:4], evaluation.encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_mean_difference_is_the_difference_of_the_means():
+    mu = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [100.0, 100.0]])
+    direction = smile.mean_difference(mu, torch.tensor([1, 1, 0, -1]))
+    assert direction.tolist() == [2.0, -5.0]
+    with pytest.raises(ValueError, match="smiling and non-smiling"):
+        smile.mean_difference(mu, torch.tensor([1, 1, 1, -1]))
+
+
+def test_the_smile_direction_separates_planted_smiles():
+    """A planted shift in code space is found, and moving along it carries one class onto the other."""
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.randn(16, generator=generator)
+    labels = torch.arange(4000) % 2
+    mu = torch.randn(4000, 16, generator=generator) + labels[:, None] * planted
+    direction = smile.mean_difference(mu, labels)
+    assert torch.cosine_similarity(direction, planted, dim=0) > 0.99
+    assert direction.norm() == pytest.approx(planted.norm().item(), rel=0.05)
+
+
+def test_grids_lay_pictures_out_in_order_and_clamp():
+    images = torch.arange(6).view(2, 3, 1, 1, 1).expand(2, 3, 3, 4, 4) / 5 * 2 - 0.5
+    grid = tile(images)
+    assert grid.shape == (3, 2 * (4 + GAP) + GAP, 3 * (4 + GAP) + GAP)
+    assert grid.min() == 0
+    assert grid.max() == 1
+    step = 4 + GAP
+    for r in range(2):
+        for c in range(3):
+            assert grid[0, GAP + r * step, GAP + c * step] == images[r, c, 0, 0, 0].clamp(0, 1)
+
+
+def test_pairs_put_each_original_above_its_own_reconstruction():
+    x = torch.arange(8).view(8, 1, 1, 1).expand(8, 3, 4, 4) / 10
+    grid, step = pairs(x, x + 0.05, num_columns=4), 4 + GAP
+    for index in range(8):
+        row, column = 2 * (index // 4), index % 4
+        top = grid[0, GAP + row * step, GAP + column * step]
+        below = grid[0, GAP + (row + 1) * step, GAP + column * step]
+        assert top.item() == pytest.approx(index / 10)
+        assert below.item() == pytest.approx(index / 10 + 0.05)
+    assert square(x).shape == (3, 2 * step + GAP, 2 * step + GAP)
+
+
+def test_the_run_it_belongs_to_is_read_only_data(evaluated):
+    run, _ = evaluated
+    assert runs.read_metrics(run)
+    assert not list(run.rglob("*.tmp"))

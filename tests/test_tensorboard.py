@@ -1,0 +1,124 @@
+"""What TensorBoard shows: from the event file, and (slow) from a real TensorBoard over HTTP and in a real browser."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SCALARS = {
+    *(f"{stage}/{term}" for stage in ("train", "val") for term in ("loss", "recon", "kl", "nelbo", "psnr")),
+    *("val/active_units", "train/lr", "train/images_per_second"),
+}
+HPARAMS = {f"hp/val_{term}" for term in ("loss", "recon", "kl", "nelbo", "psnr", "active_units")}
+PICTURES = {"pictures/reconstructions", "pictures/samples", "pictures/smile_strip"}
+
+
+@pytest.fixture(scope="module")
+def events(tiny_run):
+    return EventAccumulator(str(tiny_run), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+
+
+def test_scalars_are_the_metrics_of_the_record_by_epoch(events, tiny_run):
+    from smilevae import runs
+
+    assert set(events.Tags()["scalars"]) == SCALARS | HPARAMS
+    for tag in ("val/loss", "train/kl"):
+        recorded = [(line["epoch"], line[tag]) for line in runs.read_metrics(tiny_run)]
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(s, pytest.approx(v)) for s, v in recorded]
+
+
+def test_pictures_and_the_histogram_are_there(events):
+    assert set(events.Tags()["images"]) == PICTURES
+    assert [e.step for e in events.Images("pictures/samples")] == [1, 4]
+    assert events.Tags()["histograms"] == ["val/kl_per_dim"]
+    assert len(events.Histograms("val/kl_per_dim")) == 4
+
+
+def test_hparams_come_with_their_metrics(events, tiny_run):
+    result = json.loads((tiny_run / "result.json").read_text())
+    assert events.Scalars("hp/val_loss")[-1].value == pytest.approx(result["best"]["val/loss"])
+
+
+def test_the_projector_has_codes_labels_and_thumbnails(tiny_run):
+    folder = tiny_run / "00004" / "held_out"
+    num = len((folder / "metadata.tsv").read_text().splitlines())
+    assert len((folder / "tensors.tsv").read_text().splitlines()) == num
+    assert set((folder / "metadata.tsv").read_text().splitlines()) <= {"smiling", "not smiling"}
+    assert (folder / "sprite.png").exists()
+
+
+def test_a_resumed_run_shows_each_epoch_once(train, call):
+    run = train("epochs=2")
+    assert call("train", f"resume={run}", "epochs=4")[0] == 0
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert [e.step for e in events.Scalars("val/loss")] == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def board(tiny_run, tmp_path_factory):
+    """A real TensorBoard on 127.0.0.1 over a folder of two runs."""
+    logdir = tmp_path_factory.mktemp("board")
+    for name in ("beta-1", "beta-10"):
+        shutil.copytree(tiny_run, logdir / name)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            if len(json.load(urllib.request.urlopen(f"{url}/data/runs"))) >= 2:
+                break
+        except OSError:
+            pass
+        time.sleep(0.25)
+    yield url
+    process.terminate()
+    process.wait()
+
+
+def fetch(url: str, body: dict | None = None):
+    data = json.dumps(body).encode() if body else None
+    return json.load(urllib.request.urlopen(urllib.request.Request(url, data=data)))
+
+
+@pytest.mark.slow
+def test_a_real_tensorboard_serves_every_tab_under_the_folders_names(board):
+    assert sorted(fetch(f"{board}/data/runs")) == ["beta-1", "beta-10"]
+    tags = fetch(f"{board}/data/plugin/scalars/tags")
+    assert set(tags["beta-10"]) == SCALARS | HPARAMS
+    assert set(fetch(f"{board}/data/plugin/images/tags")["beta-1"]) == PICTURES
+    experiment = fetch(f"{board}/data/plugin/hparams/experiment", {"experimentName": ""})
+    assert {info["name"]["tag"] for info in experiment["metricInfos"]} == HPARAMS
+    assert {"beta", "latent_dim", "batch_size"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert len(fetch(f"{board}/data/plugin/projector/runs")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
+def test_a_real_browser_draws_the_scalars(board, tmp_path):
+    picture = tmp_path / "scalars.png"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--virtual-time-budget=20000"]
+    subprocess.run(
+        ["chromium", *options, f"--screenshot={picture}", f"{board}/#timeseries"],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    dom = subprocess.run(
+        ["chromium", *options, "--dump-dom", f"{board}/#timeseries"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stdout
+    assert "beta-10" in dom
+    assert "val/loss" in dom
+    assert picture.stat().st_size > 20_000
