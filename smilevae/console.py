@@ -37,7 +37,7 @@ def run(main: Callable[..., Any]) -> None:
 
 @contextlib.contextmanager
 def one_sentence(alone: bool = True) -> Iterator[None]:
-    """End the process on a UserError here, before Hydra prints its own lines about a failed job; pass if not `alone`."""
+    """End the process on a UserError, before Hydra prints lines of its own about the job; not if not `alone`."""
     try:
         yield
     except UserError as error:
