@@ -31,6 +31,8 @@ def main(config: DictConfig) -> None:
             if alone:
                 run.discard_if_untrained()
             raise
+        if not run.leads:
+            return
         if settings["evaluate"]:
             from smilevae import checkpoints, evaluation
 

@@ -69,7 +69,9 @@ class VAEModule(pl.LightningModule):
         self.kl_per_dim = kl
         variance = (square - mean.square()) * num / max(num - 1, 1)
         self.epoch_metrics["val/active_units"] = active_units(variance)
-        self.log("val/loss", self.epoch_metrics["val/loss"], logger=False)  # for callbacks that monitor it
+        self.log(
+            "val/loss", self.epoch_metrics["val/loss"], logger=False, sync_dist=True
+        )  # for callbacks that monitor it
 
     def on_train_epoch_end(self) -> None:
         self._close("train")

@@ -63,11 +63,15 @@ class Stop:
 class Run:
     """A claimed run folder; the claim is a lock that the kernel frees when the process ends.
 
+    Of several processes that train together (trainer.devices=2) only the one that `leads` claims and writes.
     Raises ConfigError if another process holds the folder or it cannot be written.
     """
 
     def __init__(self, path: str | Path):
         self.dir = Path(path)
+        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning sets it for the processes it starts
+        if not self.leads:
+            return
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115, held until the process ends
@@ -84,6 +88,9 @@ class Run:
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
         """Keep status.json true while the body runs: RUNNING, then FAILED or INTERRUPTED if it raises."""
+        if not self.leads:
+            yield self
+            return
         self.status("RUNNING")
         try:
             yield self
@@ -112,10 +119,12 @@ class Run:
         self.write_json("status.json", {"status": state, "reason": reason, "time": now, "pid": os.getpid()})
 
     def write_json(self, name: str, content: Any) -> None:
-        write_text(self.dir / name, json.dumps(content, indent=2, allow_nan=True) + "\n")
+        if self.leads:
+            write_text(self.dir / name, json.dumps(content, indent=2, allow_nan=True) + "\n")
 
     def write_config(self, settings: dict[str, Any]) -> None:
-        write_text(self.dir / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        if self.leads:
+            write_text(self.dir / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl: one JSON object an epoch."""

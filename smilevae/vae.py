@@ -26,7 +26,8 @@ class VAE(nn.Module):
     """An encoder, a decoder and the pixel scaling between them.
 
     x is always in [0, 1]. With `normalize` the encoder sees (x - 0.5) / 0.5 and the decoder's output is
-    scaled alike, which changes conditioning only: what leaves this class is back in [0, 1] units.
+    scaled alike, which changes conditioning only: what leaves this class is back in [0, 1] units, and
+    float32 whatever precision the layers run in.
 
     Raises ValueError for an unknown network or an image_size its layers cannot halve exactly.
     """
@@ -57,12 +58,12 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | x): (B, 3, S, S) -> (B, D) twice; |logvar| <= LOGVAR_BOUND, softly."""
         x = x.contiguous(memory_format=torch.channels_last)
-        mu, raw = self.encoder((x - 0.5) / 0.5 if self.normalize else x).chunk(2, dim=1)
+        mu, raw = self.encoder((x - 0.5) / 0.5 if self.normalize else x).float().chunk(2, dim=1)
         return mu, LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x | z) in [0, 1] units, not clamped: (B, D) -> (B, 3, S, S)."""
-        return 0.5 + self.decoder(z) * (0.5 if self.normalize else 1.0)  # an untrained decoder draws mid-grey
+        return 0.5 + self.decoder(z).float() * (0.5 if self.normalize else 1.0)  # an untrained decoder draws mid-grey
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> VAEOutput:
         mu, logvar = self.encode(x)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, script
 
 from smilevae import checkpoints, knobs, runs
 from smilevae.callbacks import Record
@@ -225,6 +225,25 @@ def test_a_resume_that_would_change_the_result_is_refused_by_name(train, call):
     assert f"beta=7 would change the result of {run}, which has beta=1" in errors
     assert "batch_size=16 would change" in errors
     assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_into_one_run_folder(tmp_path):
+    run = tmp_path / "run"
+    done = script("train", f"hydra.run.dir={run}", *TINY, "trainer.accelerator=cpu", "trainer.devices=2", "epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert read(run, "status.json")["status"] == "COMPLETED"
+    lines = runs.read_metrics(run)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["val/loss"] < lines[0]["val/loss"]
+    assert weights(run)["global_step"] == 15  # a batch is shared out, not multiplied
+
+
+def test_half_precision_layers_give_full_precision_terms(train):
+    run = train("trainer.precision=bf16-mixed", "epochs=3")
+    lines = runs.read_metrics(run)
+    assert lines[-1]["val/loss"] < lines[0]["val/loss"]
+    assert all(v.dtype == torch.float32 for k, v in weights(run)["state_dict"].items() if k.endswith("weight"))
 
 
 # failures
