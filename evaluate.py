@@ -14,11 +14,10 @@ def main(config: DictConfig) -> None:
         if not isinstance(config.seed, int):
             raise ConfigError(f"seed={config.seed} must be a whole number")
         console.quiet_lightning()
-        from smilevae import checkpoints, evaluation
+        from smilevae import evaluation
 
-        root = str(config.root) if config.root is not None else None
-        metrics, out = evaluation.evaluate(checkpoints.find(str(config.ckpt)), root=root, seed=config.seed)
-        print(f"{evaluation.format_table(metrics)}\npictures: {console.short(out)}/")
+        root = None if config.root is None else str(config.root)
+        print(evaluation.report(str(config.ckpt), root=root, seed=config.seed))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
         try:
             settings = runs.settings_of(config, job.overrides.task)
             with run.recording():
-                run.write_config(settings)
+                run.write_config(settings | {"resume": None})
                 best = fit(settings, run, stop)
         except UserError:
             if alone:
@@ -34,11 +34,10 @@ def main(config: DictConfig) -> None:
         if not run.leads:
             return
         if settings["evaluate"]:
-            from smilevae import checkpoints, evaluation
+            from smilevae import evaluation
 
-            metrics, out = evaluation.evaluate(checkpoints.find(str(run.dir)))
-            log.info(f"{evaluation.format_table(metrics)}\npictures: {console.short(out)}/")
-        log.info(console.what_next(run.dir, best))
+            log.info(evaluation.report(str(run.dir)))
+        log.info(runs.what_next(run.dir, best))
 
 
 def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, Any]:
@@ -74,7 +73,6 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, A
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=1,
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
             **settings["trainer"],
         )
@@ -82,7 +80,6 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, A
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
     resume = checkpoints.resume_point(run.dir) if settings["resume"] else None
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())
     return record.best()[0]

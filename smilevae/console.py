@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import logging
 import os
-import shlex
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,6 +49,13 @@ def one_sentence(alone: bool = True) -> Iterator[None]:
 def register_resolvers() -> None:
     """What conf/ may call in ${...}; the folder's name is drawn once a process."""
     OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("swept", _swept, replace=True)
+
+
+def _swept(overrides: list[str], number: int) -> str:
+    """A job's folder: the knobs its sweep varies, which are those the command line does not hold as they stand."""
+    varied = [text.replace("=", "-", 1) for text in overrides if text not in sys.argv]
+    return re.sub(r"[^\w.+-]", "-", "_".join(varied)) or str(number)
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -79,17 +86,3 @@ def quiet_lightning() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.getMessage().strip().startswith(NOISE))
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
-
-
-def what_next(run: Path, best: dict[str, Any]) -> str:
-    """The closing lines of a run."""
-    return (
-        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: python evaluate.py ckpt={short(run)}\n"
-        f"      tensorboard --logdir {short(run.parent)}"
-    )
-
-
-def short(path: Path) -> str:
-    """A path as one would type it: relative where that is shorter, quoted where it must be."""
-    return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))

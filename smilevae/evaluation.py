@@ -59,6 +59,12 @@ def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dic
     return metrics, out
 
 
+def report(ckpt: str, *, root: str | None = None, seed: int = 0) -> str:
+    """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
+    metrics, out = evaluate(checkpoints.find(ckpt), root=root, seed=seed)
+    return f"{format_table(metrics)}\npictures: {runs.short(out)}/"
+
+
 @torch.no_grad()
 def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     """mu and logvar of some faces, on the CPU: (N, D) twice."""

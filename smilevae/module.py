@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from smilevae import UserError
+from smilevae import CheckpointError, UserError
 from smilevae.datasets import hash64
 from smilevae.losses import beta_vae_terms, gaussian_kl, squared_error
 from smilevae.metrics import active_units, negative_elbo, psnr
@@ -121,5 +121,7 @@ class VAEModule(pl.LightningModule):
         checkpoint["sums"] = self._sums  # of an epoch that is not over
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["fingerprint"] != self.fingerprint:
+            raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
         self._restored["plateau"] = checkpoint["plateau"]  # Lightning builds the optimizer later
         self._sums = {stage: sums.to(self.device) for stage, sums in checkpoint["sums"].items()}

@@ -173,6 +173,8 @@ def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     knobs.check(settings)
+    if settings["data"]["root"]:  # found again from any working directory
+        settings["data"]["root"] = os.path.abspath(os.path.expanduser(settings["data"]["root"]))
     return continued(settings["resume"], settings, named) if settings["resume"] else settings
 
 
@@ -230,7 +232,21 @@ def new_run_dir(parent: str, resume: str | None) -> str:
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"python train.py resume={shlex.quote(os.path.relpath(path))}"
+    return f"python train.py resume={short(path)}"
+
+
+def what_next(run: Path, best: dict[str, Any]) -> str:
+    """The closing lines of a run."""
+    return (
+        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
+        f"next: python evaluate.py ckpt={short(run)}\n"
+        f"      tensorboard --logdir {short(run.parent)}"
+    )
+
+
+def short(path: Path) -> str:
+    """A path as one would type it: relative where that is shorter, quoted where it must be."""
+    return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], None] | None = None) -> None:

@@ -227,6 +227,19 @@ def test_a_resume_that_would_change_the_result_is_refused_by_name(train, call):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_a_resume_on_other_pictures_is_refused_and_paths_are_found_from_anywhere(call, pictures, tmp_path, monkeypatch):
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    monkeypatch.chdir(pictures.parent)
+    code, errors = call("train", "hydra.run.dir=run", "data=folder", "data.root=pictures", *tiny)
+    assert code == 0, errors
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["root"] == str(pictures)
+    monkeypatch.chdir("/")
+    assert call("evaluate", f"ckpt={tmp_path / 'run'}")[0] == 0
+    next((pictures / "train" / "smile").iterdir()).unlink()
+    code, errors = call("train", f"resume={tmp_path / 'run'}", "epochs=3")
+    assert (code, "the pictures changed since this run began" in errors) == (4, True)
+
+
 @pytest.mark.slow
 def test_two_processes_train_together_into_one_run_folder(tmp_path):
     run = tmp_path / "run"
@@ -282,6 +295,7 @@ def test_a_mistake_in_a_trainer_argument_is_one_sentence(call, tmp_path):
 def test_a_sweep_gives_each_job_a_folder_named_by_its_knobs(call, tmp_path):
     code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "epochs=1", "beta=1,10", "seed=0,1")
     assert code == 0, errors
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {f"beta-{b}_seed-{s}" for b in (1, 10) for s in (0, 1)}
     found = {tuple(sorted(p.parent.relative_to(tmp_path).parts)) for p in tmp_path.rglob("result.json")}
     assert len(found) == 4
     for path in tmp_path.rglob("config.yaml"):
