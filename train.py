@@ -24,10 +24,11 @@ def main(config: DictConfig) -> None:
         run = runs.Run(job.runtime.output_dir)
         try:
             settings = runs.settings_of(config, job.overrides.task)
+            run.begin(settings)
             with run.recording():
-                run.write_config(settings | {"resume": None})
                 best = fit(settings, run, stop)
-        except UserError:
+        except (UserError, runs.Interrupted):
+            run.close()
             if alone:
                 run.discard_if_untrained()
             raise
@@ -41,10 +42,7 @@ def main(config: DictConfig) -> None:
 
 
 def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, Any]:
-    """Build the parts, train to the last epoch, record the result; gives the best epoch's metrics.
-
-    Imports torch only now: --help does not wait for it.
-    """
+    """Build the parts (torch is imported only now), train, record the result; gives the best epoch's metrics."""
     start = time.perf_counter()
     import pytorch_lightning as pl
     import torch
@@ -78,7 +76,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop) -> dict[str, A
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    resume = checkpoints.resume_point(run.dir) if settings["resume"] else None
+    resume = checkpoints.resume_point(run.dir, settings) if settings["resume"] else None
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())

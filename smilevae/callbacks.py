@@ -21,6 +21,10 @@ from smilevae.smile import mean_difference
 log = logging.getLogger(__name__)
 NUM_BEST = 2
 MAX_ENCODED = 2000  # faces behind the smile direction and in the projector that TensorBoard shows
+HP_KNOBS = (
+    *("beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "augment"),
+    *("model.network", "model.dropout", "data.source", "data.confound"),
+)
 HP_METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 
 
@@ -80,7 +84,9 @@ class Record(pl.callbacks.Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.deferred = False
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.stop.signum:
+            raise Interrupted(self.stop.signum)
         self._start, self._steps = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -99,8 +105,6 @@ class Record(pl.callbacks.Checkpoint):
         self._save(trainer)
         if trainer.is_global_zero:
             self._name_best()
-        if self.stop.signum and len(self.epochs) < trainer.max_epochs:
-            raise Interrupted(self.stop.signum)
 
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
@@ -126,7 +130,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
 
     def __init__(self, record: Record, faces: Faces, settings: dict[str, Any], num: int = 8):
         self.record, self.faces, self.every = record, faces, settings["log_images_every"]
-        self.hparams = {k: v for k, v in knobs.flatten(settings).items() if isinstance(v, bool | int | float | str)}
+        flat = knobs.flatten(settings)
+        self.hparams = {name: flat[name] for name in HP_KNOBS if flat.get(name) is not None}
         self.rows = np.random.default_rng(0).permutation(faces.rows("val"))[:num]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -171,6 +176,10 @@ class TensorBoard(pl.callbacks.Checkpoint):
             direction = mean_difference(encode(vae, self.faces, train)[0], smile).to(device)
             strip = latents.shift(mu[:4], direction, torch.tensor(INTENSITIES, device=device))
             board.add_image("pictures/smile_strip", grids.tile(decode_rows(vae, strip)), epoch)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if hasattr(self, "board"):
+            self.board.close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:

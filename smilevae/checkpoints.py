@@ -36,6 +36,9 @@ def read(path: str | Path) -> dict[str, Any]:
         if (found := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {found}; this smilevae reads {FORMAT}")
         knobs.check(content["hyper_parameters"])
+        kinds = {"state_dict": dict, "fingerprint": str, "epoch": int}
+        if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise TypeError("a part of another kind")
         return content
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
@@ -72,6 +75,7 @@ def find(ckpt: str) -> Path:
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
     path = Path(ckpt).expanduser()
+    path = path.parent if path.is_dir() and path.name == "checkpoints" else path
     if not path.is_dir():
         return path
     if not (best := ranked(path)):
@@ -83,25 +87,34 @@ def find(ckpt: str) -> Path:
 
 def ranked(run: Path) -> list[Path]:
     """A run folder's best checkpoints, best first by val/loss; its last one where there are no others."""
-    loss = {line["epoch"]: line["val/loss"] for line in runs.read_metrics(run)}
+    loss = {line["epoch"]: line.get("val/loss", float("inf")) for line in runs.read_metrics(run)}
     found = [p for p in (run / "checkpoints").glob("epoch-*.ckpt") if NAME.fullmatch(p.name)]
     found.sort(key=lambda p: (loss.get(epoch_of(p), float("inf")), epoch_of(p)))
     last = run / "checkpoints" / "last.ckpt"
     return found or [p for p in (last, last.with_name("previous.ckpt")) if p.exists()]
 
 
-def resume_point(run: Path) -> Path:
-    """Where a run goes on: last.ckpt; if that cannot be read, previous.ckpt takes its place. Raises CheckpointError."""
+def resume_point(run: Path, settings: dict[str, Any]) -> Path:
+    """Where a run goes on: last.ckpt; if that cannot be read, previous.ckpt takes its place.
+
+    Raises CheckpointError if neither can, or if `settings` are no longer those that it was trained with.
+    """
     last = run / "checkpoints" / "last.ckpt"
     try:
-        read(last)
+        content = read(last)
     except CheckpointError as problem:
         previous = last.with_name("previous.ckpt")
         try:
-            read(previous)
+            content = read(previous)
         except CheckpointError:
             raise CheckpointError(f"{run} cannot go on: {problem}") from None
         link(previous, last)
+    now, then = knobs.flatten(settings), knobs.flatten(content["hyper_parameters"])
+    for name in sorted(now.keys() | then.keys()):
+        if name not in (*knobs.SAME_RESULT, "epochs") and now.get(name) != then.get(name):
+            raise CheckpointError(
+                f"{run} cannot go on: config.yaml says {name}={now.get(name)}, trained was {then.get(name)}"
+            )
     return last
 
 

@@ -31,8 +31,12 @@ def run(main: Callable[..., Any]) -> None:
         end(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         end(_sentence(error), 2)
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's word for data=null
+            raise
+        end("data, model and trainer each need a choice; leave the override out for the default", 2)
     except (runs.Interrupted, KeyboardInterrupt) as stop:
-        end(f"{stop or 'interrupted'}", getattr(stop, "exit_code", 130))
+        end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
 
 
 @contextlib.contextmanager
@@ -44,6 +48,10 @@ def one_sentence(alone: bool = True) -> Iterator[None]:
         if not alone:
             raise
         end(str(error), error.exit_code)
+    except OSError as error:
+        if not alone or not error.filename:
+            raise
+        end(f"{error.filename}: {error.strerror}; make it writable, or choose another folder", 1)
 
 
 def register_resolvers() -> None:
@@ -70,8 +78,12 @@ def _sentence(error: Exception) -> str:
     text = str(error)
     if "Could not override" in text and "'" in text:
         name = text.split("'")[1]
+        if name in knobs.KNOBS:
+            return f"{name} does not apply here; see the file in conf/{name.partition('.')[0]}/ that you chose"
         near = difflib.get_close_matches(name, knobs.KNOBS, n=1)
         return f"{name} is not a knob" + (f"; did you mean {near[0]}?" if near else "; see python train.py --help")
+    if "mismatched input" in text or "token recognition" in text:
+        return f"{text.splitlines()[0]}; write key=value, and quote a value that holds = , or brackets: \"key='value'\""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 

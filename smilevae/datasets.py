@@ -176,10 +176,10 @@ def split_parts(
 def folder(root: str) -> Listing:
     """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
     base = Path(root).expanduser()
-    if not base.is_dir():
-        raise DataError(f"data.root={root} is not a folder; name the folder that holds train/ or smile/ and non_smile/")
-    train = base / "train" if (base / "train").is_dir() else base
     try:
+        if not base.is_dir():
+            raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
+        train = base / "train" if (base / "train").is_dir() else base
         by_class = {name: list_images(train / name) for name in CLASS_FOLDERS if (train / name).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
         plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
@@ -195,7 +195,7 @@ def folder(root: str) -> Listing:
     # class folders inside test/ are labels too
     labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
     paths, smile, is_test = (list(column) for column in zip(*labelled))
-    return Listing(paths, [p.relative_to(base).as_posix() for p in paths], smile, is_test)
+    return Listing(paths, [_text(p.relative_to(base)) for p in paths], smile, is_test)
 
 
 def smiling_or_not(root: str | None) -> Listing:
@@ -417,6 +417,11 @@ def hash64(*parts: object) -> int:
 def _person(pattern: str, name: str) -> str:
     match = re.match(pattern, name.rsplit("/", 1)[-1])
     return match[1] if match else name
+
+
+def _text(path: Path) -> str:
+    """A path as text that any terminal and any file can hold."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _digest(path: Path) -> str:

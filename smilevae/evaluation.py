@@ -116,7 +116,7 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int) -> dict[str, Any]:
         "kl": kl,
         "nelbo": negative_elbo(recon, kl, 3 * vae.image_size**2),
         "loss_study_units": 4 * recon + kl,  # SSE on [-1, 1] pixels + KL
-        "active_units": active_units(mu.var(0)),
+        "active_units": active_units(mu.var(0, correction=min(1, len(mu) - 1))),
         "latent_dim": vae.latent_dim,
         "pca_dim": basis.shape[1],
         "kl_per_dim": gaussian_kl(mu, logvar).mean(0).tolist(),
@@ -172,13 +172,12 @@ def draw(vae: VAE, faces: Faces, out: Path, seed: int) -> None:
     noise = torch.randn(64, vae.latent_dim, generator=generator)
     save(grids.square(vae.decode(noise.to(x.device))), out / "samples.png")
 
-    half = min(len(mu) // 2, 6)
-    save(
-        grids.tile(decode_rows(vae, latents.interpolate(mu[:half], mu[half : 2 * half], 8))), out / "interpolation.png"
-    )
+    if half := min(len(mu) // 2, 6):
+        between = latents.interpolate(mu[:half], mu[half : 2 * half], 8)
+        save(grids.tile(decode_rows(vae, between)), out / "interpolation.png")
 
     val_mu = encode(vae, faces, np.sort(rows))[0]
-    active = val_mu.var(0).argsort(descending=True)[:8].tolist()
+    active = val_mu.var(0, correction=0).argsort(descending=True)[:8].tolist()
     values = torch.linspace(-3, 3, 7, device=x.device)
     walks = torch.cat([latents.traverse(mu[:1], dim, values) for dim in active])
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
@@ -216,6 +215,8 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, direction: Tensor, out
 
 def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
     """Held-out codes in two dimensions: along the smile direction of the training faces (if any) and principal axes."""
+    if len(mu) < 3:
+        return
     from matplotlib.figure import Figure
 
     centred = mu - mu.mean(0)

@@ -93,7 +93,7 @@ def list_images(folder: Path) -> list[Path]:
             path = Path(entry.path)
             if path.is_dir():
                 walk(path)
-            elif path.suffix.lower() in EXTENSIONS:
+            elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes; broken links
                 files.setdefault(path.resolve(), path)
 
     walk(folder)

@@ -86,8 +86,8 @@ def _problem(name: str, knob: Knob, flat: Mapping[str, Any]) -> str | None:
         # data sources differ in their knobs; everything else is needed
         return None if name.startswith("data.") and name != "data.source" else f"{name} is missing"
     value = flat[name]
-    if value is None:
-        return None if knob.optional else f"{name} is empty; give it a value"
+    if value is None or value == "":
+        return None if knob.optional and value is None else f"{name} is empty; give it a value"
     if knob.choices:
         return None if value in knob.choices else f"{name}={value} is unknown; choose one of {', '.join(knob.choices)}"
     if knob.kind is list:
@@ -112,6 +112,8 @@ def _problems_together(flat: Mapping[str, Any]) -> list[str]:
     found = []
     if flat["data.source"] == "folder" and not flat.get("data.root"):
         found.append("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    if flat["data.source"] == "synthetic" and flat.get("data.root"):
+        found.append("data.root does not apply to drawn faces; add data=folder")
     multiple, size = size_multiple(flat["model.network"], len(flat["model.widths"])), flat["image_size"]
     if size % multiple:
         low, high = int(KNOBS["image_size"].low), int(KNOBS["image_size"].high)

@@ -15,7 +15,6 @@ import platform
 import resource
 import secrets
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smilevae import ConfigError, UserError, knobs
+
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer, free to change on resume
 
 
 class Interrupted(BaseException):
@@ -68,7 +69,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
-        self.dir = Path(path)
+        self.dir, self.new = Path(path), False
         self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning sets it for the processes it starts
         if not self.leads:
             return
@@ -109,10 +110,22 @@ class Run:
         """Give the folder up for others to claim."""
         self._lock.close()
 
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Write config.yaml. Raises ConfigError if a run that is not resumed already lies here."""
+        if self.leads and not settings["resume"]:
+            if (self.dir / "config.yaml").exists():
+                raise ConfigError(f"{self.dir} already holds a run; go on with {resume_line(self.dir)}")
+            self.new = True
+        self.write_config(settings | {"resume": None})
+
     def discard_if_untrained(self) -> None:
-        """Remove a folder in which no epoch was finished: a mistake before training leaves nothing behind."""
-        if not self.checkpoints.exists():
-            shutil.rmtree(self.dir, ignore_errors=True)
+        """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
+        if self.new and not any(self.checkpoints.glob("*.ckpt")):
+            events = [path.name for path in self.dir.glob("events.out.tfevents.*")]
+            for name in ("config.yaml", "status.json", "data_card.json", "train.log", ".lock", *events):
+                (self.dir / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's files are not ours to remove
+                self.dir.rmdir()
 
     def status(self, state: str, reason: str | None = None) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -156,7 +169,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):
         for line in (path / "metrics.jsonl").read_text().splitlines():
             lines.append(json.loads(line))
-    return lines
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("epoch"), int)]
 
 
 def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
@@ -185,8 +198,9 @@ def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str,
     """
     settings = read_settings(resume)
     target = wanted["epochs"] if "epochs" in named else settings["epochs"]
-    if (Path(resume) / "result.json").exists() and target <= settings["epochs"]:
-        raise ConfigError(f"{resume} is complete with {settings['epochs']} epochs; to train on, add a larger epochs=N")
+    done, complete = len(read_metrics(Path(resume))), (Path(resume) / "result.json").exists()
+    if target < done or (complete and target == done):
+        raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
     old, new = knobs.flatten(settings), knobs.flatten(wanted)
     asked = {name for name in new if name in named or name.partition(".")[0] in named}
     allowed = asked & {*knobs.SAME_RESULT, "epochs"}
@@ -195,13 +209,19 @@ def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str,
         for name in sorted(asked - allowed)
         if new[name] != old.get(name)
     ]
+    hardware = {}
+    for name, value in wanted["trainer"].items():
+        old_value = settings["trainer"].get(name)
+        if named & {"trainer", f"trainer.{name}"} and value != old_value:
+            hardware[name] = value
+            if name not in HARDWARE:
+                changed.append(f"trainer.{name}={value} would change the result of {resume}, which has {old_value}")
     if changed:
         raise ConfigError("\n".join(changed))
+    settings["trainer"] |= hardware
     for name in allowed:
         group, _, leaf = name.rpartition(".")
         (settings[group] if group else settings)[leaf] = new[name]
-    if any(name.partition(".")[0] == "trainer" for name in named):
-        settings["trainer"] = wanted["trainer"]
     return settings
 
 

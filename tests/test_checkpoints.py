@@ -74,6 +74,8 @@ def change(content, **more):
         (lambda c: change(c, latent_dim=9), "weights do not fit"),
         (lambda c: change(c, surprise=1), "surprise is not a knob"),
         (lambda c: {k: v for k, v in c.items() if k != "smilevae"}, "not a smilevae checkpoint"),
+        (lambda c: {k: v for k, v in c.items() if k != "fingerprint"}, "not a smilevae checkpoint"),
+        (lambda c: c | {"state_dict": []}, "not a smilevae checkpoint"),
         (lambda c: c | {"smilevae": {"format": 99}}, "has the format 99"),
         (lambda c: torch.zeros(3), "not a smilevae checkpoint"),
     ],
@@ -109,14 +111,15 @@ def test_a_run_folder_means_its_best_checkpoint(tiny_run):
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
-    assert checkpoints.read(checkpoints.resume_point(copy))["epoch"] == 3
+    settings = checkpoints.read(copy / "checkpoints" / "last.ckpt")["hyper_parameters"]
+    assert checkpoints.read(checkpoints.resume_point(copy, settings))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     assert checkpoints.epoch_of(checkpoints.find(str(copy))) > 0
-    assert checkpoints.read(checkpoints.resume_point(copy))["epoch"] == 2  # of 0 to 3
+    assert checkpoints.read(checkpoints.resume_point(copy, settings))["epoch"] == 2  # of 0 to 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     (copy / "checkpoints" / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"cannot go on.*last.ckpt"):
-        checkpoints.resume_point(copy)
+        checkpoints.resume_point(copy, settings)
 
 
 def test_links_fall_back_to_copies(tmp_path, monkeypatch):

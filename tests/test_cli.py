@@ -1,5 +1,6 @@
 """User mistakes on the real command line: one sentence, the right exit code, nothing left behind."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,13 @@ CONFIG_MISTAKES = [
     ("beta", "beta"),
     ("data=folder", "data.root is not set"),
     ("resume=/nowhere", "/nowhere is not a run folder"),
+    ("resume=", "resume is empty"),
+    ("hydra.run.dir=", "it is empty"),
+    ("hydra.run.dir=README.md", "cannot be a run folder: File exists"),
+    ("hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x cannot be a run folder"),
+    ("data=null", "need a choice"),
+    ("data.root=/x", "data.root does not apply to drawn faces"),
+    ("data.root=/a=b", "quote a value that holds ="),
 ]
 
 
@@ -112,6 +120,55 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
     assert sentence in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (ROOT / "evaluation").exists()
+
+
+def test_a_mistake_never_removes_what_was_there_before(call, tmp_path, tiny_run):
+    """A thesis in the folder that a careless command names, and a finished run whose checkpoints are gone."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("five years")
+    code, _ = call("train", f"hydra.run.dir={tmp_path / 'precious'}", "data=folder", "data.root=/nowhere")
+    assert code == 3
+    assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis.txt"]
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    code, errors = call("train", f"resume={tmp_path / 'run'}", "epochs=9")
+    assert (code, "cannot go on" in errors) == (4, True)
+    assert set(before) <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(call, tiny_run):
+    before = (tiny_run / "config.yaml").read_bytes()
+    code, errors = call("train", f"hydra.run.dir={tiny_run}", *TINY)
+    assert (code, "already holds a run" in errors) == (2, True)
+    assert (tiny_run / "config.yaml").read_bytes() == before
+    assert (tiny_run / "result.json").exists()
+
+
+def test_pipes_among_the_pictures_do_not_hang_and_odd_names_are_text(call, pictures, tmp_path):
+    os.mkfifo(pictures / "train" / "smile" / "pipe_0001.jpg")
+    name = os.fsdecode(b"\xff\xfe_0001.png")
+    shutil.copy(next((pictures / "train" / "non_smile").iterdir()), os.path.join(pictures, "train", "smile", name))
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    run = tmp_path / "run"
+    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1")
+    assert code == 0, errors
+    assert json.loads((run / "data_card.json").read_text())["images"] == 53
+
+
+def test_two_pictures_train_and_evaluate(call, tmp_path):
+    for index in range(2):
+        (tmp_path / "two").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (90 * index, 50, 0)).save(tmp_path / "two" / f"P{index}_0001.png")
+    tiny = [knob for knob in TINY if not knob.startswith("data.")]
+    run = tmp_path / "run"
+    where = f"data.root={tmp_path / 'two'}"
+    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", where, *tiny, "epochs=1", "evaluate=true")
+    if code:  # one picture cannot feed BatchNorm
+        assert code == 3
+        assert "error:" in errors
+    else:
+        assert (run / "evaluation" / "reconstructions.png").exists()
 
 
 def test_help_and_cfg_answer_without_torch():

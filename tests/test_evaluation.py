@@ -154,6 +154,7 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
         f"data.root={pictures / 'train' / 'smile'}",
         *tiny,
         "evaluate=true",
+        "data.val_fraction=0.4",
     )
     assert code == 0, errors
     found = {p.name for p in (run / "evaluation").iterdir()}

@@ -50,9 +50,7 @@ def test_every_recipe_composes_checks_and_opens_with_its_command(group):
 
 
 def test_every_knob_of_the_config_is_checked_and_every_checked_knob_exists():
-    flat = {
-        name for source in ("synthetic", "folder") for name in knobs.flatten(settings(f"data={source}", "data.root=x"))
-    }
+    flat = {*knobs.flatten(settings("data=synthetic")), *knobs.flatten(settings("data=folder", "data.root=x"))}
     assert flat == set(knobs.KNOBS)
 
 

@@ -210,7 +210,7 @@ def test_a_real_signal_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path, sig
 def test_more_epochs_go_on_from_the_end(train, call):
     run = train("epochs=2")
     code, errors = call("train", f"resume={run}")
-    assert (code, "complete with 2 epochs" in errors) == (2, True)
+    assert (code, "has trained 2 epochs already" in errors) == (2, True)
     code, errors = call("train", f"resume={run}", "epochs=4")
     assert code == 0, errors
     assert len(runs.read_metrics(run)) == 4
@@ -257,6 +257,35 @@ def test_half_precision_layers_give_full_precision_terms(train):
     lines = runs.read_metrics(run)
     assert lines[-1]["val/loss"] < lines[0]["val/loss"]
     assert all(v.dtype == torch.float32 for k, v in weights(run)["state_dict"].items() if k.endswith("weight"))
+
+
+def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call):
+    run = train("epochs=1", "trainer.gradient_clip_val=123.0")
+    code, errors = call("train", f"resume={run}", "epochs=2", "trainer.precision=bf16-mixed")
+    assert (code, "trainer.precision=bf16-mixed would change the result" in errors) == (2, True)
+    code, errors = call("train", f"resume={run}", "epochs=2", "trainer.accelerator=cpu")
+    assert code == 0, errors
+    found = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+    assert (found["gradient_clip_val"], found["accelerator"]) == (123.0, "cpu")
+
+
+def test_an_edited_config_and_too_few_epochs_are_refused_on_resume(train, call):
+    run = train("epochs=2")
+    code, errors = call("train", f"resume={run}", "epochs=1")
+    assert (code, "has trained 2 epochs already" in errors) == (2, True)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("latent_dim: 8", "latent_dim: 9"))
+    code, errors = call("train", f"resume={run}", "epochs=3")
+    assert (code, "config.yaml says latent_dim=9, trained was 8" in errors) == (4, True)
+
+
+def test_a_run_killed_before_its_result_is_finished_by_resume(train, call):
+    run = train("epochs=2")
+    before = read(run, "result.json")
+    (run / "result.json").unlink()
+    code, errors = call("train", f"resume={run}")
+    assert code == 0, errors
+    assert read(run, "result.json")["checkpoints"] == before["checkpoints"]
 
 
 # failures
