@@ -1,4 +1,4 @@
-"""The edge of the two scripts: errors as one sentence with an exit code, Lightning's chatter, what to type next."""
+"""The edge of the two scripts: errors as one sentence with an exit code, resolvers, Lightning's chatter."""
 
 import contextlib
 import difflib

@@ -63,30 +63,29 @@ class VAEModule(pl.LightningModule):
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        num, *_ = self._close("val")
+        num = self._close("val")
         mean, square, kl = self.trainer.strategy.reduce(self._moments, reduce_op="sum").cpu() / num
         self._moments = torch.zeros_like(self._moments)
         self.kl_per_dim = kl
         variance = (square - mean.square()) * num / max(num - 1, 1)
         self.epoch_metrics["val/active_units"] = active_units(variance)
-        self.log(
-            "val/loss", self.epoch_metrics["val/loss"], logger=False, sync_dist=True
-        )  # for callbacks that monitor it
+        # for callbacks that monitor it
+        self.log("val/loss", self.epoch_metrics["val/loss"], logger=False, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         self._close("train")
         self.epoch_metrics["lr"] = self.lr
         self.plateau.step(self.epoch_metrics["val/loss"])
 
-    def _close(self, stage: str) -> list[float]:
-        """Turn a stage's sums into its metrics and start anew; gives (examples, mean loss, recon, KL, mu error)."""
+    def _close(self, stage: str) -> float:
+        """Turn a stage's sums into its metrics and start anew; gives the number of examples."""
         num, *sums = self.trainer.strategy.reduce(self._sums.pop(stage), reduce_op="sum").tolist()
         loss, recon, kl, mu_error = (total / num for total in sums)
         num_pixels = 3 * self.vae.image_size**2
         nelbo = negative_elbo(recon, kl, num_pixels)
         named = {"loss": loss, "recon": recon, "kl": kl, "nelbo": nelbo, "psnr": psnr(mu_error / num_pixels)}
         self.epoch_metrics |= {f"{stage}/{term}": value for term, value in named.items()}
-        return [num, loss, recon, kl, mu_error]
+        return num
 
     @property
     def within_epoch(self) -> bool:

@@ -108,7 +108,8 @@ class Run:
 
     def close(self) -> None:
         """Give the folder up for others to claim."""
-        self._lock.close()
+        if self.leads:
+            self._lock.close()
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Write config.yaml. Raises ConfigError if a run that is not resumed already lies here."""
