@@ -64,6 +64,7 @@ class Record(pl.callbacks.Checkpoint):
         return {
             "identity": identity(settings, fingerprint),
             "data_fingerprint": fingerprint,
+            "settings": knobs.flatten(settings),
             "checkpoints": [f"checkpoints/{checkpoints.best_name(line['epoch'])}" for line in best],
             "best": best[0],
             "final": self.epochs[-1],

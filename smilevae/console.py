@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from smilevae import UserError, knobs, runs
+from smilevae import UserError, knobs, runs, sweeps
 
 CONF = Path(__file__).parents[1] / "conf"
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
@@ -25,12 +24,13 @@ def run(main: Callable[..., Any]) -> None:
     """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
     register_resolvers()
+    sys.argv[1:] = sweeps.full_command(sys.argv[1:])
     try:
         main()
     except UserError as error:
         end(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        end(_sentence(error), 2)
+        end(sentence(error), 2)
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's word for data=null
             raise
@@ -40,16 +40,14 @@ def run(main: Callable[..., Any]) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence(alone: bool = True) -> Iterator[None]:
-    """End the process on a UserError, before Hydra prints lines of its own about the job; not if not `alone`."""
+def one_sentence() -> Iterator[None]:
+    """End the process on a UserError, before Hydra prints lines of its own about the job."""
     try:
         yield
     except UserError as error:
-        if not alone:
-            raise
         end(str(error), error.exit_code)
     except OSError as error:
-        if not alone or not error.filename:
+        if not error.filename:
             raise
         end(f"{error.filename}: {error.strerror}; make it writable, or choose another folder", 1)
 
@@ -57,13 +55,6 @@ def one_sentence(alone: bool = True) -> Iterator[None]:
 def register_resolvers() -> None:
     """What conf/ may call in ${...}; the folder's name is drawn once a process."""
     OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("swept", _swept, replace=True)
-
-
-def _swept(overrides: list[str], number: int) -> str:
-    """A job's folder: the knobs its sweep varies, which are those the command line does not hold as they stand."""
-    varied = [text.replace("=", "-", 1) for text in overrides if text not in sys.argv]
-    return re.sub(r"[^\w.+-]", "-", "_".join(varied)) or str(number)
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -73,7 +64,7 @@ def end(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     """Hydra's several lines as one, with the nearest knob for a misspelt one."""
     text = str(error)
     if "Could not override" in text and "'" in text:

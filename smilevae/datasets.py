@@ -25,11 +25,15 @@ from torch.utils.data import Dataset, Sampler
 from smilevae import DataError
 from smilevae.faces import SyntheticFaces
 from smilevae.images import Unreadable, decode_all, list_images
+from smilevae.linear import Spectrum
+from smilevae.ppca import spectrum
 
 UNKNOWN = -1
 PERSON = r"^(.+)_\d+\.\w+$"  # First_Last_0001.jpg -> First_Last
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
 KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
+NUM_AXES = 256  # of a spectrum
+MAX_FITTED = 75_000_000  # pixels of training faces that it is fitted to: 1,500 faces at 128 px
 CACHE_VERSION = 1  # raise when the same file would decode to other pixels
 
 
@@ -132,6 +136,22 @@ def load_faces(
                 f" the {part} part empty; add images of more people"
             )
     return faces
+
+
+def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
+    """The spectrum of the training faces and their mirror images, with the held-out ones on it; cached."""
+    num_pixels = math.prod(faces.images.shape[1:])
+    few = MAX_FITTED // num_pixels
+
+    def build(_: np.ndarray) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        train, val = (np.sort(rng.permutation(faces.rows(part))[:few]) for part in ("train", "val"))
+        seen, held_out = (torch.from_numpy(faces.images[rows]).float().div_(255) for rows in (train, val))
+        seen = torch.cat([seen, seen.flip(2)])
+        return spectrum(seen.flatten(1), held_out.flatten(1), NUM_AXES)._asdict()
+
+    key = f"{faces.fingerprint}-{num_pixels}-{hash64(*faces.rows('val')):x}-spectrum"
+    return Spectrum(**_cached(key, (1,), build, cache)[1])
 
 
 def format_card(card: dict[str, Any]) -> str:

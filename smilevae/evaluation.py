@@ -86,7 +86,7 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int) -> dict[str, Any]:
     train = faces.rows("train")
     pick = np.random.default_rng(seed).permutation(train)[:MAX_REFERENCE]
     shown = torch.cat([x.cpu() for x in _batches(vae, faces, np.sort(pick))])
-    mean, basis = principal_components(torch.cat([shown, shown.flip(3)]).flatten(1), vae.latent_dim)
+    mean, basis, _ = principal_components(torch.cat([shown, shown.flip(3)]).flatten(1), vae.latent_dim)
 
     sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
     terms, codes = torch.zeros(3, dtype=torch.float64), []
@@ -158,6 +158,32 @@ def format_table(metrics: dict[str, Any]) -> str:
     )
     lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def preview(run: Path, faces: Faces, side: int = 64) -> None:
+    """preview.png of a run's best checkpoint, two rows: six held-out faces above their reconstructions; twelve samples;
+    two faces that do not smile, moved along the smile direction. The same faces and noise in every run on a split.
+    """
+    vae = checkpoints.load_vae(checkpoints.find(str(run)))[0]
+    rows = np.random.default_rng(0).permutation(faces.rows("val"))
+    x = next(_batches(vae, faces, np.resize(rows, 6)))
+    noise = torch.randn(12, vae.latent_dim, generator=torch.Generator().manual_seed(0))
+    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(noise).unflatten(0, (2, 6))]
+    train, calm = (
+        np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE],
+        rows[faces.smile[rows] == 0],
+    )
+    smile = torch.from_numpy(faces.smile[train])
+    if (smile == 1).any() and (smile == 0).any() and len(calm):
+        x = next(_batches(vae, faces, np.resize(calm, 2)))
+        mu = vae.encode(x)[0]
+        direction = mean_difference(encode(vae, faces, train)[0], smile)
+        strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES)))
+        blocks.append(torch.cat([x[:, None], strip], dim=1))
+    tiles = torch.cat(blocks, dim=1)
+    small = F.interpolate(tiles.flatten(0, 1), (side, side), mode="bicubic", antialias=True, align_corners=False)
+    save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
 
 
 @torch.no_grad()

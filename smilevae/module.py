@@ -1,5 +1,6 @@
 """How a VAE is trained: one step for every stage, Adam, a plateau schedule that a resume reproduces to the bit."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -69,6 +70,10 @@ class VAEModule(pl.LightningModule):
         self.kl_per_dim = kl
         variance = (square - mean.square()) * num / max(num - 1, 1)
         self.epoch_metrics["val/active_units"] = active_units(variance)
+        if not math.isfinite(self.epoch_metrics["val/loss"]):  # before anything is saved
+            raise Diverged(
+                f"val/loss became {self.epoch_metrics['val/loss']} in epoch {self.current_epoch + 1}; lower lr"
+            )
         # for callbacks that monitor it
         self.log("val/loss", self.epoch_metrics["val/loss"], logger=False, sync_dist=True)
 

@@ -1,11 +1,13 @@
-"""The linear bound that every model is read against. Shapes: N examples, P pixels, K components."""
+"""Principal components, the linear bound that every model is read against. Shapes: N examples, P pixels, K axes."""
 
 import torch
 from torch import Tensor
 
+from smilevae.linear import Spectrum
 
-def principal_components(x: Tensor, num_components: int) -> tuple[Tensor, Tensor]:
-    """Mean (P,) and orthonormal basis (P, K') of the examples (N, P), K' = min(K, rank).
+
+def principal_components(x: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (P,), orthonormal basis (P, K') and variances (K',) of the examples (N, P), K' = min(K, rank).
 
     Through the N by N Gram matrix in float64: P may be far larger than N (Turk & Pentland 1991, section 2).
     """
@@ -15,4 +17,14 @@ def principal_components(x: Tensor, num_components: int) -> tuple[Tensor, Tensor
     keep = torch.argsort(eigenvalues, descending=True)[: min(num_components, len(x) - 1)]
     keep = keep[eigenvalues[keep] > eigenvalues.max() * 1e-9]
     basis = centred.T @ (vectors[:, keep] / eigenvalues[keep].sqrt()).to(x.dtype)
-    return mean, basis
+    return mean, basis, eigenvalues[keep] / len(x)
+
+
+def spectrum(train: Tensor, held_out: Tensor, num_components: int) -> Spectrum:
+    """The spectrum of training examples (N, P) and how held-out ones (M, P) fall on it."""
+    mean, basis, variances = principal_components(train, num_components)
+    apart = held_out - mean
+    squares = (apart @ basis).double().square().mean(0)
+    return Spectrum(
+        variances.tolist(), squares.tolist(), apart.double().square().sum(1).mean().item(), held_out.shape[1]
+    )

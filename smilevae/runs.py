@@ -10,6 +10,7 @@ import datetime
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -17,6 +18,7 @@ import secrets
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -42,12 +44,13 @@ class Interrupted(BaseException):
 class Stop:
     """SIGINT and SIGTERM: raise Interrupted at once, or, while `deferred`, remember the signal for the training loop.
 
-    A second signal is never deferred.
+    A second signal is never deferred, unless it comes at once: a terminal and a sweep both tell a job.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self._time = -math.inf
 
     def install(self, deferred: bool = False) -> None:
         self.deferred = deferred
@@ -55,7 +58,11 @@ class Stop:
             signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: object) -> None:
+        if self.signum and time.monotonic() - self._time < 1:
+            return
+        self._time = time.monotonic()
         if not self.deferred or self.signum:
+            self.signum = signum
             raise Interrupted(signum)
         self.signum = signum
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
@@ -76,9 +83,8 @@ class Run:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115, held until the process ends
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
+            if not _locked(self._lock, fcntl.LOCK_EX):
+                raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it")
         except OSError as error:
             raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
 
@@ -101,7 +107,8 @@ class Run:
             print(f"to go on: {resume_line(self.dir)}" if goes_on else "nothing was learnt yet", file=sys.stderr)
             raise
         except BaseException as error:
-            self.status("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.status("FAILED", reason, type(error).__name__)
             raise
         finally:
             self.close()
@@ -123,14 +130,23 @@ class Run:
         """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
         if self.new and not any(self.checkpoints.glob("*.ckpt")):
             events = [path.name for path in self.dir.glob("events.out.tfevents.*")]
-            for name in ("config.yaml", "status.json", "data_card.json", "train.log", ".lock", *events):
+            for name in (
+                "config.yaml",
+                "status.json",
+                "data_card.json",
+                "spectrum.json",
+                "train.log",
+                ".lock",
+                *events,
+            ):
                 (self.dir / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are not ours to remove
                 self.dir.rmdir()
 
-    def status(self, state: str, reason: str | None = None) -> None:
+    def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self.write_json("status.json", {"status": state, "reason": reason, "time": now, "pid": os.getpid()})
+        where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename}
+        self.write_json("status.json", {"status": state, "reason": reason, "error": error, **where})
 
     def write_json(self, name: str, content: Any) -> None:
         if self.leads:
@@ -148,6 +164,51 @@ class Run:
         """Write result.json, then the status: a run with a result is COMPLETED."""
         self.write_json("result.json", result)
         self.status("COMPLETED")
+
+
+def state(path: Path) -> dict[str, Any]:
+    """How a run folder stands, as status.json with two more words.
+
+    NEW has no status yet; STALE says RUNNING, but its process is gone. A result means COMPLETED, whatever the status.
+    """
+    empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None}
+    found: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((path / "status.json").read_text())
+    found = empty | found if isinstance(found, dict) else empty
+    if (path / "result.json").exists():
+        return found | {"status": "COMPLETED", "reason": None}
+    if found["status"] == "RUNNING" and not in_use(path):
+        return found | {"status": "STALE", "reason": "its process is gone"}
+    return found
+
+
+def in_use(path: Path) -> bool:
+    """Whether a living process holds the run folder."""
+    try:
+        with open(path / ".lock") as lock:
+            return not _locked(lock, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _locked(file: IO[Any], kind: int) -> bool:
+    """Take a lock; tries again for a moment, since whoever asks `in_use` holds it that long."""
+    for attempt in range(5):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.01 * attempt)
+    return False
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """result.json of a run folder; {} where there is none or it is not whole."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((path / "result.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -186,6 +247,8 @@ def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
         raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
+    for of_the_sweep in ("sweep", "retry_failed"):
+        settings.pop(of_the_sweep, None)
     knobs.check(settings)
     if settings["data"]["root"]:  # found again from any working directory
         settings["data"]["root"] = os.path.abspath(os.path.expanduser(settings["data"]["root"]))
@@ -233,6 +296,12 @@ def identity(settings: dict[str, Any], fingerprint: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that change a run's result beyond its last bits, flat, the trainer's among them."""
+    flat = {k: v for k, v in knobs.flatten(settings).items() if k not in (*knobs.SAME_RESULT, "threads")}
+    return flat | {f"trainer.{k}": v for k, v in settings["trainer"].items() if k not in HARDWARE}
+
+
 def environment() -> dict[str, Any]:
     """What a number depends on besides the settings: versions, machine and the process's peak memory so far."""
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow", "smilevae")
@@ -248,7 +317,7 @@ def new_run_dir(parent: str, resume: str | None) -> str:
     """Where a run goes: the folder it resumes, or a new one named by the second with a random suffix."""
     if resume:
         return resume.rstrip("/")
-    return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+    return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
 
 
 def resume_line(path: Path) -> str:

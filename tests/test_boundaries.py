@@ -9,24 +9,25 @@ import pytest
 from conftest import ROOT
 
 BASE = {"knobs"}  # and the package itself: errors; no torch
-ARITHMETIC = {"losses", "latents", "metrics", "ppca", "grids", "smile"}
+ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
 USE = {"evaluation"}
-GLUE = {"datamodule", "module", "callbacks"}
-EDGE = {"console", "hydra_checks"}
+GLUE = {"datamodule", "module", "callbacks", "training"}
+EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
     "knobs": set(),
-    **{room: {"losses", "latents", "metrics"} for room in ARITHMETIC},
+    **{room: {"losses", "latents", "metrics", "linear"} for room in ARITHMETIC},
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs"},
     **dict.fromkeys(USE, BASE | ARITHMETIC | MACHINERY | RECORD),
-    **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE),
+    **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
+    "sweeps": {"runs", "console", "training", "evaluation"},  # the last three in a job's own process
 }
 LIBRARIES = {  # where a heavy or framework library may be named
-    "torch": ARITHMETIC | MACHINERY - {"images", "faces"} | {"checkpoints"} | USE | GLUE,
+    "torch": ARITHMETIC - {"linear"} | MACHINERY - {"images", "faces"} | {"checkpoints", "sweeps"} | USE | GLUE,
     "pytorch_lightning": GLUE,
     "lightning_fabric": GLUE,
     "hydra": EDGE,

@@ -38,11 +38,12 @@ def model(tiny_run):
 
 def test_principal_components_agree_with_a_singular_value_decomposition():
     x = torch.randn(30, 200, dtype=torch.float64) @ torch.randn(200, 200, dtype=torch.float64)
-    mean, basis = principal_components(x, 7)
-    _, _, v = np.linalg.svd(x.numpy() - x.numpy().mean(0), full_matrices=False)
+    mean, basis, variances = principal_components(x, 7)
+    _, s, v = np.linalg.svd(x.numpy() - x.numpy().mean(0), full_matrices=False)
     assert basis.shape == (200, 7)
     np.testing.assert_allclose(np.abs(v[:7] @ basis.numpy()), np.eye(7), atol=1e-6)
     np.testing.assert_allclose(mean, x.mean(0))
+    np.testing.assert_allclose(variances, s[:7] ** 2 / 30)
     assert principal_components(x, 500)[1].shape == (200, 29)  # never more than the rank
 
 

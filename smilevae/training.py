@@ -1,0 +1,55 @@
+"""One training from settings to result; importable, so that a process of its own can be handed it."""
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from smilevae import ConfigError, callbacks, checkpoints, datasets, evaluation, runs
+from smilevae.datamodule import FaceDataModule
+from smilevae.module import VAEModule
+
+log = logging.getLogger(__name__)
+
+
+def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[int] | None = None) -> dict[str, Any]:
+    """Build the parts, train, record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
+
+    With settings["resume"] the run's last checkpoint is gone on from. Raises ConfigError, DataError, CheckpointError,
+    module.Diverged.
+    """
+    start = time.perf_counter()
+    if settings["threads"]:
+        torch.set_num_threads(settings["threads"])
+    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+    run.write_json("data_card.json", faces.card())
+    log.info(datasets.format_card(faces.card()))
+    run.write_json("spectrum.json", datasets.spectrum_of(faces, settings["data"].get("cache", True))._asdict())
+    data = FaceDataModule(faces, **{k: settings[k] for k in ("batch_size", "seed", "augment", "num_workers")})
+    torch.manual_seed(datasets.hash64("weights", settings["seed"]))
+    module = VAEModule(checkpoints.build_vae(settings), settings, faces.fingerprint)
+    record = callbacks.Record(run, stop)
+    try:
+        trainer = pl.Trainer(
+            max_epochs=settings["epochs"],
+            logger=False,  # callbacks.TensorBoard writes under the run folder's own name
+            callbacks=[record, callbacks.TensorBoard(record, faces, settings), callbacks.Progress(record)],
+            plugins=[callbacks.PlainCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # EpochBatches shares batches out itself
+            **settings["trainer"] | ({"devices": devices} if devices else {}),
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
+    resume = checkpoints.resume_point(run.dir, settings) if settings["resume"] else None
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if run.leads:
+        evaluation.preview(run.dir, faces)
+    seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
+    run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())
+    return record.best()[0]

@@ -1,0 +1,324 @@
+"""Sweeps: names, plans, resumes; jobs that fail in every way; signals and kills; parallel launchers."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, script
+
+from smilevae import ConfigError, runs, sweeps
+
+SETTINGS = {"beta": 1, "epochs": 3, "lr": 0.1, "seed": 0, "data": {"root": "/a"}, "trainer": {"precision": "32-true"}}
+GRID = ("beta=1,10,50", "batch_size=8,10,12")
+
+
+def points(*changes: dict):
+    return [(sweeps.job_name([f"{k}={v}" for k, v in c.items()]), [], SETTINGS | c) for c in changes]
+
+
+def plan(folder, *changes, argv=("-m",)):
+    found = sweeps.Plan(folder, points(*changes), list(argv))
+    found.claim()
+    return found
+
+
+def sweep(folder: Path, *overrides: object, **options) -> subprocess.CompletedProcess:
+    return script("train", "-m", f"hydra.sweep.dir={folder}", *TINY, *overrides, **options)
+
+
+def start(command: list[str], **options) -> subprocess.Popen:
+    """A command in a process group of its own, its output kept in a file."""
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **options)
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """A hash of all weights of every checkpoint name of every job."""
+    found = {}
+    for path in sorted(folder.glob("*/checkpoints/epoch-*.ckpt")):
+        state = torch.load(path, weights_only=True)["state_dict"]
+        digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(state.items())))
+        found[str(path.relative_to(folder))] = digest.hexdigest()
+    return found
+
+
+def table(folder: Path) -> dict[str, dict]:
+    lines = {p.parent.name: json.loads(p.read_text()) for p in sorted(folder.glob("*/result.json"))}
+    return {name: line["best"] | {"images_per_second": 0} for name, line in lines.items()}
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    return {name: runs.state(folder / name)["status"] for name in sweeps.read(folder)["jobs"]}
+
+
+@pytest.mark.parametrize(
+    ("varied", "name"),
+    [
+        (["beta=1", "batch_size=32"], "beta-1_batch_size-32"),
+        (["model=conv"], "model-conv"),
+        (["+trainer.limit=1"], "trainer.limit-1"),
+        (["data.root='/a b=c'"], "data.root---a-b-c-"),
+        (["..=.."], "..-.."),
+        ([], "job"),
+    ],
+)
+def test_names_survive_a_command_line(varied, name):
+    assert sweeps.job_name(varied) == name
+
+
+def test_long_names_stay_apart_and_within_the_file_system():
+    names = {sweeps.job_name([f"data.root={'x' * 300}{i}"]) for i in range(3)}
+    assert len(names) == 3
+    assert max(map(len, names)) < 200
+
+
+def test_a_resumed_plan_adds_points_and_knows_the_old_ones_by_their_settings(tmp_path):
+    plan(tmp_path / "s", {"beta": 1}, {"beta": 10})
+    again = plan(tmp_path / "s", *({"beta": b, "seed": s} for b in (1, 10) for s in (0, 1)))
+    assert again.wanted == ["beta-1", "beta-1_seed-1", "beta-10", "beta-10_seed-1"]
+    assert list(again.jobs) == ["beta-1", "beta-10", "beta-1_seed-1", "beta-10_seed-1"]
+
+
+def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
+    plan(tmp_path / "s", {"beta": 1}, {"beta": 10})
+    with pytest.raises(ConfigError, match=r"lr=0\.2 would change the results of .*, which has lr=0\.1"):
+        plan(tmp_path / "s", {"beta": 1, "lr": 0.2}, {"beta": 10, "lr": 0.2})
+    with pytest.raises(ConfigError, match="bf16-true"):
+        plan(tmp_path / "s", {"beta": 1, "trainer": {"precision": "bf16-true"}})
+    free = {"data": {"root": "/moved"}, "trainer": {"precision": "32-true", "accelerator": "cpu"}}
+    assert plan(tmp_path / "s", {"beta": 1} | free).wanted == ["beta-1"]
+
+
+def test_equal_points_are_one_job_and_equal_names_stay_apart(tmp_path):
+    assert plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).wanted == ["beta-1"]
+    same = [("x", [], SETTINGS | {"beta": b}) for b in (1, 2)]
+    assert len(set(sweeps.Plan(tmp_path / "b", same, []).wanted)) == 2
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("five years")
+    with pytest.raises(ConfigError, match="is not empty"):
+        plan(tmp_path, {"beta": 1})
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        plan(tmp_path, {"beta": 1})
+
+
+def test_resume_names_a_sweep_and_later_values_win(tmp_path):
+    plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "seed=0", "hydra.sweep.dir=/old"))
+    command = sweeps.full_command(["-m", f"resume={tmp_path / 's'}", "seed=0,1"])
+    assert command == ["-m", "beta=1", "seed=0,1", f"hydra.sweep.dir='{tmp_path / 's'}'"]
+    assert sweeps.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
+
+
+def test_what_is_left_is_what_did_not_end(tmp_path):
+    found = plan(tmp_path / "s", *({"beta": b} for b in range(1, 7)))
+    states = ("COMPLETED", "FAILED", "INTERRUPTED", "RUNNING", "RUNNING")
+    held = [runs.Run(tmp_path / "s" / name) for name in found.wanted[:5]]
+    for run, status in zip(held, states):
+        run.status(status, "so")
+    held[0].write_json("result.json", {})
+    for run in (*held[:3], held[3]):
+        run.close()  # the fourth says RUNNING and is not: stale; the fifth runs
+    shown = [runs.state(tmp_path / "s" / name)["status"] for name in found.wanted]
+    assert shown == ["COMPLETED", "FAILED", "INTERRUPTED", "STALE", "RUNNING", "NEW"]
+    assert found.left(False) == found.wanted[2:]
+    assert found.left(True) == found.wanted[1:]
+    held[4].close()
+
+
+def test_jobs_take_different_gpus_until_none_is_free(tmp_path):
+    assert sweeps._free_device(tmp_path, 1) is None
+    taken = [sweeps._free_device(tmp_path, 3) for _ in range(4)]
+    assert taken[:3] == [[0], [1], [2]]
+    assert taken[3][0] in (0, 1, 2)
+    while sweeps._held:
+        sweeps._held.pop().close()
+
+
+def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
+    code, errors = call(
+        "train", "-m", f"hydra.sweep.dir={tmp_path / 's'}", "beta=1,-1,x", "batch_size=32,0", "model=conv,resnet"
+    )
+    assert code == 2
+    for sentence in ("beta=-1 must be", "beta=x must be", "batch_size=0 must be", "Could not find 'model/resnet'"):
+        assert errors.count(sentence) == 1
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["seed=range(201)"], "402 jobs, more than 200; if you mean it, add sweep.yes=true"),
+        (["trainer.devices=2"], "trainer.devices must be 1 in a sweep"),
+        (["resume=/nowhere"], "/nowhere is not a run folder"),
+        (["hydra.sweep.dir=README.md"], "README.md"),
+        (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
+    ],
+)
+def test_a_mistake_in_a_sweep_ends_with_2(call, tmp_path, arguments, sentence):
+    code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path / 's'}", "beta=1,2", *arguments)
+    assert (code, sentence in errors) == (2, True), errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_from_start_to_table_equals_single_runs_and_skips_what_is_done(tmp_path, train):
+    """Also: a second call with one more seed runs only the new points, and changes no file of the old ones."""
+    folder = tmp_path / "s"
+    done = sweep(folder, "beta=1,10", "seed=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(statuses(folder).values()) == {"COMPLETED"}
+    assert "2 of 2 completed" in done.stdout
+    alone = train("beta=10")
+    assert (
+        weights(tmp_path)[f"{alone.name}/checkpoints/epoch-0002.ckpt"]
+        == (weights(folder)["beta-10/checkpoints/epoch-0002.ckpt"])
+    )
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("beta-*/**/*") if path.is_file()}
+    line = next(text for text in done.stdout.splitlines() if text.startswith("if this is cut off: python train.py"))
+    command = shlex.split(line.partition("python train.py ")[2].replace("seed=0", "seed=0,1"))
+    more = script("train", *command)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "4 jobs" in more.stdout
+    assert "2 to run" in more.stdout
+    assert set(statuses(folder)) == {"beta-1", "beta-10", "beta-1_seed-1", "beta-10_seed-1"}
+    assert set(statuses(folder).values()) == {"COMPLETED"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (folder / "analysis" / "index.html").exists()
+
+
+SABOTAGE = """
+import importlib.abc, importlib.machinery, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "smilevae.training":
+            return None
+        sys.meta_path.remove(self)
+        found = importlib.machinery.PathFinder.find_spec(name, path)
+        run = found.loader.exec_module
+        def exec_module(module):
+            run(module)
+            fit = module.fit
+            def broken(settings, *args):
+                import os, signal, sys
+                from smilevae import callbacks
+                def at_end(self, trainer, module):
+                    if settings["seed"] == 1: raise ZeroDivisionError("a bug")
+                    if settings["seed"] == 3: sys.exit(0)
+                    if settings["seed"] == 4: os.kill(os.getpid(), signal.SIGKILL)
+                    if settings["seed"] == 5: raise MemoryError("cannot allocate 1 TB")
+                def at_start(self, trainer, module):
+                    if settings["seed"] == 2 and trainer.current_epoch == 1:
+                        next(module.vae.parameters()).data.fill_(float("nan"))
+                callbacks.Progress.on_train_epoch_end = at_end
+                callbacks.Progress.on_train_epoch_start = at_start
+                return fit(settings, *args)
+            module.fit = broken
+        found.loader.exec_module = exec_module
+        return found
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_job_that_fails_in_any_way_costs_only_itself(tmp_path):
+    """Raised, diverged, sys.exit(0), killed, out of memory: four others complete; then retry_failed runs the five."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SABOTAGE)
+    folder = tmp_path / "s"
+    broken = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = sweep(folder, "seed=range(9)", env=broken)
+    assert done.returncode == 1
+    reasons = {
+        "seed-1": "ZeroDivisionError: a bug",
+        "seed-2": "the loss became nan in epoch 2",
+        "seed-3": "SystemExit: 0",
+        "seed-4": "killed by SIGKILL, as the system does when memory runs out",
+        "seed-5": "MemoryError: cannot allocate 1 TB",
+    }
+    states = {name: runs.state(folder / name) for name in statuses(folder)}
+    assert {n for n, s in states.items() if s["status"] == "COMPLETED"} == {"seed-0", "seed-6", "seed-7", "seed-8"}
+    for name, reason in reasons.items():
+        assert states[name]["status"] == "FAILED"
+        assert reason in states[name]["reason"]
+        assert re.search(rf"{name} FAILED: .*{re.escape(reason)}", done.stdout)  # when it happened
+        assert re.search(rf"{name}: FAILED, .*{re.escape(reason)}", done.stderr)  # and at the end
+    assert "5 of 9 jobs did not complete" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ZeroDivisionError" in (folder / "seed-1" / "train.log").read_text()
+
+    again = sweep(folder, "seed=range(9)")
+    assert (again.returncode, "0 to run" in again.stdout) == (1, True)
+    assert set(statuses(folder).values()) == {"COMPLETED", "FAILED"}
+    retried = sweep(folder, "seed=range(9)", "retry_failed=true")
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    assert set(statuses(folder).values()) == {"COMPLETED"}
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum, code, whole_group):
+    folder = tmp_path / "s"
+    command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1", "epochs=400"]
+    with open(tmp_path / "out", "w") as out:
+        process = start(command, stdout=out, stderr=out)
+        try:
+            wait_for(lambda: len(runs.read_metrics(folder / "seed-0")) >= 2)
+            sent = time.monotonic()
+            (os.killpg if whole_group else os.kill)(process.pid, signum)
+            assert process.wait(timeout=20) == code
+            assert time.monotonic() - sent < 10
+        finally:
+            listing = ["ps", "-o", "args=", "-g", str(process.pid)]  # nobody is left behind
+            wait_for(lambda: not subprocess.run(listing, capture_output=True).stdout, 10)
+    printed = (tmp_path / "out").read_text()
+    assert statuses(folder) == {"seed-0": "INTERRUPTED", "seed-1": "NEW"}
+    assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
+    assert "Traceback" not in printed
+    assert f"hydra.sweep.dir={folder}" in printed.partition("to go on: python train.py -m ")[2]
+
+
+def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path):
+    """The sweep alone is killed with -9: its job notices; two sweeps then resume at once and share the work."""
+    folder = tmp_path / "s"
+    arguments = ["-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1,2,3", "epochs=30"]
+    process = start([sys.executable, "train.py", *arguments], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(runs.read_metrics(folder / "seed-0")) >= 1)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not runs.in_use(folder / "seed-0"), 10)
+    assert statuses(folder)["seed-0"] == "INTERRUPTED"
+    done = len(runs.read_metrics(folder / "seed-0"))
+    both = [start([sys.executable, "train.py", *arguments], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=200)[0] for process in both]
+    assert set(statuses(folder).values()) == {"COMPLETED"}
+    for name in statuses(folder):
+        log = (folder / name / "train.log").read_text()
+        expected = 30 if name != "seed-0" else 30 - done
+        epochs = re.findall(r"^epoch (\d+)/30", log, re.MULTILINE)
+        assert len(epochs) == 30, name  # each epoch once, over all processes
+        assert expected <= 30
+    assert all(process.returncode in (0, 1) for process in both), printed
+
+
+def test_two_at_a_time_give_the_same_bits(tmp_path):
+    one = sweep(tmp_path / "one", "seed=0,1,2")
+    two = sweep(tmp_path / "two", "seed=0,1,2", "hydra/launcher=local")
+    assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    assert table(tmp_path / "one") == table(tmp_path / "two")
