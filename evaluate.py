@@ -1,9 +1,11 @@
-"""Measure and draw a trained VAE: python evaluate.py ckpt=RUN|FILE; see conf/evaluate.yaml."""
+"""Measure and draw a trained VAE: python evaluate.py ckpt=RUN|FILE|SWEEP; see conf/evaluate.yaml."""
+
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from smilevae import ConfigError, console
+from smilevae import CheckpointError, ConfigError, console
 
 
 @hydra.main(version_base="1.3", config_path=str(console.CONF), config_name="evaluate")
@@ -17,7 +19,26 @@ def main(config: DictConfig) -> None:
         from smilevae import evaluation
 
         root = None if config.root is None else str(config.root)
-        print(evaluation.report(str(config.ckpt), root=root, seed=config.seed))
+        if best := top_two(Path(str(config.ckpt)).expanduser()):
+            print(
+                evaluation.compare(
+                    best, Path(str(config.ckpt)).expanduser() / "evaluation", root=root, seed=config.seed
+                )
+            )
+        else:
+            print(evaluation.report(str(config.ckpt), root=root, seed=config.seed))
+
+
+def top_two(folder: Path) -> dict[str, Path]:
+    """The best two checkpoints of a sweep's folder by val/nelbo; {} for anything else."""
+    if not (folder / "sweep.json").exists():
+        return {}
+    from multirun_analysis import collect, rank
+
+    top = rank.best(collect.collect([folder]).completed, "val/nelbo")
+    if top.empty:
+        raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
+    return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ S image side, D latent dimensions.
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +64,38 @@ def report(ckpt: str, *, root: str | None = None, seed: int = 0) -> str:
     """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
     metrics, out = evaluate(checkpoints.find(ckpt), root=root, seed=seed)
     return f"{format_table(metrics)}\npictures: {runs.short(out)}/"
+
+
+def compare(named: dict[str, Path], out: Path, *, root: str | None = None, seed: int = 0) -> str:
+    """Evaluate several checkpoints and put them side by side: one table, and their pictures under one another in `out`.
+
+    Each also gets its own evaluation folder, as `evaluate` gives it.
+    """
+    found = {name: evaluate(path, root=root, seed=seed) for name, path in named.items()}
+    width = max(map(len, [*found, "mean face"])) + 2
+    lines = [
+        " " * width + "".join(f"{title:>12}" for title in ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta"))
+    ]
+    for name, (m, _) in found.items():
+        cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
+        lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12g}")
+    first = next(iter(found.values()))[0]
+    for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
+        lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
+    if len({m["num_images"] for m, _ in found.values()}) > 1:
+        lines.append("these hold out different people; the references are those of the first")
+    font = ImageFont.load_default(size=14)
+    for picture in ("reconstructions.png", "samples.png", "smile_strip.png"):
+        parts = [(name, Image.open(p)) for name, (_, where) in found.items() if (p := where / picture).exists()]
+        if parts:
+            sheet = Image.new("RGB", (max(i.width for _, i in parts), sum(i.height + 20 for _, i in parts)), "white")
+            top = 0
+            for name, image in parts:
+                ImageDraw.Draw(sheet).text((2, top + 10), name, fill="black", font=font, anchor="lm")
+                sheet.paste(image, (0, top + 20))
+                top += image.height + 20
+            runs.replace_file(out / picture, partial(sheet.save, format="PNG"))
+    return "\n".join([*lines, f"side by side: {runs.short(out)}/"])
 
 
 @torch.no_grad()

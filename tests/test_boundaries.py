@@ -62,6 +62,22 @@ def test_every_room_keeps_to_its_imports(path: Path):
     assert violations(path.stem, path.read_text()) == []
 
 
+ANALYSIS = {"smilevae", "smilevae.runs", "smilevae.linear", "multirun_analysis"}
+ANALYSIS_LIBRARIES = {"pandas", "matplotlib", "numpy", "scipy", "jinja2", "PIL"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "multirun_analysis").glob("*.py")), ids=lambda p: p.stem)
+def test_the_analysis_knows_run_folders_only(path: Path):
+    for name in imports(path.read_text()):
+        top = name.partition(".")[0]
+        if top in ("smilevae", "multirun_analysis"):
+            assert ".".join(name.split(".")[:2]) in ANALYSIS | {"smilevae.ConfigError", "smilevae.UserError"} or (
+                top == "multirun_analysis"
+            ), name
+        else:
+            assert top in ANALYSIS_LIBRARIES or top in sys.stdlib_module_names, name
+
+
 @pytest.mark.parametrize(
     ("room", "source"),
     [

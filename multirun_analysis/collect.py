@@ -1,0 +1,184 @@
+"""Run folders as a table. They may be anybody's: read as data, nothing in them is believed, resolved or executed."""
+
+import contextlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from smilevae import ConfigError, runs
+from smilevae.linear import Spectrum
+
+METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
+KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed", "diverged", "corrupt")
+SIGNS = ("config.yaml", "status.json", "result.json")  # one of them makes a folder a run's
+CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
+HIDDEN = ("threads", "resume", "evaluate", "log_images_every", "num_workers", "data.root", "data.cache")
+MAX_PICTURE = 4_000_000  # bytes
+
+
+@dataclass
+class Sweep:
+    """Every run (`runs`: status, reason, path, and for completed ones knobs and metrics), and what was swept."""
+
+    runs: pd.DataFrame
+    swept: list[str]
+
+    @property
+    def completed(self) -> pd.DataFrame:
+        return self.runs[self.runs["status"] == "completed"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        found = self.runs["status"].value_counts()
+        return {kind: int(found[kind]) for kind in KINDS if kind in found}
+
+
+def collect(folders: list[Path]) -> Sweep:
+    """All runs in the given sweep (or run) folders. Raises ConfigError where there are none."""
+    rows = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is not a folder; pass a sweep's, such as multirun/<time>")
+        prefix = f"{folder.resolve().name}/" if len(folders) > 1 else ""
+        paths = [folder] if _is_run(str(folder)) else _inside(folder)
+        rows += [{"run": prefix + text(path.name or path.resolve().name), "path": path} | read(path) for path in paths]
+        planned = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            planned = json.loads((folder / "sweep.json").read_bytes()).get("jobs", {})
+        begun = {path.name for path in paths}
+        rows += [
+            {"run": prefix + text(name), "path": folder / name, "status": "not started", "reason": ""}
+            for name in planned
+            if name not in begun and not (folder / name).is_dir()
+        ]
+    if not rows:
+        raise ConfigError(f"{folders[0]} holds no runs; pass a sweep's folder, such as multirun/<time>")
+    frame = pd.DataFrame(rows).reindex(columns=[*_columns(rows)])
+    frame = frame.drop_duplicates("path").sort_values("run", kind="stable", ignore_index=True)
+    done = frame[frame["status"] == "completed"]
+    codes: dict[tuple[int, ...], str] = {}  # knobs that vary together (seed and data.split_seed) count as the first
+    for knob in (c for c in frame.columns if c not in (*METRICS, *_FIXED, *HIDDEN)):
+        code, levels = pd.factorize(done[knob].astype(str))
+        if len(levels) > 1:
+            codes.setdefault(tuple(code), knob)
+    return Sweep(frame, list(codes.values()))
+
+
+_FIXED = (
+    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done"),
+    *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb"),
+)
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    found = dict.fromkeys(("run", "path", "status", "reason"))
+    for row in rows:
+        found |= dict.fromkeys(row)
+    return list(found)
+
+
+def _is_run(path: str) -> bool:
+    return any(os.path.exists(os.path.join(path, name)) for name in SIGNS)
+
+
+def _inside(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name != "analysis")
+    return [folder / name for name in names if _is_run(os.path.join(folder, name))]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One run folder: its status and reason, and if it completed its knobs, best epoch and checkpoint."""
+    try:
+        content = (path / "result.json").read_bytes()
+    except FileNotFoundError:
+        return _unfinished(path)
+    except OSError as error:
+        return {"status": "corrupt", "reason": f"result.json: {error.strerror}"}
+    try:
+        return _completed(path, json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        return {
+            "status": "corrupt",
+            "reason": f"result.json is not whole: {type(error).__name__} {text(str(error))[:80]}",
+        }
+
+
+def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    best, checkpoint = result["best"], result["checkpoints"][0]
+    numbers = {name: float(best[name]) for name in METRICS}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("a metric is not finite")
+    if not CHECKPOINT.fullmatch(checkpoint):
+        raise ValueError("a checkpoint of another name")
+    knobs = {text(str(name)): _plain(value) for name, value in result["settings"].items()}
+    if not isinstance(knobs["beta"], (int, float)):
+        raise TypeError("beta is no number")
+    reason = "" if (path / checkpoint).exists() else "its checkpoint is gone"
+    return knobs | {
+        "status": "completed",
+        "reason": reason,
+        "checkpoint": checkpoint,
+        "epoch": int(best["epoch"]),
+        "epochs_done": int(result["final"]["epoch"]),
+        "data_fingerprint": text(str(result["data_fingerprint"])),
+        "wall_seconds": float(result["wall_seconds"]),
+        "images_per_second": float(result["final"].get("images_per_second", math.nan)),
+        "used_threads": int(result["threads"]),
+        "peak_memory_mb": float(result["peak_memory_mb"]),
+        **numbers,
+    }
+
+
+def _unfinished(path: Path) -> dict[str, Any]:
+    state = runs.state(path)
+    kind = {"NEW": "not started", "COMPLETED": "corrupt"}.get(str(state["status"]), str(state["status"]).lower())
+    if kind == "failed" and state["error"] == "Diverged":
+        kind = "diverged"
+    reason = state["reason"] or ("status.json says COMPLETED, but there is no result" if kind == "corrupt" else "")
+    if kind not in KINDS:
+        kind, reason = "corrupt", "status.json is not whole"
+    return {"status": kind, "reason": text(str(reason)).splitlines()[0][:300] if reason else ""}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float)) else "none" if value is None else text(str(value))[:100]
+
+
+def text(name: str) -> str:
+    """A name as text that any terminal and any page can hold."""
+    return re.sub(r"[\x00-\x1f\x7f]", "?", name.encode(errors="surrogateescape").decode(errors="replace"))
+
+
+def curve(path: Path, metric: str = "val/psnr") -> list[tuple[int, float]]:
+    """(epoch, metric) of a run, as far as it was recorded."""
+    lines = runs.read_metrics(path)
+    return [(line["epoch"], line[metric]) for line in lines if isinstance(line.get(metric), (int, float))]
+
+
+def spectrum(path: Path) -> Spectrum | None:
+    """The spectrum of the run's faces; None where there is none."""
+    try:
+        found = Spectrum(**json.loads((path / "spectrum.json").read_bytes()))
+        whole = all(math.isfinite(v) for v in (*found.eigenvalues, *found.held_out, found.total, found.num_pixels))
+        return found if whole and found.num_pixels > 0 else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def picture(path: Path) -> bytes | None:
+    """preview.png of a run; None if there is none, or it is no picture of a sane size."""
+    file = path / "preview.png"
+    try:
+        if file.is_symlink() or not 8 < file.stat().st_size < MAX_PICTURE:
+            return None
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None

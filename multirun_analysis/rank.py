@@ -1,0 +1,132 @@
+"""The top two, and what each knob did, with intervals that say when one cannot tell."""
+
+import math
+from typing import Any, NamedTuple
+
+import pandas as pd
+from scipy.special import stdtrit
+
+from multirun_analysis.collect import Sweep
+from smilevae import ConfigError
+
+BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
+COMPARABLE = ("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction")  # for val/loss
+UNITS = {"val/psnr": " dB", "val/kl": " nats", "val/nelbo": " nats"}
+MAX_LEVELS = 12  # of a knob whose levels are compared one by one
+SETTLED = 0.01  # a run has settled once val/loss is within this share of its best
+
+
+class Effect(NamedTuple):
+    """What a knob's `level` instead of `versus` does to a metric's mean, with a 95% interval; n pairs, or runs."""
+
+    knob: str
+    level: Any
+    versus: Any
+    metric: str
+    difference: float
+    low: float
+    high: float
+    n: int
+    paired: bool
+
+    @property
+    def tells(self) -> bool:
+        return self.n >= 2 and (self.low > 0 or self.high < 0)
+
+    def sentence(self) -> str:
+        name, unit = self.metric.partition("/")[2], UNITS.get(self.metric, "")
+        over = f"{self.n} {'pairs' if self.paired else 'runs, not paired'}"
+        if self.n < 2:
+            return f"{self.knob} {self.level} against {self.versus}: cannot tell what it does to {name} (one run each)"
+        interval = f"95% interval {self.low:+.4g} to {self.high:+.4g}, {over}"
+        if not self.tells:
+            return f"{self.knob} {self.level} against {self.versus}: cannot tell what it does to {name} ({interval})"
+        return f"{self.knob} {self.level} against {self.versus}: {name} {self.difference:+.4g}{unit} ({interval})"
+
+
+def check_rank_by(sweep: Sweep, rank_by: str) -> None:
+    """Raises ConfigError for a metric that does not rank, or not across these runs."""
+    if rank_by not in BETTER:
+        raise ConfigError(f"rank_by={rank_by} is unknown; choose one of {', '.join(BETTER)}")
+    if rank_by == "val/loss" and len(groups(sweep)) > 1:
+        raise ConfigError("rank_by=val/loss does not compare runs of different beta, data or size; use val/nelbo")
+
+
+def best(frame: pd.DataFrame, metric: str, num: int = 2) -> pd.DataFrame:
+    """The best rows by a metric, ties by name."""
+    if frame.empty:
+        return frame
+    order = frame.assign(_key=-BETTER[metric] * frame[metric]).sort_values(["_key", "run"], kind="stable")
+    return order.head(num).drop(columns="_key")
+
+
+def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Completed runs in groups within which val/loss may be compared, with what their group varies in."""
+    frame = sweep.completed
+    keys = [key for key in COMPARABLE if key in frame and frame[key].astype(str).nunique() > 1]
+    if frame.empty or not keys:
+        return [({}, frame)] if len(frame) else []
+    return [
+        (dict(zip(keys, map(_plain, values))), part) for values, part in frame.groupby(keys, dropna=False, sort=True)
+    ]
+
+
+def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
+    """Every swept knob's levels against its first, for every metric.
+
+    Where the runs are a full grid, over pairs that differ in this knob only (paired t); else between all runs (Welch).
+    """
+    frame = sweep.completed
+    found = []
+    for knob in (knob for knob in sweep.swept if knob != "seed"):  # seeds are what knobs are compared over
+        levels = sorted(map(_plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
+        if len(levels) > MAX_LEVELS:
+            continue
+        others = [k for k in (*sweep.swept, "data_fingerprint") if k != knob]
+        for level in levels[1:]:
+            for metric in metrics:
+                found.append(_effect(frame, knob, level, levels[0], others, metric))
+    return found
+
+
+def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: list[str], metric: str) -> Effect:
+    two = frame[frame[knob].isin([level, versus])]
+    blocks = [two[k].astype(str) for k in others]
+    grid = two.pivot_table(index=blocks, columns=two[knob], values=metric, aggfunc="mean", observed=True)
+    if level in grid and versus in grid and not grid.isna().any(axis=None):
+        d = grid[level] - grid[versus]
+        return Effect(knob, level, versus, metric, *_interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), True)
+    a, b = (two.loc[two[knob] == value, metric] for value in (level, versus))
+    sa, sb = a.var() / len(a), b.var() / len(b)
+    df = (
+        (sa + sb) ** 2 / (sa**2 / (len(a) - 1) + sb**2 / (len(b) - 1)) if min(len(a), len(b)) > 1 and sa + sb > 0 else 0
+    )
+    n = len(a) + len(b) if df else 1
+    return Effect(knob, level, versus, metric, *_interval(a.mean() - b.mean(), sa + sb, df), n, False)
+
+
+def _plain(level: Any) -> Any:
+    """A level as it was typed: 64, not the 64.0 of a column with gaps."""
+    level = level.item() if hasattr(level, "item") else level
+    return int(level) if isinstance(level, float) and level.is_integer() else level
+
+
+def _interval(mean: float, squared_error: float, df: float) -> tuple[float, float, float]:
+    mean = float(mean)
+    if df <= 0:
+        return mean, -math.inf, math.inf
+    half = float(stdtrit(df, 0.975)) * math.sqrt(squared_error)
+    return mean, mean - half, mean + half
+
+
+def pareto(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs that no other beats in both rate (KL) and distortion (PSNR), by rising rate."""
+    order = frame.sort_values(["val/kl", "val/psnr"], ascending=[True, False], kind="stable")
+    return order[order["val/psnr"] > order["val/psnr"].cummax().shift(fill_value=-math.inf)]
+
+
+def settled(points: list[tuple[int, float]]) -> int | None:
+    """The first epoch from which val/loss stays within SETTLED of its lowest; None if that is the last, or never."""
+    lowest = min((value for _, value in points), default=0)
+    above = [epoch for epoch, value in points if value > lowest + SETTLED * abs(lowest)]
+    return next((epoch for epoch, _ in points[:-1] if not above or epoch > above[-1]), None)

@@ -1,0 +1,212 @@
+"""A sweep's answer: on the terminal, as runs.csv and top.json, and as one page that opens from disk."""
+
+import base64
+import json
+import math
+import shlex
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from multirun_analysis import collect, plots, rank
+from smilevae import runs
+
+EFFECTS_ON = ("val/psnr", "val/kl")  # beside the metric that ranks
+MAX_PREVIEWS = 40
+MAX_SETTLED = 300  # runs whose curves are read to tell when training settles
+MAX_NAMED = 10
+DIFFERENCE = (
+    "val/loss is SSE + beta * KL: it ranks runs of one beta on the same faces only, for a larger beta makes the same"
+    " model's loss larger. {rank_by} does not contain beta, so it ranks the whole sweep."
+)
+
+
+def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
+    """Read, rank, draw and write; gives the lines for a terminal. Raises ConfigError."""
+    sweep = collect.collect(folders)
+    rank.check_rank_by(sweep, rank_by)
+    top = rank.best(sweep.completed, rank_by)
+    found = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
+    said = conclusions(sweep, rank_by, found)
+    figures = plots.draw_all(sweep, rank_by)
+    first = rank.best(sweep.completed, rank_by, MAX_PREVIEWS)
+    previews = [(name, collect.picture(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
+    shown = [(name, png) for name, png in previews if png and plots.openable(png)]
+    by_loss = [(group, rank.best(part, "val/loss")) for group, part in rank.groups(sweep)]
+    summary = {
+        "rank_by": rank_by,
+        "counts": sweep.counts | {"total": len(sweep.runs)},
+        "swept": sweep.swept,
+        "top": [_entry(run, rank_by) for _, run in top.iterrows()],
+        "top_by_loss": [
+            {"among": group, "runs": [_entry(run, "val/loss") for _, run in part.iterrows()]} for group, part in by_loss
+        ],
+        "effects": [_finite(effect._asdict()) | {"tells": effect.tells} for effect in found],
+        "conclusions": said,
+    }
+
+    def write(path: Path, content: bytes) -> None:
+        runs.replace_file(path, lambda file: file.write(content))
+
+    for name, (svg, png, _) in figures.items():
+        write(out / f"{name}.svg", svg.encode())
+        write(out / f"{name}.png", png)
+    if sheet := plots.contact_sheet(shown):
+        write(out / "contact_sheet.png", sheet)
+    write(out / "runs.csv", _csv(sweep).encode())
+    write(out / "top.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    write(out / "index.html", _page(sweep, summary, found, figures, shown, folders).encode())
+    return _terminal(sweep, summary, found, out)
+
+
+def conclusions(sweep: collect.Sweep, rank_by: str, found: list[rank.Effect]) -> list[str]:
+    """The answers to the study's questions, as far as this sweep can give them."""
+    done = sweep.completed
+    if done.empty:
+        return ["No run completed, so nothing is ranked."]
+    names = " and ".join(rank.best(done, rank_by)["run"])
+    said = [f"The best two of {len(done)} completed runs by {rank_by} are {names}."]
+    said += [f"Beta: {e.sentence()}." for e in found if e.knob == "beta" and e.metric == "val/psnr"]
+    if spectrum := plots.reference(sweep):
+        first = rank.best(done, "val/psnr", 1).iloc[0]
+        linear = plots.linear_vae(spectrum, float(first["beta"]), int(first["latent_dim"]))
+        said.append(
+            f"The sharpest run, {first['run']}, has {first['val/psnr']:.2f} dB; the linear VAE's optimum at its beta"
+            f" and latent_dim has {linear['psnr']:.2f} dB, the mean face {plots.pca_psnr(spectrum, 0):.2f} dB."
+        )
+    curves = [points for path in done["path"].head(MAX_SETTLED) if (points := collect.curve(path, "val/loss"))]
+    settled = sorted(epoch for points in curves if (epoch := rank.settled(points)))
+    if settled:
+        said.append(
+            f"Training settled (val/loss stayed within 1% of its lowest) in {len(settled)} of {len(curves)} runs, in"
+            f" epoch {settled[len(settled) // 2]} in the median (from {settled[0]} to {settled[-1]})."
+        )
+    if len(settled) < len(curves):
+        said.append(
+            f"{len(curves) - len(settled)} of {len(curves)} runs were still improving in their last epoch"
+            f" ({int(done['epochs_done'].max())} at most): train longer before trusting small differences."
+        )
+    if normal := [e for e in found if e.knob == "normalize"]:
+        said += [f"Normalised pixels at equal loss: {e.sentence()}." for e in normal]
+        said.append(
+            "The loss is always on [0, 1] pixels here. On [-1, 1] pixels the squared error is four times as large, so a"
+            " study that normalises its loss as well trains with a quarter of the beta without saying so."
+        )
+    if len({str(f) for f in done["data_fingerprint"]}) > 1 or done.get("data.split_seed", pd.Series([0])).nunique() > 1:
+        said.append("Runs differ in the people they hold out; single runs are then not strictly comparable, means are.")
+    return said
+
+
+def _entry(run: Any, metric: str) -> dict[str, Any]:
+    path = run["path"] / run["checkpoint"]
+    return {
+        "run": run["run"],
+        "metric": metric,
+        "value": float(run[metric]),
+        "epoch": int(run["epoch"]),
+        "checkpoint": f"{run['path'].name}/{run['checkpoint']}",
+        "psnr": float(run["val/psnr"]),
+        "kl": float(run["val/kl"]),
+        "evaluate": collect.text(f"python evaluate.py {_override('ckpt', runs.short(path))}"),
+    }
+
+
+def _override(key: str, path: str) -> str:
+    """key=path as a shell and Hydra both read it."""
+    plain = shlex.split(path)[0]
+    if all(c.isalnum() or c in "/._-+" for c in plain):
+        return f"{key}={plain}"
+    return shlex.quote(f"{key}='" + plain.replace("\\", "\\\\").replace("'", "\\'") + "'")
+
+
+def _table(sweep: collect.Sweep) -> pd.DataFrame:
+    usual = ["beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "model.network"]
+    columns = ["run", "status", "reason", *dict.fromkeys([*sweep.swept, *usual]), *collect.METRICS]
+    columns += ["epoch", "epochs_done", "images_per_second", "wall_seconds", "used_threads", "peak_memory_mb"]
+    columns += ["data_fingerprint", "checkpoint"]
+    return sweep.runs[[c for c in columns if c in sweep.runs]]
+
+
+def _csv(sweep: collect.Sweep) -> str:
+    """Every run; texts that a spreadsheet would take for a formula are quoted for it."""
+    table = _table(sweep)
+
+    def harmless(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+
+    return table.map(harmless).to_csv(index=False)
+
+
+def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The same with null where JSON has no number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
+
+
+def _page(
+    sweep: collect.Sweep,
+    summary: dict[str, Any],
+    found: list[rank.Effect],
+    figures: dict[str, tuple[str, bytes, str]],
+    previews: list[tuple[str, bytes]],
+    folders: list[Path],
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    table = _table(sweep)
+    constant = [c for c in table.columns if c not in ("run", "status") and table[c].astype(str).nunique() <= 1]
+    table = table.drop(columns=[*constant, "checkpoint", "reason"], errors="ignore")
+    cells = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    return environment.get_template("page.html").render(
+        title=", ".join(collect.text(folder.resolve().name) for folder in folders),
+        summary=summary,
+        unfinished=sweep.runs[sweep.runs["status"] != "completed"].head(200).to_dict("records"),
+        difference=DIFFERENCE.format(rank_by=summary["rank_by"]),
+        effects=found,
+        figures=[(name, plots.inline(svg), caption) for name, (svg, _, caption) in figures.items()],
+        previews=[(name, base64.b64encode(plots.as_jpeg(png)).decode()) for name, png in previews],
+        columns=list(table.columns),
+        cells=cells,
+        constant={
+            c: _cell(sweep.completed[c].iloc[0])[0] for c in constant if c in sweep.completed and len(sweep.completed)
+        },
+        now=f"{datetime.now():%Y-%m-%d %H:%M}",
+        version=version("smilevae"),
+    )
+
+
+def _cell(value: Any) -> tuple[str, float | str]:
+    """What a table shows, and what it sorts by."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value), str(value)
+    if value != value:  # NaN
+        return "", ""
+    return f"{value:.6g}", float(value)
+
+
+def _terminal(sweep: collect.Sweep, summary: dict[str, Any], found: list[rank.Effect], out: Path) -> str:
+    counts = ", ".join(f"{number} {kind}" for kind, number in sweep.counts.items())
+    lines = [f"{len(sweep.runs)} runs: {counts}"]
+    other = sweep.runs[sweep.runs["status"] != "completed"]
+    named = other.head(MAX_NAMED)
+    for run, status, reason in zip(named["run"], named["status"], named["reason"]):
+        lines.append(f"  {run}: {status}{', ' if reason else ''}{reason}")
+    if len(other) > MAX_NAMED:
+        lines.append(f"  and {len(other) - MAX_NAMED} more; see runs.csv")
+    lines += [f"top two by {summary['rank_by']}, over the whole sweep:", *map(_line, summary["top"])]
+    for group in summary["top_by_loss"][:6]:
+        among = ", ".join(f"{knob} {value}" for knob, value in group["among"].items())
+        lines += [f"top two by val/loss{', ' + among if among else ''}:", *map(_line, group["runs"])]
+    lines += [DIFFERENCE.format(rank_by=summary["rank_by"]), *summary["conclusions"][1:]]
+    said = {e.sentence() for e in found if any(e.sentence() in line for line in summary["conclusions"])}
+    lines += [e.sentence() for e in found if e.metric == summary["rank_by"] and e.sentence() not in said]
+    return "\n".join([*lines, f"page: {runs.short(out / 'index.html')}"])
+
+
+def _line(entry: dict[str, Any]) -> str:
+    metric = f"{entry['metric'].partition('/')[2]} {entry['value']:.6g}"
+    return f"  {entry['run']}  {metric}, {entry['psnr']:.2f} dB, KL {entry['kl']:.1f}  {entry['evaluate']}"

@@ -1,0 +1,357 @@
+"""The analysis against independent computations, hostile folders, five thousand runs and a browser."""
+
+import html.parser
+import itertools
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+from multirun_analysis import __main__ as analysis
+from multirun_analysis import collect, rank
+from smilevae import ConfigError
+from smilevae.linear import Spectrum, linear_vae, pca_psnr
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def write_run(folder, *, nelbo=-1.0, psnr=20.0, loss=10.0, epochs=3, faces="f", **knobs):
+    """A completed run folder of given numbers."""
+    folder.mkdir(parents=True)
+    settings = {
+        "beta": 1,
+        "latent_dim": 120,
+        "batch_size": 32,
+        "normalize": False,
+        "seed": 0,
+        "image_size": 64,
+        **knobs,
+    }
+    best = {"epoch": epochs, "val/loss": loss, "val/recon": 9.0, "val/kl": 100 / (1 + settings["beta"])}
+    best |= {"val/nelbo": nelbo, "val/psnr": psnr, "val/active_units": 7}
+    result = {
+        "identity": "i",
+        "data_fingerprint": faces,
+        "settings": settings,
+        "checkpoints": [f"checkpoints/epoch-{epochs:04d}.ckpt"],
+        "best": best,
+        "final": best | {"images_per_second": 100.0},
+        "wall_seconds": 60.0,
+        "threads": 2,
+        "peak_memory_mb": 900,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "status.json").write_text('{"status": "COMPLETED"}')
+    lines = [{"epoch": e, "val/psnr": psnr - 3 / e, "val/loss": loss + 100 / e**4} for e in range(1, epochs + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def grid(root, **levels):
+    """A full grid of runs whose metrics are sums of their knobs' effects and noise."""
+    rng = np.random.default_rng(0)
+    for values in itertools.product(*levels.values()):
+        knobs = dict(zip(levels, values))
+        psnr = 25 - 2 * math.log10(knobs.get("beta", 1)) + 0.5 * (knobs.get("batch_size", 32) == 64)
+        psnr += 0.1 * rng.standard_normal()
+        name = "_".join(f"{k}-{v}" for k, v in knobs.items())
+        write_run(root / name, psnr=psnr, nelbo=-1000 * psnr, loss=500 - 10 * psnr + 7 * knobs.get("beta", 1), **knobs)
+    return root
+
+
+def run_analysis(*arguments):
+    return analysis.main([str(a) for a in arguments])
+
+
+def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, capsys):
+    """The independent oracle reads runs.csv and knows nothing of our code."""
+    root = grid(tmp_path / "s", beta=[1, 10, 50], batch_size=[32, 64], seed=[0, 1, 2])
+    assert run_analysis(root) == 0
+    table = pd.read_csv(root / "analysis" / "runs.csv")
+    found = json.loads((root / "analysis" / "top.json").read_text())
+    assert len(found["effects"]) == 3 * (2 + 1)
+    others = {"beta": ["batch_size", "seed"], "batch_size": ["beta", "seed"]}
+    for effect in found["effects"]:
+        one, two = (
+            table[table[effect["knob"]] == effect[side]]
+            .sort_values(others[effect["knob"]])[effect["metric"]]
+            .to_numpy()
+            for side in ("level", "versus")
+        )
+        assert (effect["paired"], effect["n"]) == (True, len(one))
+        if np.ptp(one - two) == 0:  # KL depends on beta alone here
+            assert effect["low"] == effect["high"] == pytest.approx((one - two)[0])
+            continue
+        expected = stats.ttest_rel(one, two)
+        interval = expected.confidence_interval(0.95)
+        assert effect["difference"] == pytest.approx((one - two).mean())
+        assert (effect["low"], effect["high"]) == pytest.approx((interval.low, interval.high))
+        assert effect["tells"] == (expected.pvalue < 0.05)
+    by_nelbo = table.sort_values("val/nelbo")["run"].tolist()[:2]
+    assert [entry["run"] for entry in found["top"]] == by_nelbo
+    for group in found["top_by_loss"]:
+        part = table[table["beta"] == group["among"]["beta"]]
+        assert [e["run"] for e in group["runs"]] == part.sort_values("val/loss")["run"].tolist()[:2]
+
+
+def test_without_a_full_grid_effects_are_welch_s(tmp_path):
+    root = grid(tmp_path / "s", beta=[1, 10], batch_size=[32, 64], seed=[0, 1])
+    shutil.rmtree(root / "beta-1_batch_size-64_seed-1")
+    sweep = collect.collect([root])
+    effect = next(e for e in rank.effects(sweep, ("val/psnr",)) if e.knob == "beta")
+    done = sweep.completed
+    a, b = (done[done["beta"] == value]["val/psnr"] for value in (10, 1))
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert not effect.paired
+    assert effect.n == 7
+    assert (effect.low, effect.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_one_run_each_cannot_tell(tmp_path):
+    sweep = collect.collect([grid(tmp_path / "s", beta=[1, 10])])
+    (effect,) = rank.effects(sweep, ("val/psnr",))
+    assert not effect.tells
+    assert "cannot tell" in effect.sentence()
+
+
+def test_noise_alone_is_called_an_effect_about_one_time_in_twenty():
+    rng, told = np.random.default_rng(0), 0
+    for _ in range(300):
+        rows = [
+            {"run": f"{k}{s}", "status": "completed", "knob": k, "seed": s, "val/psnr": rng.standard_normal()}
+            for k in (0, 1)
+            for s in range(6)
+        ]
+        frame = pd.DataFrame(rows).assign(data_fingerprint="f")
+        told += rank.effects(collect.Sweep(frame, ["knob", "seed"]), ("val/psnr",))[0].tells
+    assert 4 <= told <= 30  # 15 expected
+
+
+def test_val_loss_is_compared_within_beta_only(tmp_path):
+    root = tmp_path / "s"
+    write_run(root / "a", beta=1, loss=30, nelbo=-5)
+    write_run(root / "b", beta=10, loss=20, nelbo=-1)
+    write_run(root / "c", beta=1, loss=40, nelbo=-6)
+    write_run(root / "d", beta=1, loss=1, nelbo=-2, faces="others")
+    sweep = collect.collect([root])
+    assert list(rank.best(sweep.completed, "val/nelbo")["run"]) == ["c", "a"]
+    found = [list(rank.best(part, "val/loss")["run"]) for _, part in rank.groups(sweep)]
+    assert sorted(found) == [["a", "c"], ["b"], ["d"]]
+    with pytest.raises(ConfigError, match="does not compare"):
+        rank.check_rank_by(sweep, "val/loss")
+
+
+def test_the_pareto_front_is_what_nothing_beats(tmp_path):
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame({"run": range(60), "val/kl": rng.random(60), "val/psnr": rng.random(60)})
+    by_force = {
+        a["run"]
+        for _, a in frame.iterrows()
+        if not (
+            (frame["val/kl"] <= a["val/kl"]) & (frame["val/psnr"] >= a["val/psnr"]) & (frame["run"] != a["run"])
+        ).any()
+    }
+    assert set(rank.pareto(frame)["run"]) == by_force
+
+
+@pytest.mark.parametrize(
+    ("values", "epoch"), [([5, 4, 3.01, 3, 3.02], 3), ([3, 9, 3, 3], 3), ([9, 5, 3], None), ([3], None), ([], None)]
+)
+def test_when_training_settles(values, epoch):
+    assert rank.settled(list(enumerate(values, 1))) == epoch
+
+
+def test_every_kind_of_run_is_counted_and_named_and_none_is_ranked(tmp_path, capsys):
+    root = grid(tmp_path / "s", beta=[1, 10])
+    broken = {
+        "torn": ("result.json", '{"best": {'),
+        "list": ("result.json", "[]"),
+        "nan": ("result.json", (root / "beta-1" / "result.json").read_text().replace("9.0", "NaN")),
+        "escape": ("result.json", (root / "beta-1" / "result.json").read_text().replace("checkpoints/", "../")),
+        "lost": ("status.json", '{"status": "COMPLETED"}'),
+        "odd": ("status.json", '{"status": ["x"]}'),
+    }
+    for name, (file, content) in broken.items():
+        (root / name).mkdir()
+        (root / name / file).write_text(content)
+    for name, status in {
+        "sick": {"status": "FAILED", "reason": "the loss became nan", "error": "Diverged"},
+        "bad": {"status": "FAILED", "reason": "ValueError: no", "error": "ValueError"},
+        "cut": {"status": "INTERRUPTED", "reason": "stopped by signal 15"},
+        "gone": {"status": "RUNNING"},
+    }.items():
+        (root / name).mkdir()
+        (root / name / "status.json").write_text(json.dumps(status))
+    (root / "sweep.json").write_text(json.dumps({"jobs": {"beta-1": {}, "later": {}}}))
+    (root / "notes").mkdir()  # no run
+    sweep = collect.collect([root])
+    expected = {
+        "completed": 2,
+        "corrupt": 6,
+        "diverged": 1,
+        "failed": 1,
+        "interrupted": 1,
+        "stale": 1,
+        "not started": 1,
+    }
+    assert sweep.counts == expected
+    assert sum(sweep.counts.values()) == len(sweep.runs) == 13
+    assert run_analysis(root) == 0
+    printed = capsys.readouterr().out
+    assert "13 runs: 2 completed" in printed
+    assert "sick: diverged, the loss became nan" in printed
+    top = json.loads((root / "analysis" / "top.json").read_text())
+    assert {entry["run"] for entry in top["top"]} == {"beta-1", "beta-10"}
+
+
+def test_a_sweep_without_a_completed_run_has_a_page_too(tmp_path, capsys):
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    (tmp_path / "s" / "a" / "status.json").write_text('{"status": "FAILED", "reason": "no"}')
+    assert run_analysis(tmp_path / "s") == 0
+    assert "No run completed" in (tmp_path / "s" / "analysis" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["/nowhere"], ["README.md"], ["--what"], ["x=1"], ["tests"]])
+def test_mistakes_are_one_sentence(capsys, arguments):
+    assert run_analysis(*arguments) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_an_unknown_metric_is_one_sentence(tmp_path, capsys):
+    assert run_analysis(grid(tmp_path / "s", beta=[1, 10]), "rank_by=val/fid") == 2
+    assert "choose one of" in capsys.readouterr().err
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a browser would run or fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.scripts, self.handlers, self.links, self.words = 0, [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.scripts += tag == "script"
+        self.handlers += [k for k, _ in attributes if k.startswith("on")]
+        links = [v or "" for k, v in attributes if k in ("href", "src", "xlink:href")]
+        self.links += [link for link in links if not link.startswith(("data:image/", "#"))]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_nothing_from_a_run_folder_is_markup_or_a_formula(tmp_path, capsys):
+    root = tmp_path / "s"
+    names = [
+        HOSTILE.replace("/", "∕"),
+        "=cmd|calc",
+        "a'b\"c",
+        "$x^",
+        os.fsdecode(b"\xff\xfe"),
+        "line\nbreak",
+        "{{7*7}}",
+    ]
+    for index, name in enumerate(names):
+        knobs = {"model.network": HOSTILE, "data.source": f"{index}{HOSTILE}"}
+        write_run(root / name, psnr=20 + index, nelbo=-index, **knobs)
+    (root / "bad").mkdir()
+    (root / "bad" / "status.json").write_text(json.dumps({"status": "FAILED", "reason": HOSTILE}))
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\x89PNG\r\n\x1a\n secret")
+    (root / names[0] / "preview.png").symlink_to(secret)
+    (root / names[1] / "preview.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+    assert run_analysis(root) == 0
+    text = (root / "analysis" / "index.html").read_text()
+    page = Page(text)
+    assert page.scripts == 1
+    assert page.handlers == []
+    assert page.links == []
+    assert HOSTILE not in text
+    assert any(HOSTILE in word for word in page.words)
+    assert "49" not in [word.strip() for word in page.words]
+    assert "secret" not in text
+    cells = pd.read_csv(root / "analysis" / "runs.csv", dtype=str).fillna("").to_numpy().ravel()
+    assert not any(cell.startswith(("=", "@")) for cell in cells)
+    for svg in (root / "analysis").glob("*.svg"):
+        assert HOSTILE not in svg.read_text()
+
+
+def test_several_sweeps_are_read_together(tmp_path, capsys):
+    one, two = grid(tmp_path / "one", beta=[1, 10]), grid(tmp_path / "two", beta=[50])
+    assert run_analysis(one, two, f"out={tmp_path / 'both'}") == 0
+    found = pd.read_csv(tmp_path / "both" / "runs.csv")
+    assert set(found["run"]) == {"one/beta-1", "one/beta-10", "two/beta-50"}
+    assert not (one / "analysis").exists()
+
+
+def test_a_moved_sweep_still_evaluates(tmp_path, capsys):
+    root = grid(tmp_path / "a b=c", beta=[1, 10])
+    assert run_analysis(root) == 0
+    line = json.loads((root / "analysis" / "top.json").read_text())["top"][0]["evaluate"]
+    assert line.startswith("python evaluate.py ")
+    moved = root.rename(tmp_path / "moved")
+    assert run_analysis(moved) == 0
+    entry = json.loads((moved / "analysis" / "top.json").read_text())["top"][0]
+    assert "moved/" in entry["evaluate"]
+
+
+def test_the_linear_references_are_pca_and_monte_carlo():
+    """The closed form's KL and sampled SSE against drawing from the linear VAE itself."""
+    rng = np.random.default_rng(0)
+    scales = np.array([3.0, 2.0, 1.5, 0.3, 0.1])
+    train, held = rng.standard_normal((4000, 5)) * scales, rng.standard_normal((500, 5)) * scales
+    variances = train.var(0)
+    spectrum = Spectrum(list(variances), list((held**2).mean(0)), float((held**2).sum(1).mean()), 5)
+    beta, s = 2.0, 1.0
+    found = linear_vae(spectrum, beta, 4)
+    live = variances > s
+    assert found["active_units"] == live.sum() == 3
+    v = variances[live]
+    mu = held[:, live] * np.sqrt(v - s) / v
+    z = mu + np.sqrt(s / v) * rng.standard_normal((200, *mu.shape))
+    error = ((held[:, live] - z * np.sqrt(v - s)) ** 2).sum(-1).mean() + (held[:, ~live] ** 2).sum(1).mean()
+    assert found["recon"] == pytest.approx(error, rel=0.01)
+    kl = 0.5 * (mu**2 + s / v - 1 - np.log(s / v)).sum(1).mean()
+    assert found["kl"] == pytest.approx(kl)
+    assert found["loss"] == pytest.approx(found["recon"] + beta * found["kl"])
+    left = (held[:, 2:] ** 2).sum(1).mean() / 5
+    assert pca_psnr(spectrum, 2) == pytest.approx(-10 * np.log10(left))
+
+
+def test_the_analysis_imports_no_torch_no_lightning_no_hydra():
+    heavy = ("torch", "pytorch_lightning", "hydra")
+    code = f"import sys, multirun_analysis.report; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_five_thousand_runs_take_seconds(tmp_path):
+    """20% unfinished, 5% corrupt, 1% with hostile names; the time limit is generous, for machines differ."""
+    root = tmp_path / "s"
+    for index in range(5000):
+        name = f"{HOSTILE.replace('/', '∕')}{index}" if index % 100 == 7 else f"beta-{index % 3}_seed-{index}"
+        folder = write_run(root / name, psnr=20 + index % 13, nelbo=-index, beta=index % 3, seed=index)
+        if index % 5 == 0:
+            (folder / "result.json").unlink()
+            (folder / "status.json").write_text(json.dumps({"status": "INTERRUPTED"}))
+        elif index % 20 == 1:
+            (folder / "result.json").write_text('{"best"')
+    begin = time.monotonic()
+    code = f"import sys; from multirun_analysis.__main__ import main; code = main([{str(root)!r}]); import resource"
+    code += "; print('MB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begin < 30
+    assert int(done.stdout.split()[-1]) < 500
+    counts = json.loads((root / "analysis" / "top.json").read_text())["counts"]
+    assert counts == {"completed": 3750, "interrupted": 1000, "corrupt": 250, "total": 5000}
+    assert Page((root / "analysis" / "index.html").read_text()).scripts == 1
