@@ -1,8 +1,10 @@
 """Sweeps: names, plans, resumes; jobs that fail in every way; signals and kills; parallel launchers."""
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, TINY, script
 
 from smilevae import ConfigError, runs, sweeps
@@ -322,3 +325,117 @@ def test_two_at_a_time_give_the_same_bits(tmp_path):
     assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_at_twenty_moments_ends_as_if_it_never_was(tmp_path):
+    """kill -9 of the whole process group; restarted with the line it printed; nothing completed is touched again."""
+    whole = sweep(tmp_path / "whole", *GRID, "epochs=100")
+    assert whole.returncode == 0, whole.stderr
+    folder, rng = tmp_path / "cut", random.Random(0)
+    command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *GRID, "epochs=100"]
+    finished: dict[Path, int] = {}
+    kills = restarts = 0
+    while True:
+        with open(tmp_path / "out", "w") as out:
+            process = start(command, stdout=out, stderr=out)
+        try:
+            code = process.wait(timeout=rng.uniform(0.3, 14) if kills < 20 else 300)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        for path, before in finished.items():
+            assert path.stat().st_mtime_ns == before, path  # neither lost nor run again
+        finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+        printed = re.search(r"if this is cut off: python train.py (.*)", (tmp_path / "out").read_text())
+        if printed:
+            command = [sys.executable, "train.py", *shlex.split(printed[1])]
+        restarts += 1
+        if process.returncode >= 0:
+            assert code == 0, (tmp_path / "out").read_text()
+            break
+    print(f"{kills} kills, {restarts} starts, {len(finished)} jobs")
+    assert kills >= 10
+    assert set(statuses(folder).values()) == {"COMPLETED"}
+    assert len(finished) == 9
+    assert weights(folder) == weights(tmp_path / "whole")
+    assert table(folder) == table(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_sweeps_of_one_second_have_twenty_folders(tmp_path):
+    """Each in its own folder, and every result belongs to its command."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "epochs=1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    both = [subprocess.Popen([*command, f"seed={2 * i},{2 * i + 1}"], cwd=tmp_path, **quiet) for i in range(20)]
+    assert [process.wait(timeout=600) for process in both] == [0] * 20
+    folders = list((tmp_path / "multirun").iterdir())
+    assert len(folders) == 20
+    seeds = []
+    for folder in folders:
+        for path in folder.glob("seed-*/result.json"):
+            result = json.loads(path.read_text())
+            config = yaml.safe_load((path.parent / "config.yaml").read_text())
+            assert path.parent.name == f"seed-{result['settings']['seed']}" == f"seed-{config['seed']}"
+            seeds.append(config["seed"])
+    assert sorted(seeds) == list(range(40))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_jobs(tmp_path):
+    """The sweep's own process after job 20 within 10% of after job 2; a job's process is new each time."""
+    process = start([sys.executable, "train.py", "-m", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, "seed=range(22)"])
+    resident = {}
+    while process.poll() is None:
+        done = len(list((tmp_path / "s").glob("*/result.json")))
+        with contextlib.suppress(OSError, IndexError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            resident[done] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+        time.sleep(0.05)
+    assert process.returncode == 0
+    peaks = [json.loads((tmp_path / "s" / f"seed-{n}" / "result.json").read_text())["peak_memory_mb"] for n in (1, 19)]
+    print(
+        f"resident after job 2: {resident[2]} kB, after job 20: {resident[20]} kB; peaks of jobs 2 and 20: {peaks} MB"
+    )
+    assert resident[20] < 1.1 * resident[2]
+    assert peaks[1] < 1.1 * peaks[0]
+
+
+SBATCH = """#!/usr/bin/env bash
+# a Slurm of one machine: runs every task of the array in the background
+script="${!#}"; export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_PROCID=0
+export SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=localhost
+cp "$script" "$(dirname "$0")/submitted.sh"
+range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$script")
+for task in $(seq "${range%-*}" "${range#*-}"); do
+  SLURM_ARRAY_TASK_ID=$task setsid bash "$script" >/dev/null 2>&1 &
+done
+echo "Submitted batch job 77"
+"""
+SRUN = """#!/usr/bin/env bash
+while [[ "$1" != *python* ]]; do shift; done
+exec "$@"
+"""
+SACCT = """#!/usr/bin/env bash
+echo 'JobID|State|NodeList'
+for task in 0 1 2; do echo "77_$task|RUNNING|localhost"; done
+"""
+
+
+@pytest.mark.slow
+def test_slurm_up_to_a_fake_sbatch(tmp_path):
+    """The real launcher writes the real script; a stand-in for sbatch, srun and sacct runs it."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    path = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    own = ("hydra/launcher=slurm", "hydra.launcher.partition=debug", "hydra.launcher.cpus_per_task=1")
+    done = sweep(tmp_path / "s", "seed=0,1,2", *own, env=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(statuses(tmp_path / "s").values()) == {"COMPLETED"}
+    script = (tools / "submitted.sh").read_text()
+    assert "#SBATCH --partition=debug" in script
+    assert "#SBATCH --cpus-per-task=1" in script
