@@ -126,7 +126,8 @@ def pareto(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def settled(points: list[tuple[int, float]]) -> int | None:
-    """The first epoch from which val/loss stays within SETTLED of its lowest; None if that is the last, or never."""
+    """The first epoch from which val/loss stays within SETTLED of its lowest; None if that is in the last tenth."""
     lowest = min((value for _, value in points), default=0)
     above = [epoch for epoch, value in points if value > lowest + SETTLED * abs(lowest)]
-    return next((epoch for epoch, _ in points[:-1] if not above or epoch > above[-1]), None)
+    settled = next((epoch for epoch, _ in points if not above or epoch > above[-1]), math.inf)
+    return int(settled) if points and settled <= 0.9 * points[-1][0] else None

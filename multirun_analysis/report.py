@@ -87,7 +87,7 @@ def conclusions(sweep: collect.Sweep, rank_by: str, found: list[rank.Effect]) ->
         )
     if len(settled) < len(curves):
         said.append(
-            f"{len(curves) - len(settled)} of {len(curves)} runs were still improving in their last epoch"
+            f"{len(curves) - len(settled)} of {len(curves)} runs were still improving at their end"
             f" ({int(done['epochs_done'].max())} at most): train longer before trusting small differences."
         )
     if normal := [e for e in found if e.knob == "normalize"]:

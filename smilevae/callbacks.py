@@ -79,7 +79,10 @@ class Record(pl.callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start, self._steps = time.perf_counter(), 0
         self.stop.install(deferred=True)  # after Lightning's own handlers
-        if trainer.is_global_zero and self.epochs and not pl_module.within_epoch:
+        if not self.epochs and "val/loss" in pl_module.epoch_metrics:  # a warm start is worth a checkpoint
+            log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch_metrics['val/loss']:.1f}")
+            self._close_epoch(trainer, pl_module, 0)
+        elif trainer.is_global_zero and self.epochs and not pl_module.within_epoch:
             self._name_best()  # a kill may have come between last.ckpt and its second name
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,9 +101,11 @@ class Record(pl.callbacks.Checkpoint):
             raise Interrupted(self.stop.signum)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close_epoch(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _close_epoch(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
         speed = round(self.images_per_second, 1)
-        line = {"epoch": trainer.current_epoch + 1, **pl_module.epoch_metrics, "images_per_second": speed}
-        self.epochs.append(line)
+        self.epochs.append({"epoch": epoch, **pl_module.epoch_metrics, "images_per_second": speed})
         if trainer.is_global_zero:
             self.run.write_metrics(self.epochs)
         self._save(trainer)

@@ -67,7 +67,7 @@ def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
 def build_vae(settings: dict[str, Any]) -> VAE:
     """The network that a run's settings describe, with new weights."""
     shared = {name: settings[name] for name in ("image_size", "latent_dim", "normalize")}
-    return VAE(**settings["model"], **shared)
+    return VAE(**settings["model"], **shared, linear=settings["warm_start"] == "ppca")
 
 
 def find(ckpt: str) -> Path:
@@ -116,6 +116,11 @@ def resume_point(run: Path, settings: dict[str, Any]) -> Path:
                 f"{run} cannot go on: config.yaml says {name}={now.get(name)}, trained was {then.get(name)}"
             )
     return last
+
+
+def epochs_trained(content: dict[str, Any]) -> int:
+    """How many epochs a checkpoint's weights have seen; 0 for a warm start as it began."""
+    return max((line["epoch"] for line in content["callbacks"]["Record"]["epochs"]), default=0)
 
 
 def run_of(path: Path) -> Path:

@@ -141,17 +141,19 @@ def load_faces(
 def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
     """The spectrum of the training faces and their mirror images, with the held-out ones on it; cached."""
     num_pixels = math.prod(faces.images.shape[1:])
-    few = MAX_FITTED // num_pixels
 
     def build(_: np.ndarray) -> dict[str, Any]:
-        rng = np.random.default_rng(0)
-        train, val = (np.sort(rng.permutation(faces.rows(part))[:few]) for part in ("train", "val"))
-        seen, held_out = (torch.from_numpy(faces.images[rows]).float().div_(255) for rows in (train, val))
-        seen = torch.cat([seen, seen.flip(2)])
-        return spectrum(seen.flatten(1), held_out.flatten(1), NUM_AXES)._asdict()
+        return spectrum(flat_faces(faces, "train", mirrored=True), flat_faces(faces, "val"), NUM_AXES)._asdict()
 
     key = f"{faces.fingerprint}-{num_pixels}-{hash64(*faces.rows('val')):x}-spectrum"
     return Spectrum(**_cached(key, (1,), build, cache)[1])
+
+
+def flat_faces(faces: Faces, part: str, mirrored: bool = False) -> Tensor:
+    """Faces of a part (a random MAX_FITTED of them) as (N, P) in [0, 1], channel by channel; then their mirrors."""
+    rows = np.random.default_rng(0).permutation(faces.rows(part))[: MAX_FITTED // math.prod(faces.images.shape[1:])]
+    x = to_unit(torch.from_numpy(faces.images[np.sort(rows)])).contiguous()
+    return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
 def format_card(card: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dic
     out = checkpoints.run_of(path) / "evaluation"
     metrics = {
         "checkpoint": str(path.relative_to(out.parent)),
-        "epoch": content["epoch"] + 1,
+        "epoch": checkpoints.epochs_trained(content),
         "num_images": len(faces.rows("val")),
         "image_size": settings["image_size"],
         "native_size": faces.native_size,

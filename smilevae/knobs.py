@@ -28,6 +28,7 @@ KNOBS: dict[str, Knob] = {
     "image_size": Knob(int, 64, 256),
     "seed": Knob(int, 0, 2**32 - 1),
     "augment": Knob(bool),
+    "warm_start": Knob(str, choices=("none", "ppca")),
     "plateau.factor": Knob(float, 0.01, 0.99),
     "plateau.patience": Knob(int, 0, 1_000_000),
     "model.network": Knob(str, choices=("conv", "patch")),

@@ -40,6 +40,20 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
     }
 
 
+def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
+    """What to expect of a point before training it, in a sentence; with a warning where it can only collapse."""
+    found = linear_vae(spectrum, beta, latent_dim)
+    text = (
+        f"forecast for beta={beta:g}, latent_dim={latent_dim}: a linear VAE keeps {found['active_units']} dimensions"
+        f" alive and reaches loss {found['loss']:.1f}, KL {found['kl']:.1f} nats, PSNR {found['psnr']:.2f} dB"
+    )
+    if found["active_units"] == 0:
+        return f"{text}; no axis of these faces varies by more than beta / 2: this point can only collapse"
+    if found["active_units"] < latent_dim / 2:
+        return f"{text}; most of the {latent_dim} dimensions will carry nothing"
+    return text
+
+
 def pca_psnr(spectrum: Spectrum, num_components: int) -> float:
     """Held-out PSNR of a projection on the first principal axes; 0 axes: the mean face."""
     return _psnr(spectrum.total - sum(spectrum.held_out[:num_components]), spectrum)

@@ -20,6 +20,24 @@ def principal_components(x: Tensor, num_components: int) -> tuple[Tensor, Tensor
     return mean, basis, eigenvalues[keep] / len(x)
 
 
+def linear_vae_weights(x: Tensor, beta: float, latent_dim: int) -> dict[str, Tensor]:
+    """The linear VAE's optimum for examples (N, P) under SSE + beta * KL: see linear.linear_vae for the source.
+
+    mean (P,); encoder and decoder (D, P), so that mu = encoder (x - mean) and x_hat = mean + decoder^T z; logvar (D,).
+    Dimensions that the optimum leaves dead are zero, their posterior the prior.
+    """
+    mean, basis, variances = principal_components(x, latent_dim)
+    s = beta / 2
+    live = variances > s
+    v, axes = variances[live], basis[:, live].T
+    weights = {"mean": mean, "logvar": torch.zeros(latent_dim)}
+    weights |= {name: torch.zeros(latent_dim, x.shape[1]) for name in ("encoder", "decoder")}
+    weights["encoder"][: len(v)] = ((v - s).sqrt() / v).to(x.dtype)[:, None] * axes
+    weights["decoder"][: len(v)] = (v - s).sqrt().to(x.dtype)[:, None] * axes
+    weights["logvar"][: len(v)] = (s / v).log()
+    return weights
+
+
 def spectrum(train: Tensor, held_out: Tensor, num_components: int) -> Spectrum:
     """The spectrum of training examples (N, P) and how held-out ones (M, P) fall on it."""
     mean, basis, variances = principal_components(train, num_components)

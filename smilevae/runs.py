@@ -30,6 +30,16 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from smilevae import ConfigError, UserError, knobs
 
+# what a run writes before it has learnt anything
+BEFORE_TRAINING = (
+    "config.yaml",
+    "status.json",
+    "data_card.json",
+    "spectrum.json",
+    "forecast.json",
+    "train.log",
+    ".lock",
+)
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer, free to change on resume
 
 
@@ -129,17 +139,8 @@ class Run:
     def discard_if_untrained(self) -> None:
         """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
         if self.new and not any(self.checkpoints.glob("*.ckpt")):
-            events = [path.name for path in self.dir.glob("events.out.tfevents.*")]
-            for name in (
-                "config.yaml",
-                "status.json",
-                "data_card.json",
-                "spectrum.json",
-                "train.log",
-                ".lock",
-                *events,
-            ):
-                (self.dir / name).unlink(missing_ok=True)
+            for path in (*map(self.dir.joinpath, BEFORE_TRAINING), *self.dir.glob("events.out.tfevents.*")):
+                path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are not ours to remove
                 self.dir.rmdir()
 
@@ -234,6 +235,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("epoch"), int)]
 
 
+def epochs_done(path: Path) -> int:
+    """The last whole epoch of a run folder."""
+    return max((line["epoch"] for line in read_metrics(path)), default=0)
+
+
 def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     """The plain, resolved, checked settings that a composed config and its command line ask for.
 
@@ -262,7 +268,7 @@ def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str,
     """
     settings = read_settings(resume)
     target = wanted["epochs"] if "epochs" in named else settings["epochs"]
-    done, complete = len(read_metrics(Path(resume))), (Path(resume) / "result.json").exists()
+    done, complete = epochs_done(Path(resume)), (Path(resume) / "result.json").exists()
     if target < done or (complete and target == done):
         raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
     old, new = knobs.flatten(settings), knobs.flatten(wanted)

@@ -331,11 +331,11 @@ class Watch(threading.Thread):
         for name, state in self.states.items():
             epochs = self.plan.jobs[name]["settings"]["epochs"]
             over = total or state["status"] in ("COMPLETED", "FAILED")
-            count += epochs if over else len(runs.read_metrics(self.plan.folder / name))
+            count += epochs if over else runs.epochs_done(self.plan.folder / name)
         return count
 
     def _done(self, name: str) -> str:
-        done = len(runs.read_metrics(self.plan.folder / name))
+        done = runs.epochs_done(self.plan.folder / name)
         return f"{done}/{self.plan.jobs[name]['settings']['epochs']} epochs"
 
     def stop_jobs(self, signum: int) -> None:

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import ConfigError, callbacks, checkpoints, datasets, evaluation, runs
+from smilevae import ConfigError, callbacks, checkpoints, datasets, evaluation, linear, ppca, runs
 from smilevae.datamodule import FaceDataModule
 from smilevae.module import VAEModule
 
@@ -27,10 +27,18 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
     run.write_json("data_card.json", faces.card())
     log.info(datasets.format_card(faces.card()))
-    run.write_json("spectrum.json", datasets.spectrum_of(faces, settings["data"].get("cache", True))._asdict())
+    spectrum = datasets.spectrum_of(faces, settings["data"].get("cache", True))
+    point = spectrum, settings["beta"], settings["latent_dim"]
+    run.write_json("spectrum.json", spectrum._asdict())
+    run.write_json("forecast.json", linear.linear_vae(*point))
+    log.info(linear.forecast(*point))
     data = FaceDataModule(faces, **{k: settings[k] for k in ("batch_size", "seed", "augment", "num_workers")})
     torch.manual_seed(datasets.hash64("weights", settings["seed"]))
-    module = VAEModule(checkpoints.build_vae(settings), settings, faces.fingerprint)
+    vae = checkpoints.build_vae(settings)
+    if vae.linear and not settings["resume"]:
+        train = datasets.flat_faces(faces, "train", mirrored=settings["augment"])
+        vae.linear.load_state_dict(ppca.linear_vae_weights(train, settings["beta"], settings["latent_dim"]))
+    module = VAEModule(vae, settings, faces.fingerprint)
     record = callbacks.Record(run, stop)
     try:
         trainer = pl.Trainer(
@@ -40,7 +48,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
             plugins=[callbacks.PlainCheckpointIO()],
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=-1 if vae.linear else 0,  # the linear optimum is epoch 0
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
             **settings["trainer"] | ({"devices": devices} if devices else {}),
         )

@@ -14,7 +14,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script
 
-from smilevae import checkpoints, knobs, runs
+from smilevae import checkpoints, datasets, knobs, runs
 from smilevae.callbacks import Record
 from smilevae.metrics import negative_elbo
 
@@ -324,10 +324,45 @@ def test_a_mistake_in_a_trainer_argument_is_one_sentence(call, tmp_path):
 def test_a_sweep_gives_each_job_a_folder_named_by_its_knobs(call, tmp_path):
     code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "epochs=1", "beta=1,10", "seed=0,1")
     assert code == 0, errors
-    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {f"beta-{b}_seed-{s}" for b in (1, 10) for s in (0, 1)}
+    assert {p.name for p in tmp_path.glob("beta*")} == {f"beta-{b}_seed-{s}" for b in (1, 10) for s in (0, 1)}
     found = {tuple(sorted(p.parent.relative_to(tmp_path).parts)) for p in tmp_path.rglob("result.json")}
     assert len(found) == 4
     for path in tmp_path.rglob("config.yaml"):
         config = yaml.safe_load(path.read_text())
         assert f"beta-{config['beta']}" in path.parent.name
         assert f"seed-{config['seed']}" in path.parent.name
+
+
+def test_a_warm_start_begins_at_the_linear_optimum(train):
+    """Epoch 0 is the closed form, computed here from numpy's singular values, and is kept if nothing beats it."""
+    run = train("warm_start=ppca", "latent_dim=6", "epochs=2", "lr=0.00000001", "data.num_smiling=60")
+    first, *_ = runs.read_metrics(run)
+    assert first["epoch"] == 0
+    content = checkpoints.read(run / "checkpoints" / "last.ckpt")
+    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    seen = faces.images[faces.rows("train")].astype(float) / 255
+    seen = np.concatenate([seen, seen[:, :, ::-1]]).reshape(-1, 3 * 64**2)
+    held = faces.images[faces.rows("val")].astype(float).reshape(-1, 3 * 64**2) / 255 - seen.mean(0)
+    _, singular, axes = np.linalg.svd(seen - seen.mean(0), full_matrices=False)
+    variances, s = singular[:6] ** 2 / len(seen), 0.5
+    along = held @ axes[:6].T
+    kl = 0.5 * ((variances - s) / variances**2 * along**2 + s / variances - 1 - np.log(s / variances)).sum(1).mean()
+    assert first["val/kl"] == pytest.approx(kl, rel=1e-3)
+    error = (held**2).sum(1).mean() - (along**2 * (1 - (s / variances) ** 2)).sum(1).mean()
+    assert first["val/psnr"] == pytest.approx(-10 * np.log10(error / (3 * 64**2)), abs=1e-3)
+    forecast = json.loads((run / "forecast.json").read_text())
+    assert first["val/kl"] == pytest.approx(forecast["kl"], rel=1e-3)
+    assert first["val/psnr"] == pytest.approx(forecast["psnr"], abs=1e-3)
+    assert first["val/loss"] == pytest.approx(forecast["loss"], rel=0.05)  # few faces: sampled codes
+    assert first["val/active_units"] <= forecast["active_units"] == 6
+
+
+def test_a_warm_start_resumes_to_the_same_bits(train, tmp_path):
+    whole = train("warm_start=ppca", "epochs=3", to="whole")
+    train("warm_start=ppca", "epochs=1", to="part")
+    code = train(f"resume={tmp_path / 'part'}", "epochs=3", to="part")
+    assert code == tmp_path / "part"
+    one, two = (checkpoints.read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (whole, code))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [line["epoch"] for line in runs.read_metrics(code)] == [0, 1, 2, 3]
