@@ -190,6 +190,8 @@ def learning_curves(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
         plot.plot(*zip(*points), color=colour[run["beta"]], label=label, **line)
         if best:
             plot.plot(run["epoch"], dict(points).get(run["epoch"], np.nan), "o", color=colour[run["beta"]], zorder=4)
+    heights = [value for _, points in curves for _, value in points]
+    plot.set_ylim(bottom=np.percentile(heights, 3) - 0.5)  # the first epochs may be anything
     plot.set(xlabel="epoch", ylabel="PSNR of held-out faces, dB")
     plot.legend(loc="lower right")
     shown = "every run" if len(curves) == len(done) else f"the best two and {len(curves) - 2} others"

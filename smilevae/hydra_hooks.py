@@ -50,9 +50,12 @@ class ResumableSweeper(BasicSweeper):
         assert self.config is not None
         config = self.config
         folder = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
-        plan = sweeps.Plan(folder, self._points(arguments), sys.argv[1:])
-        plan.claim()
+        points = self._points(arguments)
+        plan = sweeps.Plan(folder, points, sys.argv[1:])
         left = plan.left(config.retry_failed)
+        if left and (code := sweeps.forecast([settings for _, _, settings in points])):
+            sys.exit(code)  # no job could run; it has said why
+        plan.claim()
         print(f"{len(plan.wanted)} jobs in {runs.short(plan.folder)}, {len(left)} to run; each logs to its train.log")
         print(f"if this is cut off: {plan.resume_line()}", flush=True)
         with sweeps.Watch(plan) as watch:

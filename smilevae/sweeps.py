@@ -32,6 +32,7 @@ RANK_BY = "val/nelbo"  # comparable across beta
 SHOWN = (RANK_BY, "val/psnr", "val/kl")
 ID = "SMILEVAE_SWEEP"  # environment variable: which sweep a worker belongs to
 MAX_NAME = 150
+MAX_FORECASTS = 4  # sets of faces that are looked at before the first job
 BUSY = 75  # exit code of a job that another sweep already runs
 
 
@@ -136,21 +137,54 @@ def _key(settings: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-# one job
+# processes
+
+
+def _server() -> Any:
+    """Forks processes that have torch and Lightning imported already, from a server that has done nothing else."""
+    multiprocessing.set_start_method(None, force=True)  # joblib's workers have set one that only joblib knows
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["__main__", "smilevae.training", "smilevae.evaluation", "tensorboard"])
+    return server
+
+
+def forecast(points: list[dict[str, Any]]) -> int:
+    """Print what a linear VAE would reach at every point; the exit code, not 0 if the faces cannot be read at all."""
+    process = _server().Process(target=_forecast, args=(points,))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def _forecast(points: list[dict[str, Any]]) -> None:
+    from smilevae import console, datasets, linear
+
+    runs.Stop().install()
+    told: dict[str, Any] = {}
+    try:
+        for settings in points:
+            faces = json.dumps([settings["data"], settings["image_size"]])
+            if faces not in told and len(told) < MAX_FORECASTS:
+                found = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+                told[faces] = datasets.spectrum_of(found, settings["data"].get("cache", True)), set()
+            spectrum, done = told.get(faces, (None, set()))
+            if spectrum and (point := (settings["beta"], settings["latent_dim"])) not in done:
+                done.add(point)
+                print(linear.forecast(spectrum, *point), flush=True)
+    except UserError as error:
+        console.end(str(error), error.exit_code)
+    except runs.Interrupted as stopped:
+        sys.exit(stopped.exit_code)
 
 
 def run_job(settings: dict[str, Any], path: Path) -> None:
     """Train one point of a sweep in a process of its own, whose end costs nobody else anything.
 
-    Every outcome is in the run folder; nothing is raised but a signal to this process. The process is forked from a
-    server that has imported torch and Lightning once, so that a job starts in a fraction of a second.
+    Every outcome is in the run folder; nothing is raised but a signal to this process.
     """
     if (path.parent / f".stop-{os.environ.get(ID)}").exists() or runs.state(path)["status"] == "COMPLETED":
         return
-    multiprocessing.set_start_method(None, force=True)  # joblib's workers have set one that only joblib knows
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["__main__", "smilevae.training", "smilevae.evaluation", "tensorboard"])
-    process = server.Process(target=_job, args=(settings, path))
+    process = _server().Process(target=_job, args=(settings, path))
     process.start()
     process.join()
     code = process.exitcode or 0

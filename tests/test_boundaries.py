@@ -24,7 +24,7 @@ ALLOWED = {
     **dict.fromkeys(USE, BASE | ARITHMETIC | MACHINERY | RECORD),
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
-    "sweeps": {"runs", "console", "training", "evaluation"},  # the last three in a job's own process
+    "sweeps": {"runs", "console", "training", "evaluation", "datasets", "linear"},  # the last four in other processes
 }
 LIBRARIES = {  # where a heavy or framework library may be named
     "torch": ARITHMETIC - {"linear"} | MACHINERY - {"images", "faces"} | {"checkpoints", "sweeps"} | USE | GLUE,

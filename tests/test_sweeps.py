@@ -164,6 +164,7 @@ def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
         (["trainer.devices=2"], "trainer.devices must be 1 in a sweep"),
         (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["hydra.sweep.dir=README.md"], "README.md"),
+        (["data=folder"], "data.root is not set"),
         (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
     ],
 )
@@ -171,6 +172,13 @@ def test_a_mistake_in_a_sweep_ends_with_2(call, tmp_path, arguments, sentence):
     code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path / 's'}", "beta=1,2", *arguments)
     assert (code, sentence in errors) == (2, True), errors
     assert len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_faces_that_cannot_be_read_end_a_sweep_before_its_first_job(tmp_path):
+    done = sweep(tmp_path / "s", "seed=0,1", "data=folder", "data.root=/nowhere")
+    assert done.returncode in (2, 3)
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "s").exists()
 
 
