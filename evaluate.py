@@ -7,6 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from smilevae import CheckpointError, ConfigError, console
 
+SAMPLERS = ("prior", "mixture")  # sampling.SAMPLERS, without its torch
+
 
 @hydra.main(version_base="1.3", config_path=str(console.CONF), config_name="evaluate")
 def main(config: DictConfig) -> None:
@@ -15,18 +17,22 @@ def main(config: DictConfig) -> None:
             raise ConfigError("ckpt is not set; add ckpt=RUN_FOLDER or ckpt=FILE")
         if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
             raise ConfigError(f"seed={config.seed} must be a whole number from 0 to {2**32 - 1}")
+        if config.sampler not in SAMPLERS:
+            raise ConfigError(f"sampler={config.sampler} is unknown; choose one of {', '.join(SAMPLERS)}")
+        if not isinstance(config.temperature, (int, float)) or not 0 <= config.temperature <= 10:
+            raise ConfigError(f"temperature={config.temperature} must be a number from 0 to 10")
+        if not isinstance(config.refine, int) or not 0 <= config.refine <= 10_000:
+            raise ConfigError(f"refine={config.refine} must be a whole number from 0 to 10000")
         console.quiet_lightning()
         from smilevae import evaluation
 
         root = None if config.root is None else str(config.root)
-        if best := top_two(Path(str(config.ckpt)).expanduser()):
-            print(
-                evaluation.compare(
-                    best, Path(str(config.ckpt)).expanduser() / "evaluation", root=root, seed=config.seed
-                )
-            )
+        options = {name: config[name] for name in ("seed", "sampler", "temperature", "refine")} | {"root": root}
+        folder = Path(str(config.ckpt)).expanduser()
+        if best := top_two(folder):
+            print(evaluation.compare(best, folder / "evaluation", **options))
         else:
-            print(evaluation.report(str(config.ckpt), root=root, seed=config.seed))
+            print(evaluation.report(str(config.ckpt), **options))
 
 
 def top_two(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,20 @@ log = logging.getLogger(__name__)
 NUM_BEST = 2
 MAX_ENCODED = 2000  # faces behind the smile direction and in the projector that TensorBoard shows
 HP_KNOBS = (
-    *("beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "augment", "warm_start"),
+    *(
+        "beta",
+        "latent_dim",
+        "batch_size",
+        "epochs",
+        "lr",
+        "normalize",
+        "image_size",
+        "seed",
+        "augment",
+        "warm_start",
+        "schedule",
+        "ema",
+    ),
     *("model.network", "model.dropout", "data.source", "data.confound"),
 )
 HP_METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
@@ -149,7 +162,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
         epoch = trainer.current_epoch + 1
         self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
 
-        self.noise = torch.randn(16, pl_module.vae.latent_dim, generator=torch.Generator().manual_seed(0))
+        self.noise = torch.randn(16, pl_module.shown.latent_dim, generator=torch.Generator().manual_seed(0))
         names = [f"hp/{name.replace('/', '_')}" for name in HP_METRICS]
         for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # no metrics, no HParams table
             self.board.file_writer.add_summary(summary)
@@ -164,7 +177,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
                 self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
         self.board.add_histogram("val/kl_per_dim", pl_module.kl_per_dim, epoch)
         if epoch % self.every == 0 or epoch in (1, trainer.max_epochs):
-            vae, was_training = pl_module.vae, pl_module.training
+            vae, was_training = pl_module.shown, pl_module.shown.training
             vae.eval()
             with torch.no_grad():
                 self._draw(vae, pl_module.device, epoch)
@@ -194,7 +207,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
         for name in HP_METRICS:
             board.add_scalar(f"hp/{name.replace('/', '_')}", best[name], trainer.current_epoch)
         rows = np.random.default_rng(0).permutation(self.faces.rows("val"))[:MAX_ENCODED]
-        mu, _ = encode(pl_module.vae, self.faces, rows)
+        mu, _ = encode(pl_module.shown, self.faces, rows)
         thumbnails = F.interpolate(to_unit(torch.from_numpy(self.faces.images[rows])), size=(32, 32), mode="area")
         words = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
         labels = [words[int(smile)] for smile in self.faces.smile[rows]]

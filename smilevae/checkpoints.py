@@ -56,7 +56,8 @@ def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
     """The VAE of a checkpoint, rebuilt from its own settings, in eval mode; and its content."""
     content = read(path)
     vae = build_vae(content["hyper_parameters"])
-    weights = {k.removeprefix("vae."): v for k, v in content["state_dict"].items() if k.startswith("vae.")}
+    shown = "ema." if content["hyper_parameters"]["ema"] else "vae."
+    weights = {k.removeprefix(shown): v for k, v in content["state_dict"].items() if k.startswith(shown)}
     try:
         vae.load_state_dict(weights)
     except RuntimeError:

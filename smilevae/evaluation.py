@@ -21,6 +21,7 @@ from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.ppca import principal_components
+from smilevae.sampling import draw_codes, nearest
 from smilevae.smile import mean_difference
 from smilevae.vae import VAE
 
@@ -29,7 +30,15 @@ MAX_REFERENCE = 2000  # training faces that the PCA reference is fitted to, with
 INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 
 
-def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dict[str, Any], Path]:
+def evaluate(
+    path: Path,
+    *,
+    root: str | None = None,
+    seed: int = 0,
+    sampler: str = "prior",
+    temperature: float = 1.0,
+    refine: int = 0,
+) -> tuple[dict[str, Any], Path]:
     """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces (`root` if they moved).
 
     Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder.
@@ -53,25 +62,26 @@ def evaluate(path: Path, *, root: str | None = None, seed: int = 0) -> tuple[dic
         "image_size": settings["image_size"],
         "native_size": faces.native_size,
         "beta": settings["beta"],
-        **measure(vae, faces, settings["beta"], seed),
+        "refine": refine,
+        **measure(vae, faces, settings["beta"], seed, refine),
     }
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, seed)
+    draw(vae, faces, out, seed, sampler, temperature)
     return metrics, out
 
 
-def report(ckpt: str, *, root: str | None = None, seed: int = 0) -> str:
+def report(ckpt: str, **options: Any) -> str:
     """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
-    metrics, out = evaluate(checkpoints.find(ckpt), root=root, seed=seed)
+    metrics, out = evaluate(checkpoints.find(ckpt), **options)
     return f"{format_table(metrics)}\npictures: {runs.short(out)}/"
 
 
-def compare(named: dict[str, Path], out: Path, *, root: str | None = None, seed: int = 0) -> str:
+def compare(named: dict[str, Path], out: Path, **options: Any) -> str:
     """Evaluate several checkpoints and put them side by side: one table, and their pictures under one another in `out`.
 
     Each also gets its own evaluation folder, as `evaluate` gives it.
     """
-    found = {name: evaluate(path, root=root, seed=seed) for name, path in named.items()}
+    found = {name: evaluate(path, **options) for name, path in named.items()}
     width = max(map(len, [*found, "mean face"])) + 2
     lines = [
         " " * width + "".join(f"{title:>12}" for title in ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta"))
@@ -109,11 +119,12 @@ def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def measure(vae: VAE, faces: Faces, beta: float, seed: int) -> dict[str, Any]:
+def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> dict[str, Any]:
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
     "model", "mean_face" and "pca" each hold mse, psnr and ssim of the image size and, as `native_*`, of both
-    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training.
+    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training; with
+    `refine` the codes are refined by so many steps first.
     """
     rows = faces.rows("val")
     train = faces.rows("train")
@@ -125,12 +136,13 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int) -> dict[str, Any]:
     terms, codes = torch.zeros(3, dtype=torch.float64), []
     for index, x in enumerate(_batches(vae, faces, rows)):
         generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
-        out = vae(x, generator)
-        terms += torch.stack(beta_vae_terms(out.x_hat, x, out.mu, out.logvar, beta)).double().sum(1).cpu()
-        codes.append(torch.stack([out.mu, out.logvar]).cpu())
+        mu, logvar = vae.refine(x, beta, refine, generator) if refine else vae.encode(x)
+        x_hat = vae.decode(latents.reparameterise(mu, logvar, generator))
+        terms += torch.stack(beta_vae_terms(x_hat, x, mu, logvar, beta)).double().sum(1).cpu()
+        codes.append(torch.stack([mu, logvar]).cpu())
         flat = x.flatten(1).cpu()
         guesses = {
-            "model": vae.decode(out.mu).cpu(),
+            "model": vae.decode(mu).cpu(),
             "mean_face": mean.expand_as(flat).view(x.shape),
             "pca": (mean + (flat - mean) @ basis @ basis.T).view(x.shape),
         }
@@ -179,6 +191,7 @@ def format_table(metrics: dict[str, Any]) -> str:
         columns += [("native_mse", f"MSE {native}px"), ("native_psnr", "PSNR dB"), ("native_ssim", "SSIM")]
     names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
     lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:g}, mu decoded"]
+    lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
     lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
     for name, title in names.items():
         cells = (
@@ -203,10 +216,8 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
     x = next(_batches(vae, faces, np.resize(rows, 6)))
     noise = torch.randn(12, vae.latent_dim, generator=torch.Generator().manual_seed(0))
     blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(noise).unflatten(0, (2, 6))]
-    train, calm = (
-        np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE],
-        rows[faces.smile[rows] == 0],
-    )
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    calm = rows[faces.smile[rows] == 0]
     smile = torch.from_numpy(faces.smile[train])
     if (smile == 1).any() and (smile == 0).any() and len(calm):
         x = next(_batches(vae, faces, np.resize(calm, 2)))
@@ -220,7 +231,7 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
 
 
 @torch.no_grad()
-def draw(vae: VAE, faces: Faces, out: Path, seed: int) -> None:
+def draw(vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float) -> None:
     """Write every picture of an evaluation into `out`; those about the smile need both labels."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(_batches(vae, faces, rows[:16]))
@@ -228,8 +239,15 @@ def draw(vae: VAE, faces: Faces, out: Path, seed: int) -> None:
     save(grids.pairs(x, vae.decode(mu)), out / "reconstructions.png")
 
     generator = torch.Generator().manual_seed(hash64("samples", seed))
-    noise = torch.randn(64, vae.latent_dim, generator=generator)
-    save(grids.square(vae.decode(noise.to(x.device))), out / "samples.png")
+    train = faces.rows("train")
+    train_mu, logvar = encode(vae, faces, train)
+    some = {"mu": train_mu[:MAX_REFERENCE], "logvar": logvar[:MAX_REFERENCE]}
+    codes = draw_codes(64, generator, sampler=sampler, temperature=temperature, **some)
+    samples = vae.decode(codes.to(x.device)).cpu()
+    save(grids.square(samples), out / "samples.png")
+    seen = torch.cat([batch.cpu() for batch in _batches(vae, faces, train[:MAX_REFERENCE])])
+    close = seen[nearest(samples[:8], seen)]
+    save(grids.pairs(samples[:8], close), out / "nearest.png", None, ["new", "seen"])
 
     if half := min(len(mu) // 2, 6):
         between = latents.interpolate(mu[:half], mu[half : 2 * half], 8)
@@ -242,8 +260,7 @@ def draw(vae: VAE, faces: Faces, out: Path, seed: int) -> None:
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    train = faces.rows("train")
-    train_mu, smile = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
+    smile = torch.from_numpy(faces.smile[train])
     if (smile == 1).any() and (smile == 0).any():
         direction = mean_difference(train_mu, smile)
         draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], direction, out)

@@ -67,13 +67,18 @@ class ResumableSweeper(BasicSweeper):
                 raise
         watch.say(f"over: {watch.summary()}")
         if any(state["status"] == "COMPLETED" for state in watch.states.values()):
-            subprocess.run([sys.executable, "-m", "multirun_analysis", str(plan.folder)], cwd=console.CONF.parent)
-        if bad := [name for name, state in watch.states.items() if state["status"] != "COMPLETED"]:
-            again = " retry_failed=true" if any(watch.states[name]["status"] == "FAILED" for name in bad) else ""
-            lines = [
-                f"{len(bad)} of {len(plan.wanted)} jobs did not complete; run them with {plan.resume_line()}{again}"
-            ]
-            lines += [f"{name}: {watch.states[name]['status']}, {watch.states[name]['reason']}" for name in bad]
+            path = os.pathsep.join(filter(None, [str(console.CONF.parent), os.environ.get("PYTHONPATH")]))
+            analysis = [sys.executable, "-m", "multirun_analysis", str(plan.folder)]
+            subprocess.run(analysis, env=os.environ | {"PYTHONPATH": path})
+        elsewhere = [name for name, state in watch.states.items() if state["status"] == "RUNNING"]
+        if elsewhere:
+            print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
+        bad = {n: s for n, s in watch.states.items() if s["status"] not in ("COMPLETED", "RUNNING")}
+        if bad:
+            again = " retry_failed=true" if any(state["status"] == "FAILED" for state in bad.values()) else ""
+            count = f"{len(bad)} of {len(plan.wanted)} jobs did not complete"
+            lines = [f"{count}; run them with {plan.resume_line()}{again}"]
+            lines += [f"{name}: {state['status']}, {state['reason'] or 'not started'}" for name, state in bad.items()]
             raise UserError("\n".join(lines))
 
     def _launch(self, plan: sweeps.Plan, names: list[str], watch: sweeps.Watch) -> None:

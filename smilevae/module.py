@@ -1,11 +1,13 @@
 """How a VAE is trained: one step for every stage, Adam, a plateau schedule that a resume reproduces to the bit."""
 
+import copy
 import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smilevae import CheckpointError, UserError
 from smilevae.datasets import hash64
@@ -29,6 +31,7 @@ class VAEModule(pl.LightningModule):
     def __init__(self, vae: VAE, settings: dict[str, Any], fingerprint: str):
         super().__init__()
         self.vae, self.settings, self.seed = vae, settings, settings["seed"]
+        self.ema = _follower(vae) if settings["ema"] else None
         self.fingerprint = fingerprint  # of the data: evaluation refuses other pictures
         self.epoch_metrics: dict[str, float] = {}
         self.kl_per_dim = torch.zeros(vae.latent_dim)  # nats, mean over the last validation
@@ -37,7 +40,31 @@ class VAEModule(pl.LightningModule):
         self._restored: dict[str, Any] = {}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step(batch[0], "train", self.current_epoch, batch_idx)
+        generator = torch.Generator(self.device).manual_seed(
+            hash64("jitter", self.seed, self.current_epoch, batch_idx, self.global_rank)
+        )
+        x = jitter(batch[0], self.settings["jitter"]["shift"], self.settings["jitter"]["light"], generator)
+        return self._step(x, "train", self.current_epoch, batch_idx)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.settings["schedule"] == "cosine":
+            done = self.global_step / max(1, self.settings["epochs"] * self.trainer.num_training_batches)
+            for group in self.plateau.optimizer.param_groups:
+                group["lr"] = self.settings["lr"] * one_cycle(done)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:  # here and not in a later hook: a checkpoint within an epoch must hold it
+            decay = min(
+                self.settings["ema"], (1 + self.global_step) / (10 + self.global_step)
+            )  # soon forgets the first
+            with torch.no_grad():
+                get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), self.global_step)
+
+    @property
+    def shown(self) -> VAE:
+        """The VAE that is validated, drawn and rebuilt from checkpoints: the weights' moving average if kept."""
+        return self.vae if self.ema is None else self.ema
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch: only the weights differ
@@ -45,7 +72,8 @@ class VAEModule(pl.LightningModule):
     def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
         """The batch's mean loss; its terms are added to the stage's sums."""
         torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))
-        out = self.vae(x)
+        vae = self.vae if stage == "train" else self.shown
+        out = vae(x)
         terms = beta_vae_terms(out.x_hat, x, out.mu, out.logvar, self.settings["beta"])
         loss = terms.loss.mean()
         if stage == "train" and not torch.isfinite(loss):
@@ -56,7 +84,7 @@ class VAEModule(pl.LightningModule):
         with torch.no_grad():
             mu_error = terms.recon
             if stage == "val":
-                mu_error = squared_error(self.vae.decode(out.mu), x)
+                mu_error = squared_error(vae.decode(out.mu), x)
                 kl = gaussian_kl(out.mu, out.logvar)
                 self._moments = self._moments.to(x.device) + torch.stack([out.mu, out.mu.square(), kl]).sum(1)
             sums = torch.stack([torch.ones_like(mu_error), *terms, mu_error]).to(self._wide).sum(1)
@@ -80,7 +108,8 @@ class VAEModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._close("train")
         self.epoch_metrics["lr"] = self.lr
-        self.plateau.step(self.epoch_metrics["val/loss"])
+        if self.settings["schedule"] == "plateau":
+            self.plateau.step(self.epoch_metrics["val/loss"])
 
     def _close(self, stage: str) -> float:
         """Turn a stage's sums into its metrics and start anew; gives the number of examples."""
@@ -103,7 +132,10 @@ class VAEModule(pl.LightningModule):
         return sums[0] / num, sums[1] / num, sums[2] / num
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.settings["lr"])
+        decay = {"weight_decay": self.settings["weight_decay"]} if self.settings["weight_decay"] else {}
+        optimizer = (torch.optim.AdamW if decay else torch.optim.Adam)(
+            self.vae.parameters(), lr=self.settings["lr"], **decay
+        )
         # Lightning's automatic plateau schedule loses an update on resume; this one is stepped and saved here
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **self.settings["plateau"])
         if "plateau" in self._restored:
@@ -129,3 +161,42 @@ class VAEModule(pl.LightningModule):
             raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
         self._restored["plateau"] = checkpoint["plateau"]  # Lightning builds the optimizer later
         self._sums = {stage: sums.to(self.device) for stage, sums in checkpoint["sums"].items()}
+
+
+def one_cycle(done: float) -> float:
+    """The share of the peak rate after a share `done` of training: up over a tenth, then down along a cosine to 1%."""
+    if done < 0.1:
+        return 0.04 + 0.96 * done / 0.1
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
+
+
+def jitter(x: Tensor, shift: int, light: float, generator: torch.Generator) -> Tensor:
+    """Faces (B, 3, S, S) moved by up to `shift` pixels either way, the border repeated, and under another light.
+
+    Light multiplies all channels by e^u, |u| <= `light`, and each by a third of that again; values stay in [0, 1].
+    """
+    num, _, side, _ = x.shape
+    if shift:
+        ahead = torch.arange(side, device=x.device)
+        by = torch.randint(-shift, shift + 1, (2, num, 1), generator=generator, device=x.device)
+        down, across = (ahead + by).clamp(0, side - 1)
+        every = torch.arange(num, device=x.device)[:, None, None]
+        x = x.permute(0, 2, 3, 1)[every, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    if light:
+        common, channel = torch.rand(2, num, 3, 1, 1, generator=generator, device=x.device) * 2 - 1
+        x = (x * (light * (common[:, :1] + channel / 3)).exp()).clamp(0, 1)
+    return x
+
+
+def _follower(vae: VAE) -> VAE:
+    """A copy that is not trained and shares what is fixed anyway."""
+    linear, vae.linear = vae.linear, None
+    follower = copy.deepcopy(vae).requires_grad_(False)
+    vae.linear = follower.linear = linear
+    return follower
+
+
+def _moving(vae: VAE) -> list[Tensor]:
+    """Everything of a VAE that training changes, but for counters: weights, and BatchNorm's running statistics."""
+    buffers = [b for name, b in vae.named_buffers() if b.is_floating_point() and not name.startswith("linear.")]
+    return [*vae.parameters(), *buffers]

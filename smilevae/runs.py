@@ -269,6 +269,8 @@ def continued(resume: str, wanted: dict[str, Any], named: set[str]) -> dict[str,
     settings = read_settings(resume)
     target = wanted["epochs"] if "epochs" in named else settings["epochs"]
     done, complete = epochs_done(Path(resume)), (Path(resume) / "result.json").exists()
+    if target != settings["epochs"] and settings["schedule"] == "cosine":
+        raise ConfigError(f"{resume} has schedule=cosine, which ends at epochs={settings['epochs']}; start a new run")
     if target < done or (complete and target == done):
         raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
     old, new = knobs.flatten(settings), knobs.flatten(wanted)
@@ -305,7 +307,8 @@ def identity(settings: dict[str, Any], fingerprint: str) -> str:
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that change a run's result beyond its last bits, flat, the trainer's among them."""
     flat = {k: v for k, v in knobs.flatten(settings).items() if k not in (*knobs.SAME_RESULT, "threads")}
-    return flat | {f"trainer.{k}": v for k, v in settings["trainer"].items() if k not in HARDWARE}
+    flat |= {f"trainer.{k}": v for k, v in settings["trainer"].items() if k not in HARDWARE}
+    return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in flat.items()}  # beta=1.0 is beta=1
 
 
 def environment() -> dict[str, Any]:

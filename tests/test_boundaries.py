@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 BASE = {"knobs"}  # and the package itself: errors; no torch
-ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile"}
+ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
 USE = {"evaluation"}

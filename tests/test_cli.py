@@ -122,6 +122,12 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
     assert not (ROOT / "evaluation").exists()
 
 
+@pytest.mark.parametrize("mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1"])
+def test_a_mistake_in_an_evaluation_ends_with_2(call, tiny_run, mistake):
+    code, errors = call("evaluate", f"ckpt={tiny_run}", mistake)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+
+
 def test_a_mistake_never_removes_what_was_there_before(call, tmp_path, tiny_run):
     """A thesis in the folder that a careless command names, and a finished run whose checkpoints are gone."""
     (tmp_path / "precious").mkdir()

@@ -15,7 +15,7 @@ from smilevae.ppca import principal_components
 
 PICTURES = {
     *("reconstructions.png", "samples.png", "smile_strip.png", "interpolation.png", "traversal.png"),
-    *("latent_map.png", "smile.gif"),
+    *("latent_map.png", "smile.gif", "nearest.png"),
 }
 
 

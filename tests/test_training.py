@@ -1,5 +1,6 @@
 """The whole path on the real config, shrunk: the run folder, determinism, resume, interruption, divergence."""
 
+import copy
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from conftest import ROOT, TINY, script
 from smilevae import checkpoints, datasets, knobs, runs
 from smilevae.callbacks import Record
 from smilevae.metrics import negative_elbo
+from smilevae.module import VAEModule, jitter, one_cycle
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
 
@@ -86,12 +88,13 @@ def test_training_learns(train):
     assert lines[-1]["train/psnr"] > lines[0]["train/psnr"] + 1
 
 
-def test_the_first_validation_agrees_with_plain_torch(train):
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_the_first_validation_agrees_with_plain_torch(train, ema):
     """val/loss of epoch 1 again from its checkpoint, in float64, without Lightning."""
     from smilevae import datasets
     from smilevae.losses import beta_vae_terms
 
-    run = train("epochs=1", "beta=3")
+    run = train("epochs=1", "beta=3", f"ema={ema}")
     vae, content = checkpoints.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
     faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
     x = datasets.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
@@ -123,15 +126,21 @@ def test_validating_less_often_does_not_change_training(train):
     assert_same(weights(one)["state_dict"], weights(two)["state_dict"])
 
 
+RECIPE = (
+    *("schedule=cosine", "weight_decay=0.01", "ema=0.9", "jitter.shift=2", "jitter.light=0.1", "warm_start=ppca"),
+)
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", ["epoch 1", "epoch 2", "epoch 3", "step 1", "step 7", "step 8"])
-def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, where, workers, tmp_path):
+@pytest.mark.parametrize("recipe", [(), RECIPE], ids=["plateau", "recipe"])
+def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, where, workers, recipe, tmp_path):
     """Killed after the checkpoint of an epoch, or stopped by a signal at a step; 5 steps an epoch, 4 epochs."""
-    knobs_ = ("epochs=4", "plateau.patience=0", f"num_workers={workers}")
+    knobs_ = ("epochs=4", "plateau.patience=0", f"num_workers={workers}", *recipe)
     whole = train(*knobs_, to="whole")
     kind, number = where.split()
     if kind == "epoch":
@@ -366,3 +375,64 @@ def test_a_warm_start_resumes_to_the_same_bits(train, tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [line["epoch"] for line in runs.read_metrics(code)] == [0, 1, 2, 3]
+
+
+def test_the_moving_average_is_one(train, monkeypatch):
+    """ema after n steps again, from the weights that every step left."""
+    seen = []
+    step = VAEModule.optimizer_step
+
+    def watched(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        seen.append({name: weight.detach().clone() for name, weight in self.vae.named_parameters()})
+
+    monkeypatch.setattr(VAEModule, "optimizer_step", watched)
+    begun = {}
+    monkeypatch.setattr(VAEModule, "on_fit_start", lambda self: begun.update(copy.deepcopy(self.vae.state_dict())))
+    run = train("epochs=1", "ema=0.5")
+    average = {name: begun[name] for name in seen[0]}
+    for number, weights_ in enumerate(seen):
+        decay = min(0.5, (1 + number) / (10 + number))
+        average = {name: (1 - decay) * weights_[name] + decay * a for name, a in average.items()}
+    content = checkpoints.read(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert len(seen) == 5
+    for name, value in average.items():
+        torch.testing.assert_close(content[f"ema.{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_cosine_rises_falls_and_ends_with_the_epochs(train, call):
+    rates = [one_cycle(done) for done in np.linspace(0, 1, 1001)]
+    assert rates[0] == pytest.approx(0.04)
+    assert max(rates) == pytest.approx(1) == pytest.approx(one_cycle(0.1))
+    assert rates[-1] == pytest.approx(0.01)
+    assert max(abs(np.diff(rates))) < 0.01
+    run = train("schedule=cosine", "epochs=3")
+    lrs = [line["lr"] for line in runs.read_metrics(run)]
+    assert lrs[0] > lrs[1] > lrs[2] > 0
+    code, errors = call("train", f"resume={run}", "epochs=9")
+    assert (code, "schedule=cosine, which ends at epochs=3" in errors) == (2, True)
+
+
+def test_jitter_moves_and_lights_faces_and_nothing_else():
+    x = torch.rand(50, 3, 16, 16) * 0.5
+    rng = torch.Generator().manual_seed(0)
+    assert jitter(x, 0, 0.0, rng) is x
+    moved = jitter(x, 2, 0.0, rng)
+    found = set()
+    for one, other in zip(x, moved):
+        fits = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(other[:, 2:-2, 2:-2], one.roll((-dy, -dx), (1, 2))[:, 2:-2, 2:-2])
+        ]
+        assert len(fits) == 1
+        found.add(fits[0])
+    assert len(found) > 10
+    lit = jitter(x, 0, 0.3, rng)
+    ratio = (lit / x).flatten(2)
+    torch.testing.assert_close(ratio.amax(2), ratio.amin(2), rtol=1e-3, atol=1e-3)  # one gain a channel
+    assert 0.6 < ratio.min() < 0.8 < 1.25 < ratio.max() < 1.5
+    assert jitter(x * 2, 0, 0.9, rng).max() <= 1
+    same = [jitter(x, 2, 0.3, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*same)
