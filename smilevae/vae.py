@@ -116,7 +116,8 @@ class VAE(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             codes = [mu.requires_grad_(), logvar.requires_grad_()]
             optimizer = torch.optim.Adam(codes, lr=REFINE_RATE)
-            for _ in range(steps):
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = REFINE_RATE * (1 - step / steps)  # its own noise must die away
                 z = latents.reparameterise(mu, logvar, generator)
                 loss = beta_vae_terms(self.decode(z), x, mu, logvar, beta).loss.sum()
                 mu.grad, logvar.grad = torch.autograd.grad(loss, codes)
