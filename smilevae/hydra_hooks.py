@@ -50,6 +50,9 @@ class ResumableSweeper(BasicSweeper):
         assert self.config is not None
         config = self.config
         folder = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
+        for knob, value in {"retry_failed": config.retry_failed, "sweep.yes": config.sweep.get("yes")}.items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"{knob}={value} must be true or false")
         points = self._points(arguments)
         plan = sweeps.Plan(folder, points, sys.argv[1:])
         left = plan.left(config.retry_failed)

@@ -162,6 +162,7 @@ def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
     ("arguments", "sentence"),
     [
         (["seed=range(201)"], "402 jobs, more than 200; if you mean it, add sweep.yes=true"),
+        (["retry_failed=maybe"], "retry_failed=maybe must be true or false"),
         (["trainer.devices=2"], "trainer.devices must be 1 in a sweep"),
         (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["hydra.sweep.dir=README.md"], "README.md"),
@@ -282,6 +283,16 @@ def test_a_job_that_fails_in_any_way_costs_only_itself(tmp_path):
     assert set(statuses(folder).values()) == {"COMPLETED"}
 
 
+def members(group: int) -> list[str]:
+    """The living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+            found += [path.parent.name] * (int(pgrp) == group and state != "Z")
+    return found
+
+
 def wait_for(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -303,8 +314,7 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
             assert process.wait(timeout=20) == code
             assert time.monotonic() - sent < 10
         finally:
-            listing = ["ps", "-o", "args=", "-g", str(process.pid)]  # nobody is left behind
-            wait_for(lambda: not subprocess.run(listing, capture_output=True).stdout, 10)
+            wait_for(lambda: not members(process.pid), 10)  # nobody is left behind
     printed = (tmp_path / "out").read_text()
     assert statuses(folder) == {"seed-0": "INTERRUPTED", "seed-1": "NEW"}
     assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
