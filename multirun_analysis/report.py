@@ -111,16 +111,10 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
         "checkpoint": f"{run['path'].name}/{run['checkpoint']}",
         "psnr": float(run["val/psnr"]),
         "kl": float(run["val/kl"]),
-        "evaluate": collect.text(f"python evaluate.py {_override('ckpt', runs.short(path))}"),
+        "evaluate": collect.text(
+            f"python evaluate.py {shlex.quote(runs.override('ckpt', shlex.split(runs.short(path))[0]))}"
+        ),
     }
-
-
-def _override(key: str, path: str) -> str:
-    """key=path as a shell and Hydra both read it."""
-    plain = shlex.split(path)[0]
-    if all(c.isalnum() or c in "/._-+" for c in plain):
-        return f"{key}={plain}"
-    return shlex.quote(f"{key}='" + plain.replace("\\", "\\\\").replace("'", "\\'") + "'")
 
 
 def _table(sweep: collect.Sweep) -> pd.DataFrame:

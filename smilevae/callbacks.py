@@ -22,21 +22,22 @@ log = logging.getLogger(__name__)
 NUM_BEST = 2
 MAX_ENCODED = 2000  # faces behind the smile direction and in the projector that TensorBoard shows
 HP_KNOBS = (
-    *(
-        "beta",
-        "latent_dim",
-        "batch_size",
-        "epochs",
-        "lr",
-        "normalize",
-        "image_size",
-        "seed",
-        "augment",
-        "warm_start",
-        "schedule",
-        "ema",
-    ),
-    *("model.network", "model.dropout", "data.source", "data.confound"),
+    "beta",
+    "latent_dim",
+    "batch_size",
+    "epochs",
+    "lr",
+    "normalize",
+    "image_size",
+    "seed",
+    "augment",
+    "warm_start",
+    "schedule",
+    "ema",
+    "model.network",
+    "model.dropout",
+    "data.source",
+    "data.confound",
 )
 HP_METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 

@@ -101,8 +101,10 @@ class ResumableSweeper(BasicSweeper):
             signal.signal(signum, receive)
         with open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(plan.folder)
-        shared = [f"hydra.sweep.dir={_quoted(str(plan.folder))}", f"+hydra.job.env_set.{sweeps.ID}={watch.id}"]
-        batches = [[*plan.jobs[name]["overrides"], *shared, f"hydra.sweep.subdir={_quoted(name)}"] for name in names]
+        shared = [runs.override("hydra.sweep.dir", str(plan.folder)), f"+hydra.job.env_set.{sweeps.ID}='{watch.id}'"]
+        batches = [
+            [*plan.jobs[name]["overrides"], *shared, runs.override("hydra.sweep.subdir", name)] for name in names
+        ]
         for batch in self.split_overrides_to_chunks(batches, self.max_batch_size) if batches else []:
             try:
                 self.launcher.launch(list(batch), initial_job_idx=0)
@@ -155,10 +157,6 @@ def threads_per_job(launcher: DictConfig) -> int | None:
     with contextlib.suppress(KeyError, TypeError):  # Ray
         return max(1, int(found["ray"]["remote"]["num_cpus"]))
     return None
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 # hydra/sweeper=basic, the default, is ours from now on; Hydra takes new plugins from installed packages only

@@ -55,9 +55,8 @@ class VAEModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:  # here and not in a later hook: a checkpoint within an epoch must hold it
-            decay = min(
-                self.settings["ema"], (1 + self.global_step) / (10 + self.global_step)
-            )  # soon forgets the first
+            soon = (1 + self.global_step) / (10 + self.global_step)  # the first weights are soon forgotten
+            decay = min(self.settings["ema"], soon)
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), self.global_step)
 

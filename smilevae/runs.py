@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import secrets
 import shlex
@@ -87,6 +88,7 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.dir, self.new = Path(path), False
+        self.sweep: str | None = None  # which running sweep it belongs to: only that one may stop it
         self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning sets it for the processes it starts
         if not self.leads:
             return
@@ -146,7 +148,7 @@ class Run:
 
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename}
+        where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
         self.write_json("status.json", {"status": state, "reason": reason, "error": error, **where})
 
     def write_json(self, name: str, content: Any) -> None:
@@ -172,14 +174,15 @@ def state(path: Path) -> dict[str, Any]:
 
     NEW has no status yet; STALE says RUNNING, but its process is gone. A result means COMPLETED, whatever the status.
     """
-    empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None}
+    empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None, "sweep": None}
+    held = in_use(path)  # asked first: a process that ends between the two has said how by then
     found: Any = None
     with contextlib.suppress(OSError, ValueError):
         found = json.loads((path / "status.json").read_text())
     found = empty | found if isinstance(found, dict) else empty
     if (path / "result.json").exists():
         return found | {"status": "COMPLETED", "reason": None}
-    if found["status"] == "RUNNING" and not in_use(path):
+    if found["status"] == "RUNNING" and not held and not in_use(path):  # nor did one begin meanwhile
         return found | {"status": "STALE", "reason": "its process is gone"}
     return found
 
@@ -346,6 +349,13 @@ def what_next(run: Path, best: dict[str, Any]) -> str:
 def short(path: Path) -> str:
     """A path as one would type it: relative where that is shorter, quoted where it must be."""
     return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))
+
+
+def override(key: str, value: str) -> str:
+    """key=value as Hydra reads it, quoted where it must be."""
+    if re.fullmatch(r"[A-Za-z0-9/._+-]+", value):
+        return f"{key}={value}"
+    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], None] | None = None) -> None:

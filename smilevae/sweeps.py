@@ -97,7 +97,8 @@ class Plan:
 
     def resume_line(self) -> str:
         """The command that goes on with this sweep."""
-        return f"python train.py {shlex.join(self.argv)} hydra.sweep.dir={runs.short(self.folder)}"
+        folder = runs.override("hydra.sweep.dir", shlex.split(runs.short(self.folder))[0])
+        return f"python train.py {shlex.join([*self.argv, folder])}"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def full_command(argv: list[str]) -> list[str]:
             given = [a for a in argv if a != text and a not in ("-m", "--multirun")]
             keys = {a.partition("=")[0] for a in given}
             before = [a for a in read(path).get("argv", []) if a.partition("=")[0] not in keys]
-            return [*before, *given, f"hydra.sweep.dir='{path}'"]
+            return [*before, *given, runs.override("hydra.sweep.dir", str(path))]
     return argv
 
 
@@ -184,7 +185,7 @@ def run_job(settings: dict[str, Any], path: Path) -> None:
     """
     if (path.parent / f".stop-{os.environ.get(ID)}").exists() or runs.state(path)["status"] == "COMPLETED":
         return
-    process = _server().Process(target=_job, args=(settings, path))
+    process = _server().Process(target=_job, args=(settings, path, os.environ.get(ID)))
     process.start()
     process.join()
     code = process.exitcode or 0
@@ -201,7 +202,7 @@ def run_job(settings: dict[str, Any], path: Path) -> None:
         run.close()
 
 
-def _job(settings: dict[str, Any], path: Path) -> None:
+def _job(settings: dict[str, Any], path: Path, sweep: str | None) -> None:
     """The job's process: output to its own train.log, status to its folder, a signal to its checkpoint."""
     stop = runs.Stop()
     stop.install()
@@ -215,6 +216,7 @@ def _job(settings: dict[str, Any], path: Path) -> None:
         run = runs.Run(path)
     except ConfigError:
         sys.exit(BUSY)
+    run.sweep = sweep
     if runs.state(path)["status"] == "COMPLETED":
         return
     try:
@@ -373,13 +375,14 @@ class Watch(threading.Thread):
         return f"{done}/{self.plan.jobs[name]['settings']['epochs']} epochs"
 
     def stop_jobs(self, signum: int) -> None:
-        """Ask every running job on this machine to write a checkpoint and end; wait for them, GRACE at most."""
+        """Ask this sweep's running jobs on this machine to write a checkpoint and end; wait for them, GRACE at most."""
         (self.plan.folder / f".stop-{self.id}").touch()  # workers begin no other job
+        here = {"status": "RUNNING", "host": os.uname().nodename, "sweep": self.id}
         states = {name: runs.state(self.plan.folder / name) for name in self.plan.wanted}
-        for state in states.values():
-            if state["status"] == "RUNNING" and state["host"] == os.uname().nodename:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(state["pid"], signum)
+        ours = {name: s["pid"] for name, s in states.items() if here.items() <= s.items()}
+        for pid in ours.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signum)
         end = time.monotonic() + GRACE
-        while time.monotonic() < end and any(runs.in_use(self.plan.folder / name) for name in states):
+        while time.monotonic() < end and any(runs.in_use(self.plan.folder / name) for name in ours):
             time.sleep(0.05)

@@ -119,7 +119,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 def test_resume_names_a_sweep_and_later_values_win(tmp_path):
     plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "seed=0", "hydra.sweep.dir=/old"))
     command = sweeps.full_command(["-m", f"resume={tmp_path / 's'}", "seed=0,1"])
-    assert command == ["-m", "beta=1", "seed=0,1", f"hydra.sweep.dir='{tmp_path / 's'}'"]
+    assert command == ["-m", "beta=1", "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}"]
     assert sweeps.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
 
 
