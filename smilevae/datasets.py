@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,15 @@ from smilevae import DataError
 from smilevae.faces import SyntheticFaces
 from smilevae.images import Unreadable, decode_all, list_images
 from smilevae.linear import Spectrum
-from smilevae.ppca import spectrum
+from smilevae.ppca import Axes, principal_axes, spectrum, streamed_axes
 
 UNKNOWN = -1
 PERSON = r"^(.+)_\d+\.\w+$"  # First_Last_0001.jpg -> First_Last
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
 KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
+LEFT_OUT = "none"  # the part of an unlabelled picture whose person is held out
 NUM_AXES = 256  # of a spectrum
-MAX_FITTED = 75_000_000  # pixels of training faces that it is fitted to: 1,500 faces at 128 px
+AT_ONCE = 75_000_000  # values of faces that linear algebra holds in memory: 1,500 faces at 128 px
 CACHE_VERSION = 1  # raise when the same file would decode to other pixels
 
 
@@ -46,11 +48,12 @@ class Listing:
     smile: list[int]
     test: list[bool]
     people: list[str] | None = None  # None: read from the file names
+    num_unlabelled: int = 0  # the last so many are for training only
 
 
 @dataclass
 class Faces:
-    """Decoded faces: images (N, S, S, 3) uint8, possibly memory-mapped; smile (N,); part (N,).
+    """Decoded faces: images (N, S, S, 3) uint8, possibly memory-mapped; smile (N,); part (N,), LEFT_OUT in none.
 
     `factors` holds the known continuous factors of drawn faces, each (N,); it is empty for photographs.
     """
@@ -70,6 +73,16 @@ class Faces:
         """Positions of a part's images, ascending."""
         return np.flatnonzero(self.part == part)
 
+    @cached_property
+    def axes(self) -> Axes:
+        """The first NUM_AXES principal axes of the training faces and their mirror images, P = 3 S^2 in (3, S, S)."""
+        rows = self.rows("train")
+        num = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
+        if len(rows) <= num:
+            return principal_axes(flat_faces(self, rows, mirrored=True), NUM_AXES)
+        chunks = np.array_split(rows, math.ceil(4 * len(rows) / num))
+        return streamed_axes(lambda: (flat_faces(self, chunk, mirrored=True) for chunk in chunks), NUM_AXES)
+
     def card(self) -> dict[str, Any]:
         """What a reader must know of the data: counts, people, leaks, duplicates, skipped files."""
         parts: dict[str, Any] = {}
@@ -84,7 +97,7 @@ class Faces:
             }
         where: dict[str, set[str]] = {}
         for person, part in zip(self.people, self.part):
-            if part != "test":
+            if part in ("train", "val"):
                 where.setdefault(person, set()).add(part)
         return {
             "fingerprint": self.fingerprint,
@@ -92,6 +105,7 @@ class Faces:
             "people": len(set(self.people)),
             "people_in_train_and_val": sum(len(found) > 1 for found in where.values()),
             "native_size": self.native_size,
+            "left_out": int((self.part == LEFT_OUT).sum()),
             "parts": parts,
             "duplicates": self.duplicates,
             "skipped": self.skipped,
@@ -108,6 +122,7 @@ def load_faces(
     val_fraction: float = 0.2,
     max_skipped: float = 0.01,
     cache: bool = True,
+    unlabelled: str | None = None,
     draw_seed: int = 0,
     num_smiling: int = 600,
     num_not_smiling: int = 603,
@@ -116,7 +131,8 @@ def load_faces(
 ) -> Faces:
     """Find, decode (once: later starts read the cache) and split the faces of a source.
 
-    `split_seed` moves the split; `draw_seed`, the counts and `confound` (the correlation of smile and hair length)
+    `split_seed` moves the split; `unlabelled` is a folder of more pictures to train on, without those of people who
+    are held out; `draw_seed`, the counts and `confound` (the correlation of smile and hair length)
     belong to the drawn faces of `source="synthetic"`.
     Raises DataError where there is nothing to train on or too much is unreadable.
     """
@@ -126,9 +142,15 @@ def load_faces(
     else:
         sources: dict[str, Callable[..., Listing]] = {"smiling_or_not": smiling_or_not, "celeba": celeba}
         listing = sources.get(source, folder)(root)
+        if unlabelled:
+            _add_unlabelled(listing, Path(unlabelled).expanduser(), person_pattern)
         faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
-    is_test = faces.part == "test"
-    faces.part = split_parts(faces.people, faces.smile, is_test, split_seed, val_fraction)
+    is_test, extra = faces.part == "test", faces.part == LEFT_OUT
+    own = np.flatnonzero(~extra)
+    people = [faces.people[row] for row in own]
+    faces.part[own] = split_parts(people, faces.smile[own], is_test[own], split_seed, val_fraction)
+    held_out = {faces.people[row] for row in faces.rows("val")}
+    faces.part[extra] = [LEFT_OUT if faces.people[row] in held_out else "train" for row in np.flatnonzero(extra)]
     for part in ("train", "val"):
         if not (faces.part == part).any():
             raise DataError(
@@ -143,16 +165,16 @@ def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
     num_pixels = math.prod(faces.images.shape[1:])
 
     def build(_: np.ndarray) -> dict[str, Any]:
-        return spectrum(flat_faces(faces, "train", mirrored=True), flat_faces(faces, "val"), NUM_AXES)._asdict()
+        some = np.random.default_rng(0).permutation(faces.rows("val"))[: AT_ONCE // num_pixels]
+        return spectrum(faces.axes, flat_faces(faces, np.sort(some)))._asdict()
 
     key = f"{faces.fingerprint}-{num_pixels}-{hash64(*faces.rows('val')):x}-spectrum"
     return Spectrum(**_cached(key, (1,), build, cache)[1])
 
 
-def flat_faces(faces: Faces, part: str, mirrored: bool = False) -> Tensor:
-    """Faces of a part (a random MAX_FITTED of them) as (N, P) in [0, 1], channel by channel; then their mirrors."""
-    rows = np.random.default_rng(0).permutation(faces.rows(part))[: MAX_FITTED // math.prod(faces.images.shape[1:])]
-    x = to_unit(torch.from_numpy(faces.images[np.sort(rows)])).contiguous()
+def flat_faces(faces: Faces, rows: np.ndarray, mirrored: bool = False) -> Tensor:
+    """Some faces as (N, P) in [0, 1], channel by channel; then their mirror images."""
+    x = to_unit(torch.from_numpy(faces.images[rows])).contiguous()
     return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
@@ -165,6 +187,8 @@ def format_card(card: dict[str, Any]) -> str:
         if n["images"]
     ]
     lines.append(f"people in both train and val: {card['people_in_train_and_val']}")
+    if card["left_out"]:
+        lines.append(f"left out of data.unlabelled: {card['left_out']} images of people who are held out")
     if card["duplicates"]:
         lines.append(f"identical images: {len(card['duplicates'])} groups, first {' = '.join(card['duplicates'][0])}")
     lines += [f"skipped {name}: {reason}" for name, reason in list(card["skipped"].items())[:10]]
@@ -218,6 +242,23 @@ def folder(root: str) -> Listing:
     labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
     paths, smile, is_test = (list(column) for column in zip(*labelled))
     return Listing(paths, [_text(p.relative_to(base)) for p in paths], smile, is_test)
+
+
+def _add_unlabelled(listing: Listing, root: Path, pattern: str) -> None:
+    try:
+        paths = list_images(root)
+    except OSError as error:
+        raise DataError(f"data.unlabelled={root}: {error.strerror}; name a folder of pictures") from None
+    if not paths:
+        raise DataError(f"data.unlabelled={root} holds no images; name a folder of pictures")
+    names = [f"unlabelled/{_text(path.relative_to(root))}" for path in paths]
+    if listing.people is not None:
+        listing.people += [_person(pattern, name) for name in names]
+    listing.paths += paths
+    listing.names += names
+    listing.smile += [UNKNOWN] * len(paths)
+    listing.test += [False] * len(paths)
+    listing.num_unlabelled = len(paths)
 
 
 def smiling_or_not(root: str | None) -> Listing:
@@ -294,6 +335,9 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
             f"{len(skipped)} of {len(digests)} files are unreadable, over data.max_skipped={max_skipped:g} ({first});"
             " repair or remove them, or raise data.max_skipped"
         )
+    part = ["test" if test else "train" for test in listing.test]
+    if listing.num_unlabelled:
+        part[-listing.num_unlabelled :] = [LEFT_OUT] * listing.num_unlabelled
     keep = [row for row, name in enumerate(listing.names) if name not in skipped]
     names = [listing.names[row] for row in keep]
     people = listing.people or [_person(pattern, name) for name in listing.names]
@@ -303,7 +347,7 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
     return Faces(
         images=images[: len(keep)],
         smile=np.array([listing.smile[row] for row in keep], dtype=np.int8),
-        part=np.array(["test" if listing.test[row] else "train" for row in keep]),
+        part=np.array([part[row] for row in keep]),
         names=names,
         people=[people[row] for row in keep],
         native_size=meta["native_size"],

@@ -20,13 +20,12 @@ from smilevae import CheckpointError, checkpoints, grids, latents, runs
 from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
-from smilevae.ppca import principal_components
 from smilevae.sampling import draw_codes, nearest
 from smilevae.smile import mean_difference
 from smilevae.vae import VAE
 
 BATCH = 128
-MAX_REFERENCE = 2000  # training faces that the PCA reference is fitted to, with their mirror images
+MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
 INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 
 
@@ -127,11 +126,7 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
     `refine` the codes are refined by so many steps first.
     """
     rows = faces.rows("val")
-    train = faces.rows("train")
-    pick = np.random.default_rng(seed).permutation(train)[:MAX_REFERENCE]
-    shown = torch.cat([x.cpu() for x in _batches(vae, faces, np.sort(pick))])
-    mean, basis, _ = principal_components(torch.cat([shown, shown.flip(3)]).flatten(1), vae.latent_dim)
-
+    mean, basis = faces.axes.mean, faces.axes.basis[:, : vae.latent_dim]
     sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
     terms, codes = torch.zeros(3, dtype=torch.float64), []
     for index, x in enumerate(_batches(vae, faces, rows)):

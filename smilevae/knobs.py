@@ -47,6 +47,7 @@ KNOBS: dict[str, Knob] = {
     "data.split_seed": Knob(int, 0, 2**32 - 1),
     "data.max_skipped": Knob(float, 0, 1),
     "data.cache": Knob(bool),
+    "data.unlabelled": Knob(str, optional=True),
     "data.draw_seed": Knob(int, 0, 2**32 - 1),
     "data.num_smiling": Knob(int, 1, 10_000_000),
     "data.num_not_smiling": Knob(int, 1, 10_000_000),
@@ -60,7 +61,7 @@ KNOBS: dict[str, Knob] = {
     "resume": Knob(str, optional=True),
 }
 FREE = ("trainer",)  # passed on: Lightning checks these itself
-SAME_RESULT = ("evaluate", "resume", "log_images_every", "data.root", "data.cache", "num_workers")
+SAME_RESULT = ("evaluate", "resume", "log_images_every", "data.root", "data.unlabelled", "data.cache", "num_workers")
 MAX_WIDTHS = 6
 
 
@@ -120,6 +121,8 @@ def _problems_together(flat: Mapping[str, Any]) -> list[str]:
         found.append("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
     if flat["data.source"] == "synthetic" and flat.get("data.root"):
         found.append("data.root does not apply to drawn faces; add data=folder")
+    if flat["data.source"] == "synthetic" and flat.get("data.unlabelled"):
+        found.append("data.unlabelled does not apply to drawn faces; add data=folder")
     multiple, size = size_multiple(flat["model.network"], len(flat["model.widths"])), flat["image_size"]
     if size % multiple:
         low, high = int(KNOBS["image_size"].low), int(KNOBS["image_size"].high)

@@ -36,8 +36,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     torch.manual_seed(datasets.hash64("weights", settings["seed"]))
     vae = checkpoints.build_vae(settings)
     if vae.linear and not settings["resume"]:
-        train = datasets.flat_faces(faces, "train", mirrored=settings["augment"])
-        vae.linear.load_state_dict(ppca.linear_vae_weights(train, settings["beta"], settings["latent_dim"]))
+        vae.linear.load_state_dict(ppca.linear_vae_weights(faces.axes, settings["beta"], settings["latent_dim"]))
     module = VAEModule(vae, settings, faces.fingerprint)
     record = callbacks.Record(run, stop)
     try:

@@ -74,6 +74,33 @@ def test_the_public_layout_with_people_from_the_names(pictures):
     assert parts["test"] == {"images": 4, "people": 4, "smiling": 0, "not_smiling": 0, "unlabelled": 4}
 
 
+def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(pictures, tmp_path):
+    plain = load(pictures)
+    more = tmp_path / "more"
+    more.mkdir()
+    held_out, trained = (plain.people[plain.rows(part)[0]] for part in ("val", "train"))
+    source = pictures / plain.names[0]
+    for number, person in enumerate([held_out, trained, "Somebody_Else"]):
+        shutil.copy(source, more / f"{person}_{number:04d}{source.suffix}")
+    faces = load(pictures, unlabelled=str(more))
+    assert [faces.names[row] for row in faces.rows("val")] == [plain.names[row] for row in plain.rows("val")]
+    added = [faces.names[row] for row in faces.rows("train") if faces.names[row].startswith("unlabelled/")]
+    assert {datasets._person(datasets.PERSON, name) for name in added} == {trained, "Somebody_Else"}
+    assert all(faces.smile[row] == datasets.UNKNOWN for row in faces.rows("train")[-2:])
+    card = faces.card()
+    assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
+    assert "left out of data.unlabelled: 1 images" in datasets.format_card(card)
+    assert faces.fingerprint != plain.fingerprint
+
+
+def test_an_unlabelled_folder_that_is_not_there_or_empty_is_refused(pictures, tmp_path):
+    with pytest.raises(DataError, match="nowhere: No such file or directory; name a folder of pictures"):
+        load(pictures, unlabelled=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images; name a folder"):
+        load(pictures, unlabelled=str(tmp_path / "empty"))
+
+
 def test_the_bare_layout_gives_the_same_faces(pictures):
     nested = load(pictures)
     for name in ("smile", "non_smile"):

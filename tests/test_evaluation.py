@@ -1,5 +1,6 @@
 """Numbers against independent oracles, and every picture there and as it should be."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from smilevae import CheckpointError, checkpoints, datasets, evaluation, runs, smile
 from smilevae.grids import GAP, pairs, square, tile
-from smilevae.ppca import principal_components
+from smilevae.ppca import principal_axes, streamed_axes
 
 PICTURES = {
     *("reconstructions.png", "samples.png", "smile_strip.png", "interpolation.png", "traversal.png"),
@@ -22,6 +23,7 @@ PICTURES = {
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, tmp_path_factory):
     """A copy of the tiny run, moved elsewhere and evaluated."""
+    torch.set_num_threads(1)  # as in the tiny runs: their number changes the last bits
     run = tmp_path_factory.mktemp("moved") / "run"
     shutil.copytree(tiny_run, run)
     metrics, out = evaluation.evaluate(checkpoints.find(str(run)))
@@ -38,13 +40,33 @@ def model(tiny_run):
 
 def test_principal_components_agree_with_a_singular_value_decomposition():
     x = torch.randn(30, 200, dtype=torch.float64) @ torch.randn(200, 200, dtype=torch.float64)
-    mean, basis, variances = principal_components(x, 7)
+    mean, basis, variances = principal_axes(x, 7)
     _, s, v = np.linalg.svd(x.numpy() - x.numpy().mean(0), full_matrices=False)
     assert basis.shape == (200, 7)
     np.testing.assert_allclose(np.abs(v[:7] @ basis.numpy()), np.eye(7), atol=1e-6)
     np.testing.assert_allclose(mean, x.mean(0))
     np.testing.assert_allclose(variances, s[:7] ** 2 / 30)
-    assert principal_components(x, 500)[1].shape == (200, 29)  # never more than the rank
+    assert principal_axes(x, 500)[1].shape == (200, 29)  # never more than the rank
+
+
+def test_axes_of_more_faces_than_fit_in_memory_are_the_exact_ones():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 400, generator=generator) * torch.arange(1, 401) ** -0.6 @ torch.randn(400, 400) + 3
+    exact, streamed = principal_axes(x, 40), streamed_axes(lambda: x.split(100), 40)
+    torch.testing.assert_close(streamed.mean, exact.mean)
+    torch.testing.assert_close(streamed.variances, exact.variances, rtol=1e-3, atol=0)
+    cosines = torch.linalg.svdvals(exact.basis[:, :20].T @ streamed.basis)
+    assert cosines.min() > 0.999
+    assert streamed_axes(lambda: x[:30].split(7), 200).basis.shape == (400, 29)
+
+
+def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch):
+    _, faces = model
+    exact = faces.axes
+    monkeypatch.setattr(datasets, "AT_ONCE", 20 * faces.images[0].size)
+    many = dataclasses.replace(faces)
+    some = int((exact.variances > exact.variances.sum() / 200).sum())
+    torch.testing.assert_close(many.axes.variances[:some], exact.variances[:some], rtol=1e-3, atol=0)
 
 
 def test_the_table_agrees_with_scikit_image(evaluated, model):

@@ -5,7 +5,7 @@ from torch import nn
 from smilevae import latents
 from smilevae.knobs import size_multiple
 from smilevae.losses import beta_vae_terms
-from smilevae.ppca import linear_vae_weights
+from smilevae.ppca import linear_vae_weights, principal_axes
 from smilevae.vae import LOGVAR_BOUND, VAE
 
 CONV = {"network": "conv", "widths": [32, 64, 128, 256], "dropout": 0.1}
@@ -93,7 +93,7 @@ def test_refining_lowers_a_network_s_loss_and_leaves_the_linear_optimum_alone():
     x = torch.rand(40, 3, 64, 64, generator=generator) * torch.rand(40, 1, 1, 1, generator=generator)
     some = {"image_size": 64, "latent_dim": 6, "normalize": False, "widths": [8, 16], "dropout": 0.0}
     linear = VAE(network="patch", linear=True, **some).eval()
-    linear.linear.load_state_dict(linear_vae_weights(x.flatten(1), 1.0, 6))
+    linear.linear.load_state_dict(linear_vae_weights(principal_axes(x.flatten(1), 6), 1.0, 6))
     plain = VAE(network="patch", **some).eval()
 
     def loss(vae, mu, logvar):
