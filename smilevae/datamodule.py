@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from smilevae import ConfigError
 from smilevae.datasets import EpochBatches, FaceBatches, Faces, in_order, to_unit
 
 VAL_BATCH = 128  # not batch_size: validation draws the same noise in every run of a sweep
@@ -21,6 +22,9 @@ class FaceDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader:
+        world = self.trainer.world_size
+        if min(self.batch_size, len(self.faces.rows("train"))) % world:
+            raise ConfigError(f"batch_size={self.batch_size} cannot be shared by {world} processes; make it a multiple")
         fit, epoch, skip = self.trainer.fit_loop, 0, 0
         if self.trainer.ckpt_path is not None:  # the iterator exists before set_epoch: it must begin right
             epoch = fit.epoch_progress.current.processed
@@ -33,13 +37,14 @@ class FaceDataModule(pl.LightningDataModule):
             epoch=epoch,
             skip=skip,
             rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            world=world,
         )
         return self._loader(batches)
 
     def val_dataloader(self) -> DataLoader:
-        rows = self.faces.rows("val")[self.trainer.global_rank :: self.trainer.world_size]
-        return self._loader(in_order(rows, VAL_BATCH))
+        mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
+        batches = in_order(self.faces.rows("val"), VAL_BATCH)
+        return self._loader([(rows[mine], flips[mine]) for rows, flips in batches if len(rows[mine])])
 
     def _loader(self, batches: Any) -> DataLoader:
         pin = torch.cuda.is_available()

@@ -132,7 +132,8 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
     for index, x in enumerate(_batches(vae, faces, rows)):
         generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
         mu, logvar = vae.refine(x, beta, refine, generator) if refine else vae.encode(x)
-        x_hat = vae.decode(latents.reparameterise(mu, logvar, generator))
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        x_hat = vae.decode(latents.reparameterise(mu, logvar, noise))
         terms += torch.stack(beta_vae_terms(x_hat, x, mu, logvar, beta)).double().sum(1).cpu()
         codes.append(torch.stack([mu, logvar]).cpu())
         flat = x.flatten(1).cpu()

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 
-def reparameterise(mu: Tensor, logvar: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A sample of N(mu, exp(logvar)): (B, D) twice -> (B, D). Kingma & Welling 1312.6114, eq. 10."""
-    eps = torch.empty_like(mu).normal_(generator=generator)
-    return mu + torch.exp(0.5 * logvar) * eps
+def reparameterise(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
+    """A sample of N(mu, exp(logvar)) from standard normal `noise`: all (B, D). Kingma & Welling 1312.6114, eq. 10."""
+    return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if noise is None else noise)
 
 
 def interpolate(start: Tensor, end: Tensor, num_steps: int) -> Tensor:

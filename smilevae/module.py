@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smilevae import CheckpointError, UserError
+from smilevae.datamodule import VAL_BATCH
 from smilevae.datasets import hash64
 from smilevae.losses import beta_vae_terms, gaussian_kl, squared_error
 from smilevae.metrics import active_units, negative_elbo, psnr
@@ -40,10 +41,10 @@ class VAEModule(pl.LightningModule):
         self._restored: dict[str, Any] = {}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(
-            hash64("jitter", self.seed, self.current_epoch, batch_idx, self.global_rank)
-        )
-        x = jitter(batch[0], self.settings["jitter"]["shift"], self.settings["jitter"]["light"], generator)
+        x, knobs = batch[0], self.settings["jitter"]
+        if any(knobs.values()):
+            uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 6)
+            x = jitter(x, knobs["shift"], knobs["light"], uniform * 2 - 1)
         return self._step(x, "train", self.current_epoch, batch_idx)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -70,9 +71,9 @@ class VAEModule(pl.LightningModule):
 
     def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
         """The batch's mean loss; its terms are added to the stage's sums."""
-        torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))
+        torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))  # dropout's
         vae = self.vae if stage == "train" else self.shown
-        out = vae(x)
+        out = vae(x, self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim))
         terms = beta_vae_terms(out.x_hat, x, out.mu, out.logvar, self.settings["beta"])
         loss = terms.loss.mean()
         if stage == "train" and not torch.isfinite(loss):
@@ -89,6 +90,14 @@ class VAEModule(pl.LightningModule):
             sums = torch.stack([torch.ones_like(mu_error), *terms, mu_error]).to(self._wide).sum(1)
             self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
         return loss
+
+    def _noise(self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int) -> Tensor:
+        """This process's `num` rows of a batch's noise, which is the same however many processes share the batch."""
+        seed = hash64("noise", stage, self.seed, epoch, batch_idx)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        whole = VAL_BATCH if stage == "val" else self.settings["batch_size"]
+        drawn = draw(whole, width, generator=generator, device=self.device)
+        return drawn[self.global_rank :: self.trainer.world_size][:num]
 
     def on_validation_epoch_end(self) -> None:
         num = self._close("val")
@@ -169,21 +178,22 @@ def one_cycle(done: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
 
 
-def jitter(x: Tensor, shift: int, light: float, generator: torch.Generator) -> Tensor:
+def jitter(x: Tensor, shift: int, light: float, uniform: Tensor) -> Tensor:
     """Faces (B, 3, S, S) moved by up to `shift` pixels either way, the border repeated, and under another light.
 
     Light multiplies all channels by e^u, |u| <= `light`, and each by a third of that again; values stay in [0, 1].
+    `uniform` (B, 6) in [-1, 1] says how far: down, across, all channels, each channel.
     """
     num, _, side, _ = x.shape
     if shift:
         ahead = torch.arange(side, device=x.device)
-        by = torch.randint(-shift, shift + 1, (2, num, 1), generator=generator, device=x.device)
-        down, across = (ahead + by).clamp(0, side - 1)
+        by = (uniform[:, :2] * (shift + 0.5)).round().clamp(-shift, shift).long()
+        down, across = (ahead + by.T[:, :, None]).clamp(0, side - 1)
         every = torch.arange(num, device=x.device)[:, None, None]
         x = x.permute(0, 2, 3, 1)[every, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
     if light:
-        common, channel = torch.rand(2, num, 3, 1, 1, generator=generator, device=x.device) * 2 - 1
-        x = (x * (light * (common[:, :1] + channel / 3)).exp()).clamp(0, 1)
+        by = uniform[:, 2:3] + uniform[:, 3:] / 3
+        x = (x * (light * by).exp()[:, :, None, None]).clamp(0, 1)
     return x
 
 

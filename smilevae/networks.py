@@ -7,7 +7,8 @@ Kernels of 4 at stride 2 halve or double the side exactly and overlap evenly (no
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, distributed, nn
 
 PATCH = 4  # pixels on the side of a patch of `model=patch`
 
@@ -76,6 +77,40 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] =
 }
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the whole batch even where processes share it; nn.SyncBatchNorm does so on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return super().forward(x)
+        num = x.numel() // x.shape[1] * distributed.get_world_size()
+        mean = _AllReduce.apply(x.sum((0, 2, 3))) / num
+        apart = x - mean[:, None, None]
+        variance = _AllReduce.apply(apart.square().sum((0, 2, 3))) / num
+        with torch.no_grad():
+            for kept, now in ((self.running_mean, mean), (self.running_var, variance * num / (num - 1))):
+                kept.lerp_(now, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return apart * scale[:, None, None] + self.bias[:, None, None]
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        x = x.clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        distributed.all_reduce(grad)
+        return grad
+
+
 def _head(in_features: int, out_features: int) -> nn.Linear:
     """The last layer of an encoder, small at first: codes begin near the prior, and the KL calm."""
     head = nn.Linear(in_features, out_features)
@@ -95,4 +130,4 @@ def _up(w_in: int, w_out: int, dropout: float) -> nn.Sequential:
 
 
 def _post(width: int, dropout: float) -> list[nn.Module]:
-    return [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout)]
+    return [BatchNorm2d(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout)]
