@@ -58,7 +58,7 @@ def train(faces: Tensor) -> FaceNetwork:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(faces), (64,), generator=generator)
-        x = jitter(faces[rows], 4, 0.3, torch.rand(64, 6, generator=generator) * 2 - 1)
+        x = jitter(faces[rows], torch.rand(64, 9, generator=generator) * 2 - 1, shift=4, rotate=8, zoom=0.1, light=0.3)
         mirrored = torch.rand(64, generator=generator) < 0.5
         x[mirrored] = x[mirrored].flip(3)
         logits = 16 * network.features(x) @ F.normalize(classes, dim=1).T

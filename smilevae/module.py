@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smilevae import CheckpointError, UserError
@@ -43,8 +44,8 @@ class VAEModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         x, knobs = batch[0], self.settings["jitter"]
         if any(knobs.values()):
-            uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 6)
-            x = jitter(x, knobs["shift"], knobs["light"], uniform * 2 - 1)
+            uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 9)
+            x = jitter(x, uniform * 2 - 1, **knobs)
         return self._step(x, "train", self.current_epoch, batch_idx)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -178,21 +179,22 @@ def one_cycle(done: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
 
 
-def jitter(x: Tensor, shift: int, light: float, uniform: Tensor) -> Tensor:
-    """Faces (B, 3, S, S) moved by up to `shift` pixels either way, the border repeated, and under another light.
+def jitter(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
+    """Faces (B, 3, S, S) moved, turned, zoomed and relit; the border is repeated, values stay in [0, 1].
 
-    Light multiplies all channels by e^u, |u| <= `light`, and each by a third of that again; values stay in [0, 1].
-    `uniform` (B, 6) in [-1, 1] says how far: down, across, all channels, each channel.
+    Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size and e^(`zoom` / 2) in aspect; light
+    multiplies all channels by up to e^`light`, and each by a third of that again. `uniform` (B, 9) in [-1, 1] says how
+    far: down, across, angle, size, aspect, all channels, each channel.
     """
-    num, _, side, _ = x.shape
-    if shift:
-        ahead = torch.arange(side, device=x.device)
-        by = (uniform[:, :2] * (shift + 0.5)).round().clamp(-shift, shift).long()
-        down, across = (ahead + by.T[:, :, None]).clamp(0, side - 1)
-        every = torch.arange(num, device=x.device)[:, None, None]
-        x = x.permute(0, 2, 3, 1)[every, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    if shift or rotate or zoom:
+        down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]
+        angle, size, aspect = uniform[:, 2] * math.radians(rotate), uniform[:, 3] * zoom, uniform[:, 4] * zoom / 2
+        sin, cos, wide, high = angle.sin(), angle.cos(), (-size - aspect).exp(), (-size + aspect).exp()
+        rows = [cos * wide, sin * wide, -across], [-sin * high, cos * high, -down]
+        where = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), list(x.shape), align_corners=False)
+        x = F.grid_sample(x, where, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
     if light:
-        by = uniform[:, 2:3] + uniform[:, 3:] / 3
+        by = uniform[:, 5:6] + uniform[:, 6:] / 3
         x = (x * (light * by).exp()[:, :, None, None]).clamp(0, 1)
     return x
 

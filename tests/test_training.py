@@ -127,7 +127,16 @@ def test_validating_less_often_does_not_change_training(train):
 
 
 RECIPE = (
-    *("schedule=cosine", "weight_decay=0.01", "ema=0.9", "jitter.shift=2", "jitter.light=0.1", "warm_start=ppca"),
+    *(
+        "schedule=cosine",
+        "weight_decay=0.01",
+        "ema=0.9",
+        "jitter.shift=2",
+        "jitter.rotate=5",
+        "jitter.zoom=0.1",
+        "jitter.light=0.1",
+        "warm_start=ppca",
+    ),
 )
 
 
@@ -430,24 +439,36 @@ def test_the_cosine_rises_falls_and_ends_with_the_epochs(train, call):
     assert (code, "schedule=cosine, which ends at epochs=3" in errors) == (2, True)
 
 
-def test_jitter_moves_and_lights_faces_and_nothing_else():
-    x = torch.rand(50, 3, 16, 16) * 0.5
-    uniform = torch.rand(50, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert jitter(x, 0, 0.0, uniform) is x
-    moved = jitter(x, 2, 0.0, uniform)
-    found = set()
-    for one, other in zip(x, moved):
-        fits = [
-            (dy, dx)
-            for dy in range(-2, 3)
-            for dx in range(-2, 3)
-            if torch.equal(other[:, 2:-2, 2:-2], one.roll((-dy, -dx), (1, 2))[:, 2:-2, 2:-2])
-        ]
-        assert len(fits) == 1
-        found.add(fits[0])
-    assert len(found) > 10
-    lit = jitter(x, 0, 0.3, uniform)
-    ratio = (lit / x).flatten(2)
-    torch.testing.assert_close(ratio.amax(2), ratio.amin(2), rtol=1e-3, atol=1e-3)  # one gain a channel
-    assert 0.6 < ratio.min() < 0.8 < 1.25 < ratio.max() < 1.5
-    assert jitter(x * 2, 0, 0.9, uniform).max() <= 1
+def test_jitter_moves_turns_zooms_and_lights_as_it_is_told():
+    """A blurred spot, whose centre of mass and spread say where it went."""
+    side, still = 64, {"shift": 0, "rotate": 0, "zoom": 0, "light": 0}
+    y, x = torch.meshgrid(torch.arange(side) - 31.5, torch.arange(side) - 31.5, indexing="ij")
+    spot = (0.8 * torch.exp(-((x - 15) ** 2 + y**2) / 20)).expand(1, 3, side, side)  # to the right of the centre
+
+    def moved(how, **knobs):
+        out = jitter(spot, torch.tensor([how], dtype=torch.float32), **still | knobs)[0].double()
+        centre = [(out[0] * axis).sum() / out[0].sum() for axis in (y, x)]
+        return [float(c) for c in centre], out
+
+    zeros = [0.0] * 9
+    assert torch.equal(
+        moved(zeros, shift=4, rotate=8, zoom=0.1)[1][:, 8:-8, 8:-8].round(decimals=5),
+        spot[0].double()[:, 8:-8, 8:-8].round(decimals=5),
+    )
+    assert moved([1, -0.5, *zeros[2:]], shift=4)[0] == pytest.approx([4, 13], abs=0.05)
+    turned = moved([0, 0, 1, *zeros[3:]], rotate=30)[0]
+    assert [abs(turned[0]), turned[1]] == pytest.approx([15 * 0.5, 15 * 0.866], abs=0.1)
+    assert moved([0, 0, 0, 1, *zeros[4:]], zoom=0.2)[0] == pytest.approx([0, 15 * np.exp(0.2)], abs=0.1)
+    assert moved([0, 0, 0, 0, 1, *zeros[5:]], zoom=0.2)[0] == pytest.approx([0, 15 * np.exp(0.1)], abs=0.1)
+    lit = moved([*zeros[:5], 1, 1, 0, -1], light=0.3)[1] / spot[0]
+    for channel, gain in enumerate((0.4, 0.3, 0.2)):
+        middle = lit[channel][y.abs() + (x - 15).abs() < 3]
+        torch.testing.assert_close(
+            middle,
+            (spot[0, 0][y.abs() + (x - 15).abs() < 3] * np.exp(gain)).clamp(max=1).double()
+            / spot[0, 0][y.abs() + (x - 15).abs() < 3],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    assert moved([*zeros[:5], 1, 1, 1, 1], light=0.9)[1].max() == 1
+    torch.testing.assert_close(jitter(spot, torch.ones(1, 9), **still), spot)
