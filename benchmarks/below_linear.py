@@ -1,0 +1,57 @@
+"""python benchmarks/below_linear.py RUN [RUN ...]: how far below the linear optimum is a run with warm_start=ppca?
+
+The run's best checkpoint and the linear VAE inside it (fitted to the same training faces, those of data.unlabelled
+included) on every held-out face, the mean of 8 draws of its loss; 95% interval of the paired difference over faces.
+Also how many dimensions the forecast said would live, and how many do (variance of mu above 0.01).
+"""
+
+import sys
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from smilevae import checkpoints, datasets, latents, linear
+from smilevae.losses import beta_vae_terms
+from smilevae.metrics import active_units
+from smilevae.vae import VAE
+
+DRAWS = 8
+
+
+def losses(vae: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Loss of every face (B,) and its mu (B, D)."""
+    found, codes = [], []
+    for number, batch in enumerate(x.split(64)):
+        generator = torch.Generator().manual_seed(number)
+        mu, logvar = vae.encode(batch)
+        draws = [torch.randn(mu.shape, generator=generator) for _ in range(DRAWS)]
+        draws = [latents.reparameterise(mu, logvar, noise) for noise in draws]
+        found.append(sum(beta_vae_terms(vae.decode(z), batch, mu, logvar, beta).loss for z in draws) / DRAWS)
+        codes.append(mu)
+    return torch.cat(found), torch.cat(codes)
+
+
+@torch.no_grad()
+def compare(run: str) -> str:
+    vae, content = checkpoints.load_vae(checkpoints.find(run))
+    settings = content["hyper_parameters"]
+    alone = checkpoints.build_vae(settings).eval()  # its network adds nothing yet
+    alone.linear = vae.linear
+    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+    x = datasets.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
+    (theirs, _), (ours, mu) = (losses(model, x, settings["beta"]) for model in (alone, vae))
+    difference = (ours - theirs).double().numpy()
+    low, high = stats.ttest_1samp(difference, 0).confidence_interval()
+    expected = linear.linear_vae(datasets.spectrum_of(faces), settings["beta"], settings["latent_dim"])["active_units"]
+    return (
+        f"{run}: beta {settings['beta']:g}, {len(faces.rows('train'))} training faces, epoch"
+        f" {checkpoints.epochs_trained(content)}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
+        f" {difference.mean():+.2f} ({low:+.2f} to {high:+.2f}, n = {len(difference)} faces),"
+        f" {difference.mean() / float(theirs.mean()):+.1%}; active {active_units(mu.var(0))}, forecast {expected}"
+    )
+
+
+if __name__ == "__main__":
+    for run in sys.argv[1:]:
+        print(compare(run), flush=True)
