@@ -26,8 +26,10 @@ def main(config: DictConfig) -> None:
         console.quiet_lightning()
         from smilevae import evaluation
 
-        root = None if config.root is None else str(config.root)
-        options = {name: config[name] for name in ("seed", "sampler", "temperature", "refine")} | {"root": root}
+        if not isinstance(config.smile, bool):
+            raise ConfigError(f"smile={config.smile} must be true or false")
+        options = {name: config[name] for name in ("seed", "sampler", "temperature", "refine", "smile")}
+        options |= {name: config[name] and str(config[name]) for name in ("root", "attributes")}
         folder = Path(str(config.ckpt)).expanduser()
         if best := top_two(folder):
             print(evaluation.compare(best, folder / "evaluation", **options))

@@ -4,6 +4,7 @@ Shapes: N images, B batch, S image side. `smile` is 1, 0 or UNKNOWN; `part` is "
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import math
@@ -56,7 +57,8 @@ class Listing:
 class Faces:
     """Decoded faces: images (N, S, S, 3) uint8, possibly memory-mapped; smile (N,); part (N,), LEFT_OUT in none.
 
-    `factors` holds the known continuous factors of drawn faces, each (N,); it is empty for photographs.
+    `attributes` holds what else is known, each (N,) float32, NaN where it is not: the factors of drawn faces, a table's
+    columns for photographs.
     """
 
     images: np.ndarray
@@ -68,11 +70,15 @@ class Faces:
     fingerprint: str
     skipped: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
-    factors: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
 
     def rows(self, part: str) -> np.ndarray:
         """Positions of a part's images, ascending."""
         return np.flatnonzero(self.part == part)
+
+    def labelled(self, part: str) -> bool:
+        """Whether a part has both smiling and non-smiling faces."""
+        return {0, 1} <= set(self.smile[self.part == part].tolist())
 
     @cached_property
     def axes(self) -> Axes:
@@ -124,6 +130,7 @@ def load_faces(
     max_skipped: float = 0.01,
     cache: bool = True,
     unlabelled: str | None = None,
+    attributes: str | None = None,
     draw_seed: int = 0,
     num_smiling: int = 600,
     num_not_smiling: int = 603,
@@ -133,8 +140,8 @@ def load_faces(
     """Find, decode (once: later starts read the cache) and split the faces of a source.
 
     `split_seed` moves the split; `unlabelled` is a folder of more pictures to train on, without those of people who
-    are held out; `draw_seed`, the counts and `confound` (the correlation of smile and hair length)
-    belong to the drawn faces of `source="synthetic"`.
+    are held out; `attributes` a CSV table of what else is known of them; `draw_seed`, the counts and `confound` (the
+    correlation of smile and hair length) belong to the drawn faces of `source="synthetic"`.
     Raises DataError where there is nothing to train on or too much is unreadable.
     """
     if source == "synthetic":
@@ -146,6 +153,8 @@ def load_faces(
         if unlabelled:
             _add_unlabelled(listing, Path(unlabelled).expanduser(), person_pattern)
         faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
+    if attributes:
+        faces.attributes = faces.attributes | read_attributes(Path(attributes).expanduser(), faces.names)
     is_test, extra = faces.part == "test", faces.part == LEFT_OUT
     own = np.flatnonzero(~extra)
     people = [faces.people[row] for row in own]
@@ -243,6 +252,40 @@ def folder(root: str) -> Listing:
     labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
     paths, smile, is_test = (list(column) for column in zip(*labelled))
     return Listing(paths, [_text(p.relative_to(base)) for p in paths], smile, is_test)
+
+
+def read_attributes(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Columns of a CSV with a column `file`, as numbers for the pictures `names`: (N,) each, NaN where there is none.
+
+    A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words,
+    `identity` and `smile` are left out. A file is found by its path below data.root, or by its bare name.
+    Raises DataError.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = [row for row in csv.DictReader(file) if row.get("file")]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or "it is not CSV"
+        raise DataError(f"data.attributes={path}: {why}; name a CSV table with a column `file`") from None
+    rows = {row["file"].rsplit("/", 1)[-1]: row for row in table} | {row["file"]: row for row in table}
+    found = [rows.get(name) or rows.get(name.rsplit("/", 1)[-1]) for name in names]
+    if not any(found):
+        raise DataError(f"data.attributes={path}: its column `file` names none of the {len(names)} pictures")
+    columns = {}
+    for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
+        texts = [(row.get(column) or "").strip() if row else "" for row in found]
+        words = sorted({text for text in texts if text})
+        codes: dict[str, float] = {"": math.nan}
+        try:
+            codes |= {word: float(word) for word in words}
+        except ValueError:
+            codes |= {word: float(number) for number, word in enumerate(words)}
+            if len(words) > 2:
+                continue
+        values = np.array([codes[text] for text in texts], dtype=np.float32)
+        if len(np.unique(values[np.isfinite(values)])) > 1:
+            columns[column] = values
+    return columns
 
 
 def _add_unlabelled(listing: Listing, root: Path, pattern: str) -> None:
@@ -376,7 +419,7 @@ def _drawn(drawn: SyntheticFaces, size: int, cache: bool) -> Faces:
         people=names,
         native_size=drawn.side,
         fingerprint=drawn.fingerprint,
-        factors=drawn.factors,
+        attributes=drawn.factors,
     )
 
 

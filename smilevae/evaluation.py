@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smilevae import CheckpointError, checkpoints, grids, latents, runs
+from smilevae.audit import Audit, format_card
 from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.sampling import draw_codes, nearest
-from smilevae.smile import mean_difference
+from smilevae.smile import Dial, mean_difference
 from smilevae.vae import VAE
 
 BATCH = 128
@@ -37,16 +38,19 @@ def evaluate(
     sampler: str = "prior",
     temperature: float = 1.0,
     refine: int = 0,
+    attributes: str | None = None,
+    smile: bool = True,
 ) -> tuple[dict[str, Any], Path]:
     """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces (`root` if they moved).
 
-    Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder.
+    `attributes` is a table of what else is known of them; without `smile` its directions are not audited. Writes
+    metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder.
     Raises CheckpointError or DataError.
     """
     vae, content = checkpoints.load_vae(path)
     settings = content["hyper_parameters"]
-    if root:
-        settings["data"]["root"] = root
+    settings["data"] |= {"root": root} if root else {}
+    settings["data"] |= {"attributes": attributes} if attributes else {}
     faces = load_faces(**settings["data"], image_size=settings["image_size"])
     if faces.fingerprint != content["fingerprint"]:
         raise CheckpointError(
@@ -64,15 +68,21 @@ def evaluate(
         "refine": refine,
         **measure(vae, faces, settings["beta"], seed, refine),
     }
+    audit = None
+    if smile and faces.labelled("train") and (faces.smile[faces.rows("val")] == 0).any():
+        audit = Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0])
+        metrics["smile"] = audit.card
+        audit.draw(out / "smile_scorecard.png")
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, seed, sampler, temperature)
+    draw(vae, faces, out, seed, sampler, temperature, audit.best if audit else None)
     return metrics, out
 
 
 def report(ckpt: str, **options: Any) -> str:
     """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
     metrics, out = evaluate(checkpoints.find(ckpt), **options)
-    return f"{format_table(metrics)}\npictures: {runs.short(out)}/"
+    smile = f"{format_card(metrics['smile'])}\n" if "smile" in metrics else ""
+    return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
 
 
 def compare(named: dict[str, Path], out: Path, **options: Any) -> str:
@@ -227,8 +237,10 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
 
 
 @torch.no_grad()
-def draw(vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float) -> None:
-    """Write every picture of an evaluation into `out`; those about the smile need both labels."""
+def draw(
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dial: Dial | None = None
+) -> None:
+    """Write every picture of an evaluation into `out`; the smile strip needs a dial, the map draws its direction."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(_batches(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
@@ -256,27 +268,21 @@ def draw(vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    smile = torch.from_numpy(faces.smile[train])
-    if (smile == 1).any() and (smile == 0).any():
-        direction = mean_difference(train_mu, smile)
-        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], direction, out)
-        draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png")
-    else:
-        draw_map(val_mu, faces.smile[np.sort(rows)], None, out / "latent_map.png")
+    if dial:
+        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dial, out)
+    draw_map(val_mu, faces.smile[np.sort(rows)], dial.direction if dial else None, out / "latent_map.png")
 
 
-def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, direction: Tensor, out: Path) -> None:
-    """smile_strip.png and smile.gif: held-out non-smiling faces moved along the direction."""
-    if not len(rows):
-        return
+def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dial: Dial, out: Path) -> None:
+    """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the dial."""
     x = next(_batches(vae, faces, rows))
-    mu, direction = vae.encode(x)[0], direction.to(x.device)
-    strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=x.device)))
-    titles = ["photo" if not faces.factors else "drawn", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
+    mu = vae.encode(x)[0].cpu()
+    strip = decode_rows(vae, dial.turn(mu, torch.tensor(INTENSITIES)).to(x.device))
+    titles = ["original", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
     save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
 
-    there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25, device=x.device)
-    frames = decode_rows(vae, latents.shift(mu[:4], direction, torch.cat([there, there.flip(0)[1:-1]])))
+    there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25)
+    frames = decode_rows(vae, dial.turn(mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
     pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
 
     def write(file: IO[bytes]) -> None:

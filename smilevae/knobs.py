@@ -50,6 +50,7 @@ KNOBS: dict[str, Knob] = {
     "data.max_skipped": Knob(float, 0, 1),
     "data.cache": Knob(bool),
     "data.unlabelled": Knob(str, optional=True),
+    "data.attributes": Knob(str, optional=True),
     "data.draw_seed": Knob(int, 0, 2**32 - 1),
     "data.num_smiling": Knob(int, 1, 10_000_000),
     "data.num_not_smiling": Knob(int, 1, 10_000_000),
@@ -63,7 +64,10 @@ KNOBS: dict[str, Knob] = {
     "resume": Knob(str, optional=True),
 }
 FREE = ("trainer",)  # passed on: Lightning checks these itself
-SAME_RESULT = ("evaluate", "resume", "log_images_every", "data.root", "data.unlabelled", "data.cache", "num_workers")
+SAME_RESULT = (
+    *("evaluate", "resume", "log_images_every", "num_workers"),
+    *("data.root", "data.unlabelled", "data.attributes", "data.cache"),
+)
 MAX_WIDTHS = 6
 
 

@@ -259,8 +259,9 @@ def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     for of_the_sweep in ("sweep", "retry_failed"):
         settings.pop(of_the_sweep, None)
     knobs.check(settings)
-    if settings["data"]["root"]:  # found again from any working directory
-        settings["data"]["root"] = os.path.abspath(os.path.expanduser(settings["data"]["root"]))
+    for name in ("root", "unlabelled", "attributes"):  # found again from any working directory
+        if path := settings["data"].get(name):
+            settings["data"][name] = os.path.abspath(os.path.expanduser(path))
     return continued(settings["resume"], settings, named) if settings["resume"] else settings
 
 

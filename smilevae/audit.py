@@ -1,0 +1,229 @@
+"""The scorecard of smile directions: what else a direction is, and what an edit along it does to people held out.
+
+Shapes: N examples, D latent dimensions, I intensities.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae import runs, smile
+from smilevae.datasets import Faces, to_unit
+from smilevae.judge import Judge
+from smilevae.vae import VAE
+
+INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
+MAX_FACES = 100  # held-out faces that are edited
+MIN_FOLD = 5
+PLAIN = "mean_difference, uncalibrated"
+
+
+class Audit:
+    """Directions, their dials and their scorecard for one VAE; `card` is plain numbers, `best` the default dial."""
+
+    @torch.no_grad()
+    def __init__(self, vae: VAE, faces: Faces, encode: Callable[[np.ndarray], Tensor]):
+        self.vae, self.faces = vae, faces
+        train = faces.rows("train")
+        train = train[faces.smile[train] >= 0]
+        people = [faces.people[row] for row in train]
+        fold = np.unique(people, return_inverse=True)[1] % 2 == 0  # one half's judge turns the dial, the other's scores
+        mu, label = encode(train), torch.from_numpy(faces.smile[train])
+        others = {name: torch.from_numpy(values[train]).float() for name, values in faces.attributes.items()}
+
+        dialling = self._judge(train[~fold])
+        self.read = lambda codes: self._smiles(dialling, codes)
+        self.directions = smile.directions(mu, label, others, people)
+        weights, bias = smile.reader(mu[~fold], self.read)
+        smiling = float(self.read(mu[~fold][label[~fold] == 1]).mean())
+        calm = mu[fold][label[fold] == 0]
+        calm = calm if len(calm) >= MIN_FOLD else mu[label == 0]
+        self.dials = {}
+        for name, direction in self.directions.items():
+            direction = direction if direction @ weights > 0 else -direction
+            self.dials[name] = smile.calibrate(
+                smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_FACES], self.read
+            )
+        self.best = self.dials["balanced" if "balanced" in self.dials else "mean_difference"]
+        self.judge = self._judge(train[fold])
+        self.card: dict[str, Any] = {
+            "judge": self.judge.accuracy,
+            "confounds": self._confounds(mu, label, others, encode),
+            "angle_degrees": smile.angles(mu, label, others, people),
+            "directions": self._edits(encode),
+            "num_faces": len(self.rows),
+        }
+
+    def _judge(self, rows: np.ndarray) -> Judge:
+        attributes = {"smile": self.faces.smile[rows].astype(float)}
+        attributes |= {("true_smile" if n == "smile" else n): v[rows] for n, v in self.faces.attributes.items()}
+        return Judge(self._pictures(rows), attributes, [self.faces.people[row] for row in rows])
+
+    def _pictures(self, rows: np.ndarray) -> Tensor:
+        return to_unit(torch.from_numpy(self.faces.images[rows])).contiguous()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        device = next(self.vae.parameters()).device
+        return torch.cat([self.vae.decode(z.to(device)).cpu().clamp(0, 1) for z in codes.split(128)])
+
+    def _smiles(self, judge: Judge, codes: Tensor) -> Tensor:
+        """The measured smile of codes' pictures, a thousand at a time: (N, D) -> (N,)."""
+        return torch.cat([judge(self.decode(z))["smile"] for z in codes.split(1000)])
+
+    def _confounds(self, mu: Tensor, label: Tensor, others: dict[str, Tensor], encode: Any) -> dict[str, Any]:
+        """Of every attribute: its correlation with the smile, each direction's cosine with it and held-out AUC."""
+        val = self.faces.rows("val")
+        held_out, found = encode(val), {}
+        for name, values in others.items():
+            if name == "smile":
+                continue
+            own = smile.slope(mu, values)
+            known = torch.from_numpy(self.faces.attributes[name][val]).float()
+            found[name] = {
+                "correlation": smile.correlation(label.float(), values),
+                "cosine": {d: smile.cosine(v, own) for d, v in self.directions.items()},
+                "auc": {d: _auc(held_out @ v, known) for d, v in self.directions.items()},
+            }
+        truth = torch.from_numpy(self.faces.smile[val]).float()
+        found["smile"] = {"auc": {d: _auc(held_out @ v, truth) for d, v in self.directions.items()}}
+        return found
+
+    def _edits(self, encode: Callable[[np.ndarray], Tensor]) -> dict[str, Any]:
+        """What every dial does to held-out people who do not smile, beside z + intensity * mean difference."""
+        val = self.faces.rows("val")
+        self.rows = np.random.default_rng(0).permutation(val[self.faces.smile[val] == 0])[:MAX_FACES]
+        mu = self._mu = encode(self.rows)
+        zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
+        original = self.judge.embed(self.decode(mu))
+        found: dict[str, Any] = {}
+        for name in (PLAIN, *self.dials):
+            codes = self._turned(name, mu)
+            pictures = [self.decode(codes[:, i]) for i in range(len(INTENSITIES))]
+            scores = [self.judge(x) for x in pictures]
+            measured = torch.stack([s["smile"] for s in scores], 1)  # (N, I)
+            close = torch.cdist(self.judge.embed(pictures[one]), original).argmin(1)
+            found[name] = {
+                "intensities": INTENSITIES.tolist(),
+                "smile": measured.mean(0).tolist(),
+                "spread": measured.std(0).tolist(),
+                "success": float((measured[:, one] > self.judge.threshold["smile"]).float().mean()),
+                "success_at_0": float((measured[:, zero] > self.judge.threshold["smile"]).float().mean()),
+                "monotone": float((measured.diff(dim=1) > 0).all(1).float().mean()),
+                "drift": {k: float((scores[one][k] - scores[zero][k]).mean()) for k in scores[one] if k != "smile"},
+                "identity": float((close == torch.arange(len(close))).float().mean()),
+                "sharpness": float((_edges(pictures[one]) / _edges(pictures[zero])).mean()),
+            }
+            if name in self.dials:
+                dial = self.dials[name]
+                found[name] |= {"range": [dial.low, dial.high], "gain": dial.gain}
+        return found
+
+    def _turned(self, name: str, mu: Tensor) -> Tensor:
+        """Codes along a direction: (N, D) -> (N, I, D)."""
+        if name == PLAIN:
+            return mu[:, None] + INTENSITIES[:, None] * self.directions["mean_difference"]
+        return self.dials[name].turn(mu, INTENSITIES, self.read)
+
+    def _moved(self) -> list[str]:
+        """The attributes that the plain edit moves most."""
+        drift = self.card["directions"][PLAIN]["drift"]
+        return sorted(drift, key=lambda name: -abs(drift[name]))[:12]
+
+    @torch.no_grad()
+    def draw(self, path: Path) -> None:
+        """One figure: measured smile against intensity, what else changes, and the same face along every direction."""
+        from matplotlib.figure import Figure
+
+        names = list(self.card["directions"])
+        figure = Figure(figsize=(13, 4.2 + 1.25 * len(names)), layout="constrained")
+        top, below = cast("Any", figure.subfigures(2, 1, height_ratios=(4.2, 1.25 * len(names))))
+        left, right = top.subplots(1, 2)
+        for index, (name, found) in enumerate(self.card["directions"].items()):
+            x, y, sd = (np.array(found[key]) for key in ("intensities", "smile", "spread"))
+            colour = "#888888" if name == PLAIN else f"C{index - 1}"
+            left.plot(x, y, color=colour, label=name, linestyle="--" if name == PLAIN else "-")
+            if name in (PLAIN, self.best.name):
+                left.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15)
+            keys = self._moved()
+            height = 0.8 / len(names)
+            where = np.arange(len(keys)) + index * height
+            right.barh(where, [found["drift"][key] for key in keys], height=height, color=colour)
+            right.set_yticks(np.arange(len(keys)) + 0.4, keys)
+        left.axhline(self.judge.threshold["smile"], color="black", linewidth=0.5)
+        left.set(
+            xlabel="intensity", ylabel="measured smile (0: not smiling, 1: smiling)", title="mean and spread over faces"
+        )
+        left.legend(fontsize=8)
+        right.set(title="what else changes at intensity 1")
+        right.invert_yaxis()
+        mu = self._mu[:1]
+        grid = below.subplots(len(names), len(INTENSITIES) + 1, squeeze=False)
+        original = self._pictures(self.rows[:1])[0]
+        for row, name in enumerate(names):
+            pictures = [original, *self.decode(self._turned(name, mu)[0])]
+            for column, picture in enumerate(pictures):
+                axes = grid[row][column]
+                axes.imshow(picture.permute(1, 2, 0).numpy())
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title("original" if column == 0 else f"{INTENSITIES[column - 1]:+g}", fontsize=9)
+            grid[row][0].text(
+                -0.1,
+                0.5,
+                name.replace(", ", "\n"),
+                transform=grid[row][0].transAxes,
+                ha="right",
+                va="center",
+                fontsize=8,
+            )
+        runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def format_card(card: dict[str, Any]) -> str:
+    """The scorecard for a terminal, ending with what the mean difference is besides a smile."""
+    columns = ("at 0", "at 1", "spread", "smiling", "monotone", "same face", "sharp", "range")
+    lines = [
+        f"smile: {card['num_faces']} held-out people who do not smile, read by a judge that is right for"
+        f" {card['judge']['smile']:.0%} of people it has not seen (0: not smiling, 1: smiling)",
+        f"{'':30}" + "".join(f"{column:>11}" for column in columns),
+    ]
+    zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
+    for name, found in card["directions"].items():
+        cells = [f"{found['smile'][zero]:.2f}", f"{found['smile'][one]:.2f}", f"{found['spread'][one]:.2f}"]
+        cells += [f"{found[key]:.0%}" for key in ("success", "monotone", "identity")] + [f"{found['sharpness']:.2f}"]
+        cells.append("{:+g}..{:+g}".format(*found["range"]) if "range" in found else "")
+        lines.append(f"{name:30}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join([*lines, confound_sentence(card["confounds"])])
+
+
+def confound_sentence(confounds: dict[str, Any]) -> str:
+    """What the mean difference is besides a smile, and whether the other directions are less of it."""
+    found = {name: c for name, c in confounds.items() if abs(c.get("correlation", 0)) > smile.CONFOUNDED}
+    if not found:
+        if len(confounds) > 1:
+            return "no known attribute goes with the smile"
+        return "only the smile is known of these faces: attributes=CSV would tell what else its direction is"
+    worst = max(found, key=lambda name: abs(found[name]["cosine"]["mean_difference"]))
+    cosines = {d: abs(value) for d, value in found[worst]["cosine"].items()}
+    return "how much of each direction is " + worst + ": " + ", ".join(f"{d} {v:.2f}" for d, v in cosines.items())
+
+
+def _edges(x: Tensor) -> Tensor:
+    """Mean strength of a picture's edges: (B, 3, S, S) -> (B,)."""
+    across, down = x.diff(dim=3), x.diff(dim=2)
+    return across.abs().flatten(1).mean(1) + down.abs().flatten(1).mean(1)
+
+
+def _auc(score: Tensor, values: Tensor) -> float | None:
+    """How well a score tells the higher half (or the 1s) of an attribute from the rest; None where that is one kind."""
+    from sklearn.metrics import roc_auc_score
+
+    known = torch.isfinite(values) & (values >= -1)
+    high = values[known] > values[known].median() if len(values.unique()) > 3 else values[known] == values[known].max()
+    if known.sum() < 4 or high.all() or not high.any():
+        return None
+    return float(roc_auc_score(high.numpy(), score[known].numpy()))

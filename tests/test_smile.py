@@ -1,0 +1,224 @@
+import numpy as np
+import pytest
+import torch
+
+from smilevae import DataError, datasets, smile
+from smilevae.judge import Judge, blur, features
+
+
+def planted(num=4000, dims=6, share=0.6, noise=1.0):
+    """Codes that a smile moves along axis 0 and another attribute along axis 1; `share` of smilers have it, 1 - share
+    of the others."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, num)
+    other = (rng.random(num) < np.where(label == 1, share, 1 - share)).astype(np.float32)
+    mu = rng.normal(size=(num, dims)) * noise
+    mu[:, 0] += 2 * label
+    mu[:, 1] += 3 * other
+    return torch.from_numpy(mu).float(), torch.from_numpy(label), torch.from_numpy(other)
+
+
+def test_balancing_recovers_what_the_mean_difference_mixes():
+    mu, label, other = planted(share=0.8)
+    naive, fair = smile.mean_difference(mu, label), smile.balanced(mu, label, other[:, None])
+    assert naive[1] == pytest.approx(3 * 0.6, abs=0.15)
+    assert fair[:2].tolist() == pytest.approx([2, 0], abs=0.15)
+    continuous = torch.stack([other + 0.0, torch.randn(len(mu))], 1)
+    assert smile.balanced(mu, label, continuous)[:2].tolist() == pytest.approx([2, 0], abs=0.15)
+
+
+def test_balancing_one_label_is_the_weighted_mean_of_the_differences_within_its_groups():
+    mu, label, other = planted(share=0.7)
+    weights, within = [], []
+    for value in (0, 1):
+        rows = other == value
+        weights.append(float(rows.sum() * label[rows].float().var(correction=0)))
+        within.append(smile.mean_difference(mu[rows], label[rows]))
+    expected = sum(w * d for w, d in zip(weights, within)) / sum(weights)
+    torch.testing.assert_close(smile.balanced(mu, label, other[:, None]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_lda_whitens_by_the_covariance_within_the_classes():
+    mu, label, _ = planted(share=0.5)
+    scale = torch.tensor([1, 5, 1, 1, 1, 1.0])
+    mu = mu * scale
+    mu[:, 0] += 0.3 * mu[:, 1]
+    found = smile.lda(mu, label)
+    within = torch.cat([mu[label == v] - mu[label == v].mean(0) for v in (0, 1)]).double()
+    exact = torch.linalg.solve(within.T @ within / len(within), smile.mean_difference(mu, label).double())
+    assert smile.cosine(found.double(), exact) > 0.999
+    assert smile.cosine(smile.linear(mu, label).double(), exact) > 0.99  # logistic regression agrees on Gaussians
+
+
+def test_projecting_out_leaves_nothing_of_the_others():
+    direction, others = torch.randn(8), torch.randn(3, 8)
+    found = smile.orthogonal(direction, others)
+    torch.testing.assert_close(others @ found, torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close((direction - found) @ found, torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def test_pairs_compare_people_with_themselves():
+    people = [f"p{i // 2}" for i in range(400)]
+    label = torch.tensor([0, 1] * 200)
+    own = torch.randn(200, 5).repeat_interleave(2, 0) * 10
+    mu = own + label[:, None] * torch.tensor([1.0, 0, 0, 0, 0])
+    torch.testing.assert_close(smile.paired(mu, label, people), torch.tensor([1.0, 0, 0, 0, 0]), atol=1e-5, rtol=0)
+    assert smile.paired(mu, label, [str(i) for i in range(400)]) is None
+
+
+def test_directions_are_equally_long_and_only_those_the_labels_allow():
+    mu, label, other = planted()
+    label[:50] = -1
+    found = smile.directions(mu, label, {"hat": other, "coin": torch.randn(len(mu))}, [str(i) for i in range(len(mu))])
+    assert set(found) == {"mean_difference", "balanced", "orthogonal", "lda", "linear"}
+    assert len({round(float(d.norm()), 4) for d in found.values()}) == 1
+    assert set(smile.directions(mu, label, {"coin": torch.randn(len(mu))})) == {"mean_difference", "lda", "linear"}
+    other[:100] = torch.nan
+    assert "balanced" in smile.directions(mu, label, {"hat": other})
+    with pytest.raises(ValueError, match="smiling and non-smiling"):
+        smile.directions(mu, torch.zeros(len(mu)), {})
+
+
+def test_the_angle_of_a_direction_is_surer_with_more_people():
+    mu, label, other = planted(num=1200, dims=20)
+    people = [str(i // 2) for i in range(len(mu))]
+    few = smile.angles(mu[:200], label[:200], {"hat": other[:200]}, people[:200], 20)
+    many = smile.angles(mu, label, {"hat": other}, people, 20)
+    assert all(0 < many[name] < few[name] < 90 for name in ("mean_difference", "balanced"))
+
+
+def dial(**more):
+    direction = torch.tensor([2.0, 0, 0])
+    return smile.Dial("d", direction, torch.tensor([0.5, 0.1, 0]), 0.2, 1.0, **more)
+
+
+def test_zero_is_the_face_as_it_is_and_one_is_an_average_smile_on_every_face():
+    mu = torch.randn(50, 3) * 0.5
+    turned = dial().turn(mu, torch.tensor([-1.0, 0, 1, 2]))
+    assert torch.equal(turned[:, 1], mu)
+    estimate = turned @ torch.tensor([0.5, 0.1, 0]) + 0.2
+    assert (estimate.diff(dim=1) > 0).all()
+    below = estimate[:, 1] < 0.75  # nearer faces still move by `least`
+    torch.testing.assert_close(estimate[below][:, 2], torch.ones(int(below.sum())))
+    torch.testing.assert_close(turned[:, 3] - mu, 2 * (turned[:, 2] - mu))
+
+
+def test_measuring_corrects_what_the_estimate_from_a_code_gets_wrong():
+    mu = torch.randn(50, 3) * 0.5
+
+    def read(codes):  # neither linear nor what the weights say
+        return torch.tanh(0.4 * codes[:, 0] + 0.3 * codes[:, 2])
+
+    at_one = read(dial(gain=0.6).turn(mu, torch.tensor([1.0]))[:, 0]).std()
+    some = dial(gain=0.6)
+    some.smiling = 0.6
+    measured = read(some.turn(mu, torch.tensor([1.0]), read)[:, 0])
+    short = read(mu) < 0.3
+    assert measured[short].std() < 0.2 * at_one
+    assert measured[short].mean() == pytest.approx(0.6, abs=0.03)
+
+
+def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
+    mu = torch.randn(200, 3) * 0.1
+    weights = dial().weights
+
+    def half(codes):
+        return 0.5 * (codes @ weights) + 0.2
+
+    found = smile.calibrate(dial(), mu, half)
+    assert found.gain == pytest.approx(2, rel=0.05)
+    assert (found.low, found.high) == (-3, 3)
+
+    def stops(codes):
+        return (codes @ weights + 0.2).clamp(-0.6, 1.7)
+
+    found = smile.calibrate(dial(), mu, stops)
+    assert found.gain == pytest.approx(1, rel=0.05)
+    assert -1.5 <= found.low <= -0.5
+    assert 1.5 <= found.high <= 2.5
+
+
+def test_the_estimate_from_codes_is_what_was_measured():
+    mu = torch.randn(300, 4)
+    truth = torch.tensor([0.5, -0.2, 0, 1.0])
+    weights, bias = smile.reader(mu, lambda codes: codes @ truth + 0.7)
+    torch.testing.assert_close(weights, truth, atol=0.01, rtol=0.01)
+    assert bias == pytest.approx(0.7, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return datasets.load_faces(
+        source="synthetic", image_size=64, split_seed=0, num_smiling=150, num_not_smiling=150, num_test=0
+    )
+
+
+def pictures(faces, part):
+    return datasets.to_unit(torch.from_numpy(faces.images[faces.rows(part)])).contiguous()
+
+
+def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
+    train, val = drawn.rows("train"), drawn.rows("val")
+    glasses = (drawn.attributes["glasses"] > 0).astype(float)
+    glasses[train[:20]] = np.nan
+    attributes = {"smile": drawn.smile.astype(float), "glasses": glasses, "face_width": drawn.attributes["face_width"]}
+    judge = Judge(
+        pictures(drawn, "train"), {n: v[train] for n, v in attributes.items()}, [drawn.people[r] for r in train]
+    )
+    x = pictures(drawn, "val")
+    for seen in (x, blur(x)):
+        scores = judge(seen)
+        for name in ("smile", "glasses"):
+            right = (scores[name].numpy() > judge.threshold[name]) == (attributes[name][val] == 1)
+            assert right.mean() > (0.85 if name == "smile" else 0.75), name
+        assert scores["smile"][drawn.smile[val] == 1].mean() == pytest.approx(1, abs=0.35)
+        assert scores["smile"][drawn.smile[val] == 0].mean() == pytest.approx(0, abs=0.35)
+        assert np.corrcoef(scores["face_width"], attributes["face_width"][val])[0, 1] > 0.7
+    assert judge.accuracy["smile"] > 0.85
+    assert "face_width" not in judge.threshold
+    close = torch.cdist(judge.embed(blur(x, 1.0)), judge.embed(x)).argmin(1)
+    assert (close == torch.arange(len(x))).float().mean() > 0.9
+
+
+def test_features_are_of_the_face_and_not_of_its_size_and_blur_keeps_the_mean():
+    x = torch.rand(2, 3, 64, 64)
+    assert features(x).shape == features(torch.rand(2, 3, 128, 128)).shape
+    flat = torch.full((1, 3, 64, 64), 0.4)
+    torch.testing.assert_close(blur(flat), flat)
+    large = torch.nn.functional.interpolate(blur(x), (128, 128), mode="bilinear", align_corners=False)
+    assert (features(large) - features(blur(x))).abs().mean() < 0.05
+
+
+def test_attributes_come_from_a_table(pictures_csv):
+    path, names = pictures_csv
+    found = datasets.read_attributes(path, names)
+    assert set(found) == {"gender", "age"}
+    assert found["gender"][:3].tolist() == [0.0, 1.0, 0.0]
+    assert found["age"][0] == 31
+    assert np.isnan(found["age"][1])
+    assert np.isnan(found["gender"][3])
+
+
+@pytest.fixture
+def pictures_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "file,identity,smile,gender,age,town\ntrain/smile/a.jpg,A,1,female,31,x\nb.jpg,B,1,male,,y\nc.jpg,C,0,female,40,z\n"
+    )
+    return path, ["train/smile/a.jpg", "smile/b.jpg", "c.jpg", "d.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (None, "No such file"),
+        ("file,gender\nx.jpg,male\n", "names none of the 1 pictures"),
+        ("a,b\n1,2\n", "names none"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, problem):
+    path = tmp_path / "t.csv"
+    if text:
+        path.write_text(text)
+    with pytest.raises(DataError, match=problem):
+        datasets.read_attributes(path, ["a.jpg"])
