@@ -18,8 +18,14 @@ from smilevae.vae import VAE
 
 INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
 MAX_FACES = 100  # held-out faces that are edited
-MIN_FOLD = 5
+MIN_LABELLED = 50  # training faces of either kind: fewer would not teach two judges
 PLAIN = "mean_difference, uncalibrated"
+
+
+def possible(faces: Faces) -> bool:
+    """Whether there are labels enough for an audit, and somebody held out to be made to smile."""
+    train, val = (faces.smile[faces.rows(part)] for part in ("train", "val"))
+    return min((train == 1).sum(), (train == 0).sum()) >= MIN_LABELLED and (val == 0).any()
 
 
 class Audit:
@@ -33,7 +39,7 @@ class Audit:
         people = [faces.people[row] for row in train]
         fold = np.unique(people, return_inverse=True)[1] % 2 == 0  # one half's judge turns the dial, the other's scores
         mu, label = encode(train), torch.from_numpy(faces.smile[train])
-        others = {name: torch.from_numpy(values[train]).float() for name, values in faces.attributes.items()}
+        others = {name: torch.from_numpy(v[train]).float() for name, v in faces.attributes.items() if name != "smile"}
 
         dialling = self._judge(train[~fold])
         self.read = lambda codes: self._smiles(dialling, codes)
@@ -41,7 +47,6 @@ class Audit:
         weights, bias = smile.reader(mu[~fold], self.read)
         smiling = float(self.read(mu[~fold][label[~fold] == 1]).mean())
         calm = mu[fold][label[fold] == 0]
-        calm = calm if len(calm) >= MIN_FOLD else mu[label == 0]
         self.dials = {}
         for name, direction in self.directions.items():
             direction = direction if direction @ weights > 0 else -direction
@@ -79,8 +84,6 @@ class Audit:
         val = self.faces.rows("val")
         held_out, found = encode(val), {}
         for name, values in others.items():
-            if name == "smile":
-                continue
             own = smile.slope(mu, values)
             known = torch.from_numpy(self.faces.attributes[name][val]).float()
             found[name] = {
@@ -109,7 +112,7 @@ class Audit:
             found[name] = {
                 "intensities": INTENSITIES.tolist(),
                 "smile": measured.mean(0).tolist(),
-                "spread": measured.std(0).tolist(),
+                "spread": measured.std(0, correction=0).tolist(),
                 "success": float((measured[:, one] > self.judge.threshold["smile"]).float().mean()),
                 "success_at_0": float((measured[:, zero] > self.judge.threshold["smile"]).float().mean()),
                 "monotone": float((measured.diff(dim=1) > 0).all(1).float().mean()),

@@ -16,13 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from smilevae import CheckpointError, checkpoints, grids, latents, runs
-from smilevae.audit import Audit, format_card
+from smilevae import CheckpointError, audit, checkpoints, grids, latents, runs
 from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.sampling import draw_codes, nearest
-from smilevae.smile import Dial, mean_difference
+from smilevae.smile import Dial, mean_difference, plain_dial
 from smilevae.vae import VAE
 
 BATCH = 128
@@ -68,20 +67,23 @@ def evaluate(
         "refine": refine,
         **measure(vae, faces, settings["beta"], seed, refine),
     }
-    audit = None
-    if smile and faces.labelled("train") and (faces.smile[faces.rows("val")] == 0).any():
-        audit = Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0])
-        metrics["smile"] = audit.card
-        audit.draw(out / "smile_scorecard.png")
+    dial = None
+    if smile and audit.possible(faces):
+        found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0])
+        metrics["smile"], dial = found.card, found.best
+        found.draw(out / "smile_scorecard.png")
+    elif smile and faces.labelled("train"):
+        train = faces.rows("train")
+        dial = plain_dial(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train]))
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, seed, sampler, temperature, audit.best if audit else None)
+    draw(vae, faces, out, seed, sampler, temperature, dial)
     return metrics, out
 
 
 def report(ckpt: str, **options: Any) -> str:
     """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
     metrics, out = evaluate(checkpoints.find(ckpt), **options)
-    smile = f"{format_card(metrics['smile'])}\n" if "smile" in metrics else ""
+    smile = f"{audit.format_card(metrics['smile'])}\n" if "smile" in metrics else ""
     return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
 
 
@@ -268,7 +270,7 @@ def draw(
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    if dial:
+    if dial and (faces.smile[rows] == 0).any():
         draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dial, out)
     draw_map(val_mu, faces.smile[np.sort(rows)], dial.direction if dial else None, out / "latent_map.png")
 

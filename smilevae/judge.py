@@ -64,8 +64,10 @@ class Judge:
     def _fit(self, own: np.ndarray, every: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]) -> None:
         from sklearn.decomposition import PCA
 
-        self._mean, self._sd = every.mean(0), every.std(0) + 1e-6
-        self._pca = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0).fit((every - self._mean) / self._sd)
+        self._mean, sd = every.mean(0), every.std(0)
+        self._sd = np.maximum(sd, 0.5 * sd.mean())  # what hardly varies in pictures does in a decoder's
+        axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0)
+        self._pca = axes.fit(self._standard(every))
         codes, own = self._reduce(every), self._reduce(own)
         fold = np.unique(people, return_inverse=True)[1] % FOLDS
         for name, values in attributes.items():
@@ -90,7 +92,10 @@ class Judge:
             self._models[name] = model, low, high - low
 
     def _reduce(self, found: np.ndarray) -> np.ndarray:
-        return self._pca.transform((found - self._mean) / self._sd)
+        return self._pca.transform(self._standard(found))
+
+    def _standard(self, found: np.ndarray) -> np.ndarray:
+        return np.clip((found - self._mean) / self._sd, -4, 4)
 
     def embed(self, x: Tensor) -> Tensor:
         """What a face looks like, apart from which it is lit or how strongly: unit vectors (B, NUM_AXES)."""

@@ -174,6 +174,13 @@ class Dial:
         return mu[:, None] + (self.steps(mu, read)[:, None] * intensities)[:, :, None] * self.direction
 
 
+def plain_dial(mu: Tensor, smile: Tensor) -> Dial:
+    """A dial on the mean difference that reads smiles off codes alone: 0 and 1 are the class means along it."""
+    direction = mean_difference(mu, smile)
+    weights = direction / direction.square().sum()
+    return Dial("mean_difference", direction, weights, -float(mu[smile == 0].mean(0) @ weights), 1.0)
+
+
 def reader(mu: Tensor, read: Read) -> tuple[Tensor, float]:
     """Weights (D,) and bias that tell from a code what `read` measures on its picture (ridge regression).
 

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT
 
 BASE = {"knobs"}  # and the package itself: errors; no torch
-ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling"}
+ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation"}
+USE = {"evaluation", "audit"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -21,7 +21,8 @@ ALLOWED = {
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs"},
-    **dict.fromkeys(USE, BASE | ARITHMETIC | MACHINERY | RECORD),
+    "audit": {"smile", "judge", "vae", "datasets", "runs"},
+    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
     "sweeps": {"runs", "console", "training", "evaluation", "datasets", "linear"},  # the last four in other processes

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae import DataError, datasets, smile
+from smilevae import DataError, audit, datasets, smile
 from smilevae.judge import Judge, blur, features
+from smilevae.ppca import linear_vae_weights
+from smilevae.vae import VAE
 
 
 def planted(num=4000, dims=6, share=0.6, noise=1.0):
@@ -178,6 +180,61 @@ def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
     assert "face_width" not in judge.threshold
     close = torch.cdist(judge.embed(blur(x, 1.0)), judge.embed(x)).argmin(1)
     assert (close == torch.arange(len(x))).float().mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    """The audit of a linear VAE on drawn faces whose hair goes with the smile."""
+    faces = datasets.load_faces(
+        **{"source": "synthetic", "image_size": 64, "split_seed": 0, "confound": 0.5},
+        **{"num_smiling": 250, "num_not_smiling": 250, "num_test": 0},
+    )
+    some = {"image_size": 64, "latent_dim": 120, "normalize": False, "widths": [8, 16], "dropout": 0.0}
+    vae = VAE(network="patch", linear=True, **some).eval()
+    vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
+    with torch.no_grad():
+        mu = vae.encode(datasets.to_unit(torch.from_numpy(np.array(faces.images))))[0]
+    assert audit.possible(faces)
+    found = audit.Audit(vae, faces, lambda rows: mu[rows])
+    path = tmp_path_factory.mktemp("card") / "card.png"
+    found.draw(path)
+    assert path.stat().st_size > 50_000
+    return found.card
+
+
+def test_the_audit_finds_the_planted_confound_and_what_removes_it(card):
+    hair = card["confounds"]["hair_length"]
+    assert hair["correlation"] == pytest.approx(0.5, abs=0.1)
+    assert hair["cosine"]["mean_difference"] > 0.3
+    assert abs(hair["cosine"]["balanced"]) < 0.5 * hair["cosine"]["mean_difference"]
+    assert hair["cosine"]["orthogonal"] == pytest.approx(0, abs=1e-5)
+    plain, fair = (card["directions"][name]["drift"]["hair_length"] for name in ("mean_difference", "balanced"))
+    assert abs(fair) < 0.4 * plain
+    assert "is hair_length: mean_difference" in audit.format_card(card)
+    assert "true_smile" in card["judge"]  # drawn faces have the truth beside the label
+
+
+def test_every_dial_is_at_rest_at_zero_and_smiles_at_one(card):
+    where = audit.INTENSITIES.tolist()
+    rest = {round(found["smile"][where.index(0)], 5) for found in card["directions"].values()}
+    assert len(rest) == 1
+    found = card["directions"]["mean_difference"]
+    assert found["success"] > 0.9 > 0.3 > found["success_at_0"]
+    assert found["spread"][where.index(1)] < found["spread"][where.index(0)]
+    assert found["range"][0] < 0 < 1 <= found["range"][1]
+    assert set(card["angle_degrees"]) == set(card["directions"]) - {audit.PLAIN}
+
+
+def test_without_other_attributes_the_card_says_so():
+    assert "attributes=CSV would tell" in audit.confound_sentence({"smile": {"auc": {}}})
+    assert audit.confound_sentence({"smile": {}, "hat": {"correlation": 0.02}}).startswith("no known attribute")
+
+
+def test_a_plain_dial_has_the_class_means_at_zero_and_one():
+    mu, label, _ = planted()
+    dial = smile.plain_dial(mu, label)
+    reading = mu @ dial.weights + dial.bias
+    assert [float(reading[label == v].mean()) for v in (0, 1)] == pytest.approx([0, 1], abs=1e-4)
 
 
 def test_features_are_of_the_face_and_not_of_its_size_and_blur_keeps_the_mean():
