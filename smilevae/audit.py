@@ -53,7 +53,7 @@ class Audit:
             self.dials[name] = smile.calibrate(
                 smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_FACES], self.read
             )
-        self.best = self.dials["balanced" if "balanced" in self.dials else "mean_difference"]
+        self.best = self.dials["orthogonal" if "orthogonal" in self.dials else "mean_difference"]
         self.judge = self._judge(train[fold])
         self.card: dict[str, Any] = {
             "judge": self.judge.accuracy,
