@@ -20,11 +20,13 @@ from smilevae import CheckpointError, audit, checkpoints, grids, latents, runs
 from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
+from smilevae.photo import typical_eyes
 from smilevae.sampling import draw_codes, nearest
 from smilevae.smile import Dial, mean_difference, plain_dial
 from smilevae.vae import VAE
 
 BATCH = 128
+MAX_EYES = 100  # training faces in which eyes are looked for
 MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
 INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 
@@ -67,14 +69,19 @@ def evaluate(
         "refine": refine,
         **measure(vae, faces, settings["beta"], seed, refine),
     }
-    dial = None
+    dial, dials = None, {}
     if smile and audit.possible(faces):
         found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0])
-        metrics["smile"], dial = found.card, found.best
+        metrics["smile"], dial, dials = found.card, found.best, found.dials
         found.draw(out / "smile_scorecard.png")
     elif smile and faces.labelled("train"):
         train = faces.rows("train")
         dial = plain_dial(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train]))
+        dials = {dial.name: dial}
+    if dial:  # what photo.py needs of the training faces
+        eyes = typical_eyes(faces.images[faces.rows("train")[:MAX_EYES]])
+        kept = {"best": dial.name, "eyes": eyes, "dials": {name: d.plain() for name, d in dials.items()}}
+        runs.write_text(out / "dials.json", json.dumps(kept) + "\n")
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     draw(vae, faces, out, seed, sampler, temperature, dial)
     return metrics, out

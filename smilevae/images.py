@@ -41,6 +41,15 @@ def to_rgb8(image: Image.Image) -> Image.Image:
 def decode(data: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Pixels as uint8 (S, S, 3), centre-cropped to a square and resized with antialiasing; and the native (w, h).
 
+    Raises Unreadable with the reason.
+    """
+    image = read(data)
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)), image.size
+
+
+def read(data: bytes) -> Image.Image:
+    """A picture file's bytes as upright 8-bit RGB, its colour profile in `info`.
+
     Raises Unreadable with the reason: empty, not an image, truncated, too large.
     """
     if not data:
@@ -50,8 +59,7 @@ def decode(data: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
             native = image.size
             if native[0] * native[1] > MAX_PIXELS:
                 raise Unreadable(f"{native[0]}x{native[1]} pixels, over the limit of {MAX_PIXELS // 10**6} million")
-            square = ImageOps.fit(to_rgb8(image), (size, size), Image.Resampling.BICUBIC)
-            return np.asarray(square), native
+            return to_rgb8(image)
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:

@@ -6,6 +6,7 @@ samples; `smile` is 1, 0, or anything else where it is not known.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,6 +156,10 @@ class Dial:
     high: float = 3.0
     least: float = 0.25
 
+    def plain(self) -> dict[str, Any]:
+        """Its plain numbers, for JSON."""
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+
     def steps(self, mu: Tensor, read: Read | None = None) -> Tensor:
         """How far along the direction intensity 1 is for each face: (B, D) -> (B,).
 
@@ -172,6 +177,22 @@ class Dial:
     def turn(self, mu: Tensor, intensities: Tensor, read: Read | None = None) -> Tensor:
         """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
         return mu[:, None] + (self.steps(mu, read)[:, None] * intensities)[:, :, None] * self.direction
+
+
+def dial_from(content: Mapping[str, Any], latent_dim: int) -> Dial:
+    """A dial from its plain numbers, as `plain` gave them. Raises ValueError if they are not those of a dial."""
+    names = ("name", "direction", "weights", "bias", "smiling", "gain", "low", "high", "least")
+    try:
+        tensors = [torch.tensor(content[name], dtype=torch.float32) for name in names[1:3]]
+        numbers = [float(content[name]) for name in names[3:]]
+        dial = Dial(str(content["name"]), tensors[0], tensors[1], *numbers)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"not a dial: {error}") from None
+    if any(t.shape != (latent_dim,) or not torch.isfinite(t).all() for t in tensors):
+        raise ValueError(f"not a dial of {latent_dim} dimensions")
+    if not np.isfinite(numbers).all() or not dial.direction @ dial.weights > 0:
+        raise ValueError("not a dial: its numbers are not finite, or its smile does not rise")
+    return dial
 
 
 def plain_dial(mu: Tensor, smile: Tensor) -> Dial:

@@ -12,7 +12,7 @@ BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation", "audit"}
+USE = {"evaluation", "audit", "photo"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -22,7 +22,8 @@ ALLOWED = {
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs"},
     "audit": {"smile", "judge", "vae", "datasets", "runs"},
-    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit"},
+    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "photo"},
+    "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
     "sweeps": {"runs", "console", "training", "evaluation", "datasets", "linear"},  # the last four in other processes

@@ -122,7 +122,7 @@ def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
 def test_every_picture_is_there_and_the_gif_moves(evaluated):
     run, _ = evaluated
     out = run / "evaluation"
-    assert {p.name for p in out.iterdir()} == PICTURES | {"metrics.json"}
+    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json"}
     for name in PICTURES:
         with Image.open(out / name) as image:
             pixels = np.asarray(image.convert("RGB"))

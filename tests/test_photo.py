@@ -1,0 +1,182 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import SMILES
+from PIL import Image, ImageCms
+
+from smilevae import CheckpointError, ConfigError, DataError, checkpoints, evaluation, photo
+
+cv2 = pytest.importorskip("cv2")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run, tmp_path_factory):
+    """A copy of the tiny run with its dials."""
+    run = tmp_path_factory.mktemp("photo") / "run"
+    shutil.copytree(tiny_run, run)
+    evaluation.evaluate(checkpoints.find(str(run)))
+    return run
+
+
+def picture(height=300, width=400, seed=0):
+    """A photograph of noise and edges: any smoothing would show."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def call(model, source, out, **options):
+    words = {"ckpt": model, "image": source, "out": out} | options
+    photo.main([f"{key}={value}" for key, value in words.items()])
+
+
+def test_outside_the_mask_every_pixel_stays_and_inside_the_detail_does(model, tmp_path):
+    before = picture()
+    Image.fromarray(before).save(tmp_path / "in.png")
+    call(model, tmp_path / "in.png", tmp_path / "out.png", smile=2, box="100,50,200")
+    after = np.asarray(Image.open(tmp_path / "out.png"))
+    outside = np.ones(before.shape[:2], bool)
+    outside[50:250, 100:300] = False
+    assert np.array_equal(before[outside], after[outside])
+    change = after[50:250, 100:300].astype(float) - before[50:250, 100:300]
+    assert np.abs(change).max() > 2
+
+    def detail(x):
+        return np.abs(np.diff(x.astype(float), axis=1)).mean()
+
+    assert detail(after[50:250, 100:300]) == pytest.approx(detail(before[50:250, 100:300]), rel=0.1)
+    call(model, tmp_path / "in.png", tmp_path / "still.png", smile=0, box="100,50,200")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "still.png")), before)
+
+
+def test_cutting_and_pasting_are_inverse_wherever_the_face_is_and_however_it_is_turned():
+    """A smooth change pasted into a grey photograph and cut out again is that change, within the mask's plateau."""
+    y, x = np.mgrid[0:64, 0:64] / 64
+    change = np.stack([0.3 * np.sin(6 * x), 0.2 * np.cos(5 * y), 0.2 * x * y], 2)
+    grey = np.full((500, 600, 3), 128, np.uint8)
+    for eyes in ((200, 200), (330, 200)), ((220, 180), (300, 240)), ((250, 250), (282, 250)):
+        matrix = photo.crop_matrix((0, 0, 1, 1), eyes, 64, photo.EYES)
+        for point, where in zip(eyes, photo.EYES):
+            assert matrix @ [*point, 1] == pytest.approx([64 * v for v in where])
+        pasted = photo.paste(grey, change, matrix)
+        back = photo.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
+        inner = slice(16, 48)
+        assert np.abs(back[inner, inner] - change[inner, inner]).max() < 0.03
+    off = photo.crop_matrix((0, 0, 1, 1), ((-90, -90), (-60, -90)), 64, photo.EYES)
+    assert np.array_equal(photo.paste(grey, change, off), grey)
+
+
+def test_a_large_face_is_cut_without_aliasing():
+    stripes = np.zeros((800, 800, 3), np.uint8)
+    stripes[:, ::2] = 255
+    found = photo.cut(stripes, np.array([[0.09, 0, -2], [0, 0.09, -2]]), 64)
+    assert np.abs(found.astype(int) - 127).max() < 12
+
+
+def test_orientation_is_applied_the_profile_kept_and_the_place_left_out(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "at home"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(picture()).save(tmp_path / "in.jpg", exif=exif, icc_profile=profile, quality=95)
+    call(model, tmp_path / "in.jpg", tmp_path / "out.jpg", box="frame")
+    with Image.open(tmp_path / "out.jpg") as after:
+        assert after.size == (300, 400)
+        assert after.info["icc_profile"] == profile
+        assert not after.getexif()
+    assert b"at home" not in (tmp_path / "out.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4"])
+def test_several_intensities_make_a_strip_or_an_animation(model, tmp_path, suffix):
+    Image.fromarray(picture()).save(tmp_path / "in.png")
+    out = tmp_path / f"out{suffix}"
+    call(model, tmp_path / "in.png", out, smile="-1:3:5", box="frame")
+    if suffix == ".mp4":
+        assert cv2.VideoCapture(str(out)).read()[0]
+        return
+    with Image.open(out) as after:
+        assert after.size == (5 * 128, 128) if suffix == ".png" else after.n_frames > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"smile": "much"}, "smile=much must be a number"),
+        ({"smile": "1:2"}, "must be a number"),
+        ({"box": "1,2"}, "box is LEFT,TOP,SIDE"),
+        ({"face": 0}, "face is a number from 1"),
+        ({"direction": "up"}, "direction=up is unknown; choose one of mean_difference"),
+        ({"colour": 1}, "colour is not an option"),
+        ({"out": "x.txt"}, "is of no known kind"),
+        ({"out": ""}, "out is not set"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(model, tmp_path, options, problem):
+    Image.fromarray(picture()).save(tmp_path / "in.png")
+    words = {"out": tmp_path / "out.png"} | ({"box": "frame"} if "box" not in options else {}) | options
+    with pytest.raises(ConfigError, match=problem):
+        call(model, tmp_path / "in.png", **words)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
+    Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(tmp_path / "empty.png")
+    (tmp_path / "text.jpg").write_text("not a picture")
+    cases = {"empty.png": "no face of 24 pixels", "text.jpg": "not an image", "nowhere.png": "No such file"}
+    for name, problem in cases.items():
+        with pytest.raises(DataError, match=problem):
+            call(model, tmp_path / name, tmp_path / "out.png")
+    with pytest.raises(DataError, match="does not lie in its 200x200 pixels"):
+        call(model, tmp_path / "empty.png", tmp_path / "out.png", box="150,0,100")
+    with pytest.raises(DataError) as all_of_them:
+        call(model, tmp_path, tmp_path / "folder")
+    assert len(str(all_of_them.value).splitlines()) == 2
+
+
+def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
+    good = json.loads((model / "evaluation" / "dials.json").read_text())
+    for spoil in (
+        lambda c: c.pop("dials"),
+        lambda c: c["dials"]["mean_difference"].update(direction=[1.0]),
+        lambda c: c["dials"]["mean_difference"].update(weights=["x"]),
+        lambda c: c["dials"]["mean_difference"].update(gain=float("nan")),
+        lambda c: c.update(eyes=[[1e9, 0], [0, 0]]),
+        lambda c: c.update(dials=[1]),
+    ):
+        content = json.loads(json.dumps(good))
+        spoil(content)
+        (tmp_path / "dials.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            photo.read_dial(tmp_path / "dials.json", 8, None)
+    with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):
+        photo.read_dial(tmp_path / "no" / "dials.json", 8, None)
+
+
+@pytest.mark.skipif(not SMILES.exists(), reason="real faces are not here")
+def test_real_faces_are_found_in_larger_pictures_with_their_eyes():
+    files = sorted((SMILES / "train" / "smile").glob("*.jpg"))[:20]
+    right = 0
+    for file in files:
+        face = np.asarray(Image.open(file).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC))
+        scene = np.full((500, 700, 3), 110, np.uint8)
+        scene[130:370, 250:490] = face
+        if boxes := photo.find_faces(scene):
+            eyes = photo.find_eyes(scene, boxes[0])
+            matrix = photo.crop_matrix(boxes[0], eyes, 64, photo.EYES)
+            corner = np.linalg.solve(matrix[:, :2], -matrix[:, 2])
+            right += np.abs(corner - [250, 130]).max() < 40
+    assert right >= 14
+
+
+def test_the_command_itself_ends_with_a_sentence_and_its_code(model):
+    done = subprocess.run(
+        [sys.executable, "-m", "smilevae.photo", f"ckpt={model}", "image=nowhere.png", "out=x.png"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "nowhere.png: No such file" in done.stderr
