@@ -17,6 +17,7 @@ from smilevae.judge import Judge
 from smilevae.vae import VAE
 
 INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
+MAX_CALIBRATED = 40  # training faces that a dial's gain and range are fitted to
 MAX_FACES = 100  # held-out faces that are edited
 MIN_LABELLED = 50  # training faces of either kind: fewer would not teach two judges
 PLAIN = "mean_difference, uncalibrated"
@@ -51,7 +52,7 @@ class Audit:
         for name, direction in self.directions.items():
             direction = direction if direction @ weights > 0 else -direction
             self.dials[name] = smile.calibrate(
-                smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_FACES], self.read
+                smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_CALIBRATED], self.read
             )
         self.best = self.dials["orthogonal" if "orthogonal" in self.dials else "mean_difference"]
         self.judge = self._judge(train[fold])
