@@ -1,12 +1,15 @@
 """The only writer and the only reader of model files. A checkpoint may come from a stranger: it is data, never code.
 
 checkpoints/epoch-0042.ckpt   the two best by val/loss      last.ckpt, previous.ckpt   where a run goes on
+model.safetensors, model.json   what python -m smilevae.checkpoints export ckpt=RUN out=FOLDER writes
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from smilevae import CheckpointError, ConfigError, knobs, runs
 from smilevae.vae import VAE
 
 FORMAT = 1
+EXPORTED = "model.safetensors"
 NAME = re.compile(r"epoch-(\d+)\.ckpt")
 
 
@@ -32,7 +36,8 @@ def write(content: dict[str, Any], path: Path) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint's plain content, its settings checked. Raises CheckpointError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        exported = Path(path).name == EXPORTED
+        content = _exported(Path(path)) if exported else torch.load(path, map_location="cpu", weights_only=True)
         if (found := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {found}; this smilevae reads {FORMAT}")
         knobs.check(content["hyper_parameters"])
@@ -50,6 +55,16 @@ def read(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike
         raise CheckpointError(f"{path} is not a smilevae checkpoint ({type(error).__name__}); pass another") from None
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    """An exported folder's content, laid out as a checkpoint's."""
+    from safetensors.torch import load_file
+
+    content = json.loads(path.with_suffix(".json").read_text())
+    prefix = "ema." if content["hyper_parameters"]["ema"] else "vae."
+    content["state_dict"] = {prefix + name: tensor for name, tensor in load_file(path).items()}
+    return content | {"callbacks": {"Record": {"epochs": [{"epoch": int(content["epoch"])}]}}}
 
 
 def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
@@ -79,6 +94,8 @@ def find(ckpt: str) -> Path:
     path = path.parent if path.is_dir() and path.name == "checkpoints" else path
     if not path.is_dir():
         return path
+    if (path / EXPORTED).exists():
+        return path / EXPORTED
     if not (best := ranked(path)):
         raise CheckpointError(
             f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a file"
@@ -161,3 +178,10 @@ def prune(folder: Path, keep: set[int]) -> None:
         if epoch_of(path) not in keep:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+
+
+if __name__ == "__main__":
+    from smilevae import console, export
+
+    with console.one_sentence():
+        export.main(sys.argv[1:])

@@ -12,7 +12,7 @@ BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation", "audit", "photo"}
+USE = {"evaluation", "audit", "photo", "export"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -20,9 +20,10 @@ ALLOWED = {
     **{room: {"losses", "latents", "metrics", "linear"} for room in ARITHMETIC},
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
-    "checkpoints": BASE | {"vae", "runs"},
+    "checkpoints": BASE | {"vae", "runs", "console", "export"},  # the last two as a command
     "audit": {"smile", "judge", "vae", "datasets", "runs"},
     "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "photo"},
+    "export": {"audit", "checkpoints", "runs", "vae"},
     "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),

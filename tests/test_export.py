@@ -1,0 +1,122 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from smilevae import CheckpointError, ConfigError, checkpoints, evaluation, export, photo
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_run, tmp_path_factory):
+    run, out = tmp_path_factory.mktemp("export") / "run", tmp_path_factory.mktemp("export") / "given"
+    shutil.copytree(tiny_run, run)
+    evaluation.evaluate(checkpoints.find(str(run)))
+    export.main(["export", f"ckpt={run}", f"out={out}"])
+    return run, out
+
+
+def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_path):
+    run, out = exported
+    moved = tmp_path / "moved"
+    shutil.copytree(out, moved)
+    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "x.npy", x.numpy())
+    code = (
+        "import sys, numpy as np, torch; from smilevae import checkpoints\n"
+        "vae, content = checkpoints.load_vae(checkpoints.find(sys.argv[1]))\n"
+        "x = torch.from_numpy(np.load(sys.argv[2]))\n"
+        "with torch.no_grad(): np.save(sys.argv[3], vae.decode(vae.encode(x)[0]).numpy())\n"
+        "print(checkpoints.epochs_trained(content))"
+    )
+    words = [moved, tmp_path / "x.npy", tmp_path / "y.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    vae, content = checkpoints.load_vae(checkpoints.find(str(run)))
+    assert int(done.stdout) == checkpoints.epochs_trained(content)
+    with torch.no_grad():
+        expected = vae.decode(vae.encode(x)[0]).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("num", [1, 5])
+def test_onnx_agrees_with_torch(exported, num):
+    run, out = exported
+    vae, _ = checkpoints.load_vae(checkpoints.find(str(run)))
+    x, z = torch.rand(num, 3, 64, 64), torch.randn(num, 8)
+    with torch.no_grad():
+        mu, logvar = vae.encode(x)
+        x_hat = vae.decode(z)
+    sessions = {n: onnxruntime.InferenceSession(out / f"{n}.onnx") for n in ("encoder", "decoder")}
+    found = sessions["encoder"].run(["mu", "logvar"], {"x": x.numpy()})
+    np.testing.assert_allclose(found[0], mu.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found[1], logvar.numpy(), atol=1e-4)
+    np.testing.assert_allclose(sessions["decoder"].run(["x_hat"], {"z": z.numpy()})[0], x_hat.numpy(), atol=1e-4)
+
+
+def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
+    run, out = exported
+    Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
+    results = []
+    for model in (run, out):
+        photo.main(
+            [f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=frame", f"out={tmp_path / 'out.png'}", "smile=2"]
+        )
+        results.append((tmp_path / "out.png").read_bytes())
+    assert results[0] == results[1]
+    copy = tmp_path / "again"
+    shutil.copytree(out, copy)
+    metrics, _ = evaluation.evaluate(checkpoints.find(str(copy)))
+    before = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-4)
+
+
+def test_nothing_of_the_machine_leaves_it_and_the_card_says_what_it_is(exported):
+    run, out = exported
+    text = "".join(path.read_text() for path in (out / "model.json", out / "README.md"))
+    assert str(run.parent) not in text
+    assert json.loads((out / "model.json").read_text())["hyper_parameters"]["data"]["root"] is None
+    card = (out / "README.md").read_text()
+    for word in ("held-out", "people", "PSNR", "Not for judging people", "encoder.onnx"):
+        assert word in card
+
+
+def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(exported, tiny_run, tmp_path):
+    run, out = exported
+    for words, problem in (
+        (["export", f"ckpt={run}", f"out={out}"], "not an empty folder"),
+        (["import", f"ckpt={run}", f"out={out}"], "takes these words"),
+        (["export", f"ckpt={run}"], "takes these words"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            export.main(words)
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_run, bare, ignore=shutil.ignore_patterns("evaluation"))
+    with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):
+        export.main(["export", f"ckpt={bare}", f"out={tmp_path / 'new'}"])
+
+
+def test_a_damaged_export_is_refused(exported, tmp_path):
+    _, out = exported
+    for spoil in (
+        lambda p: (p / "model.json").write_text("{}"),
+        lambda p: (p / "model.json").unlink(),
+        lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:1000]),
+        lambda p: (p / "model.json").write_text(
+            (p / "model.json").read_text().replace('"latent_dim": 8', '"latent_dim": 9')
+        ),
+    ):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(out, copy)
+        spoil(copy)
+        with pytest.raises(CheckpointError):
+            checkpoints.load_vae(checkpoints.find(str(copy)))
