@@ -15,6 +15,7 @@ added to the photograph, at its own resolution, under a soft mask: its detail st
 sides, S the model's, I intensities.
 """
 
+import copy
 import json
 import sys
 import tempfile
@@ -43,8 +44,18 @@ class Editor:
     def __init__(self, ckpt: str, direction: str | None = None):
         path = checkpoints.find(ckpt)
         self.vae, _ = checkpoints.load_vae(path)
-        self.side, folder = self.vae.image_size, checkpoints.run_of(path)
-        self.dial, self.eyes = read_dial(folder / "evaluation" / "dials.json", self.vae.latent_dim, direction)
+        self.side, self.dials = self.vae.image_size, checkpoints.run_of(path) / "evaluation" / "dials.json"
+        self.dial, self.eyes = read_dial(self.dials, self.vae.latent_dim, direction)
+
+    def with_dial(self, direction: str) -> "Editor":
+        """The same model with another dial."""
+        other = copy.copy(self)
+        other.dial, _ = read_dial(self.dials, self.vae.latent_dim, direction)
+        return other
+
+    def names(self) -> list[str]:
+        """The directions there are dials for."""
+        return list(json.loads(self.dials.read_text())["dials"])
 
     @torch.no_grad()
     def edit(self, photo: np.ndarray, matrix: np.ndarray, intensities: list[float]) -> list[np.ndarray]:

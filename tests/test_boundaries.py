@@ -12,7 +12,7 @@ BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
 MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation", "audit", "photo", "export"}
+USE = {"evaluation", "audit", "photo", "export", "app"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -24,6 +24,7 @@ ALLOWED = {
     "audit": {"smile", "judge", "vae", "datasets", "runs"},
     "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "photo"},
     "export": {"audit", "checkpoints", "runs", "vae"},
+    "app": {"photo", "images", "grids", "sampling", "console"},
     "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
