@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script
 
-from smilevae import checkpoints, datasets, knobs, runs
+from smilevae import checkpoints, datasets, knobs, runs, training
 from smilevae.callbacks import Record
 from smilevae.metrics import negative_elbo
 from smilevae.module import VAEModule, jitter, one_cycle
@@ -287,14 +287,24 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     assert "batch_size=9 cannot be shared by 2 processes; make it a multiple" in done.stderr
 
 
-def test_half_precision_layers_give_full_precision_terms(train):
+def test_half_precision_that_only_slows_down_is_refused(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "halves_pay", lambda: False)
+    code, errors = call(
+        "train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "trainer=cpu", "trainer.precision=bf16-mixed"
+    )
+    assert (code, "trainer.precision=bf16-mixed only slows this processor down" in errors) == (2, True)
+
+
+def test_half_precision_layers_give_full_precision_terms(train, monkeypatch):
+    monkeypatch.setattr(training, "halves_pay", lambda: True)
     run = train("trainer.precision=bf16-mixed", "epochs=3")
     lines = runs.read_metrics(run)
     assert lines[-1]["val/loss"] < lines[0]["val/loss"]
     assert all(v.dtype == torch.float32 for k, v in weights(run)["state_dict"].items() if k.endswith("weight"))
 
 
-def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call):
+def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call, monkeypatch):
+    monkeypatch.setattr(training, "halves_pay", lambda: True)
     run = train("epochs=1", "trainer.gradient_clip_val=123.0")
     code, errors = call("train", f"resume={run}", "epochs=2", "trainer.precision=bf16-mixed")
     assert (code, "trainer.precision=bf16-mixed would change the result" in errors) == (2, True)
