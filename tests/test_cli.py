@@ -33,6 +33,8 @@ CONFIG_MISTAKES = [
     ("hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x cannot be a run folder"),
     ("data=null", "need a choice"),
     ("data.root=/x", "data.root does not apply to drawn faces"),
+    ("data.unlabelled=/x", "data.unlabelled does not apply to drawn faces"),
+    ("jitter.rotate=90", "jitter.rotate=90 must be a number from 0 to 45"),
     ("data.root=/a=b", "quote a value that holds ="),
 ]
 
@@ -122,7 +124,7 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
     assert not (ROOT / "evaluation").exists()
 
 
-@pytest.mark.parametrize("mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1"])
+@pytest.mark.parametrize("mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1", "smile=x"])
 def test_a_mistake_in_an_evaluation_ends_with_2(call, tiny_run, mistake):
     code, errors = call("evaluate", f"ckpt={tiny_run}", mistake)
     assert (code, len(errors.strip().splitlines())) == (2, 1), errors
