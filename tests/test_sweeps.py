@@ -319,7 +319,7 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
     assert statuses(folder) == {"seed-0": "INTERRUPTED", "seed-1": "NEW"}
     assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in printed
-    assert f"hydra.sweep.dir={folder}" in printed.partition("to go on: python train.py -m ")[2]
+    assert f"hydra.sweep.dir={runs.short(folder)}" in printed.partition("to go on: python train.py -m ")[2]
 
 
 def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path):
