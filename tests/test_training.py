@@ -17,8 +17,8 @@ from conftest import ROOT, TINY, script
 
 from smilevae import checkpoints, datasets, knobs, runs, training
 from smilevae.callbacks import Record
-from smilevae.metrics import negative_elbo
 from smilevae.datamodule import VAL_BATCH
+from smilevae.metrics import negative_elbo
 from smilevae.module import VAEModule, jitter, one_cycle
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
