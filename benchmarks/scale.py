@@ -53,7 +53,7 @@ def train(folder: Path, run: Path, steps: int) -> tuple[float, list[dict[str, in
             started = time.perf_counter() - begin
         if runs.read_metrics(run):  # the second epoch
             samples.append(memory(process.pid))
-        time.sleep(0.2)
+        time.sleep(0.05)
     return started, samples, runs.read_metrics(run)[-1]["images_per_second"]
 
 
@@ -61,8 +61,8 @@ def memory(pid: int) -> dict[str, int]:
     """Resident MB: all, and what is not a mapped file."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return {"VmRSS": 0, "RssAnon": 0}
+    except OSError:  # it has just ended
+        return {}
     found = dict(line.split(":") for line in lines if line.startswith(("VmRSS", "RssAnon")))
     return {name: int(value.split()[0]) // 1024 for name, value in found.items()}
 
@@ -75,7 +75,7 @@ def main() -> None:
             steps = min(STEPS, int(num * 0.75) // 64)
             first = train(folder, Path(home) / "one", steps)[0]
             again, samples, rate = train(folder, Path(home) / "two", steps)
-        every, private = (statistics.median(s[name] for s in samples if s[name]) for name in ("VmRSS", "RssAnon"))
+        every, private = (statistics.median(s[name] for s in samples if s.get(name)) for name in ("VmRSS", "RssAnon"))
         print(
             f"{num:7} faces: {rate:6.1f} images/s, {every:.0f} MB resident ({private:.0f} private); first step after"
             f" {first:.1f} s with decoding, {again:.1f} s from the cache",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smilevae import runs, smile
-from smilevae.datasets import Faces, to_unit
+from smilevae.datasets import Faces, gather, to_unit
 from smilevae.judge import Judge
 from smilevae.vae import VAE
 
@@ -70,7 +70,7 @@ class Audit:
         return Judge(self._pictures(rows), attributes, [self.faces.people[row] for row in rows])
 
     def _pictures(self, rows: np.ndarray) -> Tensor:
-        return to_unit(torch.from_numpy(self.faces.images[rows])).contiguous()
+        return to_unit(torch.from_numpy(gather(self.faces.images, rows))).contiguous()
 
     def decode(self, codes: Tensor) -> Tensor:
         device = next(self.vae.parameters()).device

@@ -13,7 +13,7 @@ from lightning_fabric.plugins import CheckpointIO
 from torch.nn import functional as F
 
 from smilevae import DataError, checkpoints, grids, knobs, latents
-from smilevae.datasets import UNKNOWN, Faces, to_unit
+from smilevae.datasets import UNKNOWN, Faces, gather, to_unit
 from smilevae.evaluation import INTENSITIES, decode_rows, encode
 from smilevae.runs import Interrupted, Run, Stop, identity
 from smilevae.smile import mean_difference
@@ -186,7 +186,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
 
     def _draw(self, vae: Any, device: torch.device, epoch: int) -> None:
         board = self.board
-        x = to_unit(torch.from_numpy(self.faces.images[self.rows])).to(device)
+        x = to_unit(torch.from_numpy(gather(self.faces.images, self.rows))).to(device)
         mu, _ = vae.encode(x)
         board.add_image("pictures/reconstructions", grids.pairs(x, vae.decode(mu)), epoch)
         board.add_image("pictures/samples", grids.square(vae.decode(self.noise.to(device))), epoch)
@@ -209,7 +209,9 @@ class TensorBoard(pl.callbacks.Checkpoint):
             board.add_scalar(f"hp/{name.replace('/', '_')}", best[name], trainer.current_epoch)
         rows = np.random.default_rng(0).permutation(self.faces.rows("val"))[:MAX_ENCODED]
         mu, _ = encode(pl_module.shown, self.faces, rows)
-        thumbnails = F.interpolate(to_unit(torch.from_numpy(self.faces.images[rows])), size=(32, 32), mode="area")
+        thumbnails = F.interpolate(
+            to_unit(torch.from_numpy(gather(self.faces.images, rows))), size=(32, 32), mode="area"
+        )
         words = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
         labels = [words[int(smile)] for smile in self.faces.smile[rows]]
         board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import platformdirs
@@ -184,7 +184,7 @@ def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
 
 def flat_faces(faces: Faces, rows: np.ndarray, mirrored: bool = False) -> Tensor:
     """Some faces as (N, P) in [0, 1], channel by channel; then their mirror images."""
-    x = to_unit(torch.from_numpy(faces.images[rows])).contiguous()
+    x = to_unit(torch.from_numpy(gather(faces.images, rows))).contiguous()
     return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
@@ -452,6 +452,19 @@ def _cached(
         raise DataError(f"the image cache {home} cannot be used ({error.strerror}); {hint}") from None
 
 
+def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copies of some rows of the cache: (B, S, S, 3). Read from the file: pages of a map would stay and count."""
+    if not isinstance(images, np.memmap):
+        return images[rows]
+    found = np.empty((len(rows), *images.shape[1:]), images.dtype)
+    with open(cast("str", images.filename), "rb", buffering=0) as file:
+        for row, place in zip(rows.tolist(), found):
+            file.seek(images.offset + row * images.strides[0])
+            if file.readinto(place) != place.nbytes:
+                raise DataError(f"the image cache {images.filename} was cut short; remove it, and it is built again")
+    return found
+
+
 class FaceBatches(Dataset):
     """Whole batches of faces with one index: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
 
@@ -460,7 +473,7 @@ class FaceBatches(Dataset):
 
     def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
         rows, flips = index
-        images = self.faces.images[rows]
+        images = gather(self.faces.images, rows)
         images[flips] = images[flips, :, ::-1]
         return torch.from_numpy(images), torch.from_numpy(self.faces.smile[rows].astype(np.int64))
 

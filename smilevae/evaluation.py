@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smilevae import CheckpointError, audit, checkpoints, grids, latents, runs
-from smilevae.datasets import Faces, hash64, in_order, load_faces, to_unit
+from smilevae.datasets import Faces, gather, hash64, in_order, load_faces, to_unit
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.photo import typical_eyes
@@ -79,7 +79,7 @@ def evaluate(
         dial = plain_dial(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train]))
         dials = {dial.name: dial}
     if dial:  # what photo.py needs of the training faces
-        eyes = typical_eyes(faces.images[faces.rows("train")[:MAX_EYES]])
+        eyes = typical_eyes(gather(faces.images, faces.rows("train")[:MAX_EYES]))
         kept = {"best": dial.name, "eyes": eyes, "dials": {name: d.plain() for name, d in dials.items()}}
         runs.write_text(out / "dials.json", json.dumps(kept) + "\n")
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -354,4 +354,4 @@ def _batches(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
     """Faces in the given order as [0, 1] batches (B, 3, S, S) on the network's device."""
     device = next(vae.parameters()).device
     for chunk, _ in in_order(rows, BATCH):
-        yield to_unit(torch.from_numpy(faces.images[chunk])).to(device)
+        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)

@@ -363,3 +363,19 @@ def test_the_real_faces_have_the_counts_that_their_notes_give():
     assert parts["train"]["not_smiling"] + parts["val"]["not_smiling"] == 603
     assert 0.17 < parts["val"]["images"] / 1203 < 0.23
     json.dumps(card)
+
+
+def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
+    faces = load(pictures)
+    assert isinstance(faces.images, np.memmap)
+    rows = np.array([5, 0, 51, 5])
+    assert np.array_equal(datasets.gather(faces.images, rows), np.asarray(faces.images)[rows])
+    array = np.arange(24).reshape(6, 4)
+    assert np.array_equal(datasets.gather(array, np.array([3, 1])), array[[3, 1]])
+    short = tmp_path / "short.npy"
+    np.lib.format.open_memmap(short, "w+", np.uint8, (4, 8, 8, 3)).flush()
+    mapped = np.load(short, mmap_mode="r")
+    with open(short, "r+b") as file:
+        file.truncate(400)
+    with pytest.raises(DataError, match="was cut short"):
+        datasets.gather(mapped, np.array([3]))
