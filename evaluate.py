@@ -1,5 +1,6 @@
 """Measure and draw a trained VAE: python evaluate.py ckpt=RUN|FILE|SWEEP; see conf/evaluate.yaml."""
 
+import os
 from pathlib import Path
 
 import hydra
@@ -23,14 +24,14 @@ def main(config: DictConfig) -> None:
             raise ConfigError(f"temperature={config.temperature} must be a number from 0 to 10")
         if not isinstance(config.refine, int) or not 0 <= config.refine <= 10_000:
             raise ConfigError(f"refine={config.refine} must be a whole number from 0 to 10000")
+        if not isinstance(config.smile, bool):
+            raise ConfigError(f"smile={config.smile} must be true or false")
         console.quiet_lightning()
         from smilevae import evaluation
 
-        if not isinstance(config.smile, bool):
-            raise ConfigError(f"smile={config.smile} must be true or false")
         options = {name: config[name] for name in ("seed", "sampler", "temperature", "refine", "smile")}
-        options |= {name: config[name] and str(config[name]) for name in ("root", "attributes")}
-        folder = Path(str(config.ckpt)).expanduser()
+        options |= {name: config[name] and str(config[name]) for name in ("root", "attributes", "judge")}
+        folder = Path(os.path.expanduser(str(config.ckpt)))
         if best := top_two(folder):
             print(evaluation.compare(best, folder / "evaluation", **options))
         else:

@@ -1,5 +1,6 @@
 """python -m multirun_analysis SWEEP [SWEEP ...] [rank_by=val/nelbo] [out=FOLDER]: which runs are best, and why."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
             elif text.startswith("-") or (equals and not Path(text).exists()):
                 raise ConfigError(f"{text} is unknown; {__doc__}")
             else:
-                folders.append(Path(text).expanduser())
+                folders.append(Path(os.path.expanduser(text)))
         if not folders:
             raise ConfigError(f"no folder given; {__doc__}")
         from multirun_analysis import report

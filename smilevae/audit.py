@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae import runs, smile
+from smilevae import latents, runs, smile
 from smilevae.datasets import Faces, gather, to_unit
-from smilevae.judge import Judge
+from smilevae.judge import Judge, MakeJudge, Reads
 from smilevae.vae import VAE
 
 INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
 MAX_CALIBRATED = 40  # training faces that a dial's gain and range are fitted to
 MAX_FACES = 100  # held-out faces that are edited
+MAX_TRAIN = 8000  # training faces that directions and both judges learn from
 MIN_LABELLED = 50  # training faces of either kind: fewer would not teach two judges
 PLAIN = "mean_difference, uncalibrated"
 
@@ -30,20 +31,24 @@ def possible(faces: Faces) -> bool:
 
 
 class Audit:
-    """Directions, their dials and their scorecard for one VAE; `card` is plain numbers, `best` the default dial."""
+    """Directions, their dials and their scorecard for one VAE; `card` is plain numbers, `best` the default dial.
+
+    `encode` gives mu of rows of `faces`; `make_judge` a judge from pictures and what is known of them.
+    """
 
     @torch.no_grad()
-    def __init__(self, vae: VAE, faces: Faces, encode: Callable[[np.ndarray], Tensor]):
-        self.vae, self.faces = vae, faces
+    def __init__(self, vae: VAE, faces: Faces, encode: Callable[[np.ndarray], Tensor], make_judge: MakeJudge = Judge):
+        self.vae, self.faces, self.make_judge = vae, faces, make_judge
         train = faces.rows("train")
-        train = train[faces.smile[train] >= 0]
+        train = np.random.default_rng(0).permutation(train[faces.smile[train] >= 0])[:MAX_TRAIN]
         people = [faces.people[row] for row in train]
         fold = np.unique(people, return_inverse=True)[1] % 2 == 0  # one half's judge turns the dial, the other's scores
         mu, label = encode(train), torch.from_numpy(faces.smile[train])
         others = {name: torch.from_numpy(v[train]).float() for name, v in faces.attributes.items() if name != "smile"}
 
         dialling = self._judge(train[~fold])
-        self.read = lambda codes: self._smiles(dialling, codes)
+        self.look = lambda codes: self._look(dialling, codes)
+        self.read = lambda codes: self.look(codes)[0]
         self.directions = smile.directions(mu, label, others, people)
         weights, bias = smile.reader(mu[~fold], self.read)
         smiling = float(self.read(mu[~fold][label[~fold] == 1]).mean())
@@ -52,7 +57,7 @@ class Audit:
         for name, direction in self.directions.items():
             direction = direction if direction @ weights > 0 else -direction
             self.dials[name] = smile.calibrate(
-                smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_CALIBRATED], self.read
+                smile.Dial(name, direction, weights, bias, smiling), calm[:MAX_CALIBRATED], self.look
             )
         self.best = self.dials["orthogonal" if "orthogonal" in self.dials else "mean_difference"]
         self.judge = self._judge(train[fold])
@@ -64,21 +69,27 @@ class Audit:
             "num_faces": len(self.rows),
         }
 
-    def _judge(self, rows: np.ndarray) -> Judge:
+    def _judge(self, rows: np.ndarray) -> Reads:
         attributes = {"smile": self.faces.smile[rows].astype(float)}
         attributes |= {("true_smile" if n == "smile" else n): v[rows] for n, v in self.faces.attributes.items()}
-        return Judge(self._pictures(rows), attributes, [self.faces.people[row] for row in rows])
+        return self.make_judge(self._pictures(rows), attributes, [self.faces.people[row] for row in rows])
 
     def _pictures(self, rows: np.ndarray) -> Tensor:
         return to_unit(torch.from_numpy(gather(self.faces.images, rows))).contiguous()
 
     def decode(self, codes: Tensor) -> Tensor:
+        """Pictures of codes, not clamped: (N, D) -> (N, 3, S, S)."""
         device = next(self.vae.parameters()).device
-        return torch.cat([self.vae.decode(z.to(device)).cpu().clamp(0, 1) for z in codes.split(128)])
+        return torch.cat([self.vae.decode(z.to(device)).cpu() for z in codes.split(128)])
 
-    def _smiles(self, judge: Judge, codes: Tensor) -> Tensor:
-        """The measured smile of codes' pictures, a thousand at a time: (N, D) -> (N,)."""
-        return torch.cat([judge(self.decode(z))["smile"] for z in codes.split(1000)])
+    def _look(self, judge: Reads, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """smile.Look of codes' pictures, a few at a time."""
+        smiles, clipped = [], []
+        for z in codes.split(250):
+            x = self.decode(z)
+            smiles.append(judge(x.clamp(0, 1))["smile"])
+            clipped.append((x != x.clamp(0, 1)).flatten(1).float().mean(1))
+        return torch.cat(smiles), torch.cat(clipped)
 
     def _confounds(self, mu: Tensor, label: Tensor, others: dict[str, Tensor], encode: Any) -> dict[str, Any]:
         """Of every attribute: its correlation with the smile, each direction's cosine with it and held-out AUC."""
@@ -93,6 +104,7 @@ class Audit:
                 "auc": {d: _auc(held_out @ v, known) for d, v in self.directions.items()},
             }
         truth = torch.from_numpy(self.faces.smile[val]).float()
+        truth[truth < 0] = torch.nan
         found["smile"] = {"auc": {d: _auc(held_out @ v, truth) for d, v in self.directions.items()}}
         return found
 
@@ -102,11 +114,11 @@ class Audit:
         self.rows = np.random.default_rng(0).permutation(val[self.faces.smile[val] == 0])[:MAX_FACES]
         mu = self._mu = encode(self.rows)
         zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
-        original = self.judge.embed(self.decode(mu))
+        original = self.judge.embed(self.decode(mu).clamp(0, 1))
         found: dict[str, Any] = {}
         for name in (PLAIN, *self.dials):
-            codes = self._turned(name, mu)
-            pictures = [self.decode(codes[:, i]) for i in range(len(INTENSITIES))]
+            codes = self.turned(name, mu)
+            pictures = [self.decode(codes[:, i]).clamp(0, 1) for i in range(len(INTENSITIES))]
             scores = [self.judge(x) for x in pictures]
             measured = torch.stack([s["smile"] for s in scores], 1)  # (N, I)
             close = torch.cdist(self.judge.embed(pictures[one]), original).argmin(1)
@@ -126,11 +138,11 @@ class Audit:
                 found[name] |= {"range": [dial.low, dial.high], "gain": dial.gain}
         return found
 
-    def _turned(self, name: str, mu: Tensor) -> Tensor:
-        """Codes along a direction: (N, D) -> (N, I, D)."""
+    def turned(self, name: str, mu: Tensor, intensities: Tensor = INTENSITIES) -> Tensor:
+        """Codes along a direction: (N, D), (I,) -> (N, I, D)."""
         if name == PLAIN:
-            return mu[:, None] + INTENSITIES[:, None] * self.directions["mean_difference"]
-        return self.dials[name].turn(mu, INTENSITIES, self.read)
+            return latents.shift(mu, self.directions["mean_difference"], intensities)
+        return self.dials[name].turn(mu, intensities, self.read)
 
     def _moved(self) -> list[str]:
         """The attributes that the plain edit moves most."""
@@ -168,7 +180,7 @@ class Audit:
         grid = below.subplots(len(names), len(INTENSITIES) + 1, squeeze=False)
         original = self._pictures(self.rows[:1])[0]
         for row, name in enumerate(names):
-            pictures = [original, *self.decode(self._turned(name, mu)[0])]
+            pictures = [original, *self.decode(self.turned(name, mu)[0]).clamp(0, 1)]
             for column, picture in enumerate(pictures):
                 axes = grid[row][column]
                 axes.imshow(picture.permute(1, 2, 0).numpy())
@@ -226,7 +238,7 @@ def _auc(score: Tensor, values: Tensor) -> float | None:
     """How well a score tells the higher half (or the 1s) of an attribute from the rest; None where that is one kind."""
     from sklearn.metrics import roc_auc_score
 
-    known = torch.isfinite(values) & (values >= -1)
+    known = torch.isfinite(values)
     high = values[known] > values[known].median() if len(values.unique()) > 3 else values[known] == values[known].max()
     if known.sum() < 4 or high.all() or not high.any():
         return None

@@ -97,7 +97,7 @@ class Record(pl.callbacks.Checkpoint):
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch_metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
         elif trainer.is_global_zero and self.epochs and not pl_module.within_epoch:
-            self._name_best()  # a kill may have come between last.ckpt and its second name
+            self.name_best()  # a kill may have come between last.ckpt and its second name
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.deferred = False
@@ -124,7 +124,7 @@ class Record(pl.callbacks.Checkpoint):
             self.run.write_metrics(self.epochs)
         self._save(trainer)
         if trainer.is_global_zero:
-            self._name_best()
+            self.name_best()
 
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
@@ -132,7 +132,7 @@ class Record(pl.callbacks.Checkpoint):
             checkpoints.keep_previous(last)
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
 
-    def _name_best(self) -> None:
+    def name_best(self) -> None:
         """Give last.ckpt, if its epoch is among the best, that epoch's name; remove those that no longer are."""
         epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
         named = self.run.checkpoints / checkpoints.best_name(epoch)

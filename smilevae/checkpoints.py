@@ -7,11 +7,13 @@ model.safetensors, model.json   what python -m smilevae.checkpoints export ckpt=
 import contextlib
 import json
 import os
+import pickletools
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,29 +23,44 @@ from smilevae.vae import VAE
 FORMAT = 1
 EXPORTED = "model.safetensors"
 NAME = re.compile(r"epoch-(\d+)\.ckpt")
+MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
+KEYS = {
+    *("smilevae", "hyper_parameters", "fingerprint", "epoch", "state_dict", "callbacks"),
+    *("global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums", "MixedPrecision"),  # to go on
+    *("pytorch-lightning_version", "contract"),
+}
+# what a checkpoint's pickle may name; more could be asked for memory without bound even under weights_only
+GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *(f"torch {s}Storage" for s in STORAGES)}
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all; what cannot be read back with `weights_only` is not kept."""
+    """Write a checkpoint whole or not at all; what cannot be read back as a stranger's would be is not kept."""
     content["smilevae"] = {"format": FORMAT}
 
-    def check(work: Path) -> None:
-        torch.load(work, map_location="cpu", weights_only=True, mmap=True)
+    def save(file: IO[bytes]) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's writer complains in its own words of what the file's has raised
+            raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
 
-    runs.replace_file(path, lambda file: torch.save(content, file), check)
+    runs.replace_file(path, save, _plain_content)
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """A checkpoint's plain content, its settings checked. Raises CheckpointError."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("a device, a pipe or a folder")
         exported = Path(path).name == EXPORTED
-        content = _exported(Path(path)) if exported else torch.load(path, map_location="cpu", weights_only=True)
+        content = _exported(Path(path)) if exported else _plain_content(Path(path))
         if (found := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {found}; this smilevae reads {FORMAT}")
         knobs.check(content["hyper_parameters"])
         kinds = {"state_dict": dict, "fingerprint": str, "epoch": int}
-        if not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+        if set(content) - KEYS or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError("a part of another kind")
+        epochs_trained(content)
         return content
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
@@ -51,16 +68,43 @@ def read(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} holds settings out of range ({str(error).splitlines()[0]}); not loaded"
         ) from None
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
     except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike
         raise CheckpointError(f"{path} is not a smilevae checkpoint ({type(error).__name__}); pass another") from None
+
+
+def _plain_content(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, if every record is whole (CRC-32), none is larger than the file and all are plain tensors.
+
+    Raises whatever a file of another kind makes zipfile, pickletools and torch raise, OSError if it cannot be read.
+    """
+    with zipfile.ZipFile(path) as file:
+        records = file.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("compressed records")
+        if len({record.filename for record in records}) < len(records):
+            raise ValueError("two records of one name")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("records larger than the file")
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
+        (plain,) = [record for record in records if record.filename.endswith("data.pkl")]
+        if plain.file_size > MAX_PLAIN:
+            raise ValueError("a pickle over the limit")
+        for opcode, argument, _ in pickletools.genops(file.read(plain)):
+            odd = opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
+            if odd or (opcode.name == "GLOBAL" and argument not in GLOBALS):
+                raise ValueError(f"a pickle that names {argument}")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _exported(path: Path) -> dict[str, Any]:
     """An exported folder's content, laid out as a checkpoint's."""
     from safetensors.torch import load_file
 
+    if path.with_suffix(".json").stat().st_size > MAX_PLAIN:
+        raise ValueError("settings over the limit")
     content = json.loads(path.with_suffix(".json").read_text())
     prefix = "ema." if content["hyper_parameters"]["ema"] else "vae."
     content["state_dict"] = {prefix + name: tensor for name, tensor in load_file(path).items()}
@@ -70,14 +114,18 @@ def _exported(path: Path) -> dict[str, Any]:
 def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
     """The VAE of a checkpoint, rebuilt from its own settings, in eval mode; and its content."""
     content = read(path)
-    vae = build_vae(content["hyper_parameters"])
+    with torch.device("meta"):  # no memory is taken before the shapes are known to fit
+        vae = build_vae(content["hyper_parameters"])
     shown = "ema." if content["hyper_parameters"]["ema"] else "vae."
-    weights = {k.removeprefix(shown): v for k, v in content["state_dict"].items() if k.startswith(shown)}
-    try:
-        vae.load_state_dict(weights)
-    except RuntimeError:
-        raise CheckpointError(f"{path}: the weights do not fit the network in its own settings; not loaded") from None
-    return vae.eval(), content
+    weights = {str(k).removeprefix(shown): v for k, v in content["state_dict"].items() if str(k).startswith(shown)}
+    expected, found = (
+        {name: (tuple(t.shape), t.dtype) if isinstance(t, torch.Tensor) else None for name, t in part.items()}
+        for part in (vae.state_dict(), weights)
+    )
+    if expected != found:
+        raise CheckpointError(f"{path}: the weights do not fit the network in its own settings; not loaded")
+    vae.load_state_dict(weights, assign=True)
+    return vae.to(memory_format=torch.channels_last).eval(), content
 
 
 def build_vae(settings: dict[str, Any]) -> VAE:
@@ -90,7 +138,7 @@ def find(ckpt: str) -> Path:
     """The checkpoint file meant by a path: itself, or a run folder's best. Raises CheckpointError."""
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
-    path = Path(ckpt).expanduser()
+    path = Path(os.path.expanduser(ckpt))
     path = path.parent if path.is_dir() and path.name == "checkpoints" else path
     if not path.is_dir():
         return path
@@ -163,13 +211,11 @@ def keep_previous(last: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """A second name for a checkpoint's bytes (a copy where the file system has no hard links), whole or not at all."""
-    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    work.unlink(missing_ok=True)
-    try:
-        os.link(source, work)
-    except OSError:
-        shutil.copyfile(source, work)
-    os.replace(work, target)
+    with runs.taking_its_place(target) as work:
+        try:
+            os.link(source, work)
+        except OSError:
+            shutil.copyfile(source, work)
 
 
 def prune(folder: Path, keep: set[int]) -> None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from smilevae import UserError, knobs, runs, sweeps
 
 CONF = Path(__file__).parents[1] / "conf"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
@@ -31,25 +34,32 @@ def run(main: Callable[..., Any]) -> None:
         end(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         end(sentence(error), 2)
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's word for data=null
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # Hydra looks for data=NAME among its files
             raise
-        end("data, model and trainer each need a choice; leave the override out for the default", 2)
+        end(f"...{str(error.filename)[-60:]} is too long for a name; choose one that is there", 2)
+    except (ValueError, TypeError, AssertionError) as error:  # Hydra's own words for some lines it does not understand
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in ("hydra", "omegaconf", "antlr4"):
+            raise
+        end(sentence(error), 2)
     except (runs.Interrupted, KeyboardInterrupt) as stop:
         end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
 
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process on a UserError, before Hydra prints lines of its own about the job."""
+    """End the process on a mistake, before Hydra prints lines of its own about the job."""
     try:
         yield
     except UserError as error:
         end(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        end(sentence(error), 2)
     except OSError as error:
-        if not error.filename:
+        if not error.filename and error.errno not in FULL:
             raise
-        end(f"{error.filename}: {error.strerror}; make it writable, or choose another folder", 1)
+        end(f"{error.filename or 'writing'}: {error.strerror}; make room there, or choose another folder", 1)
 
 
 def register_resolvers() -> None:
@@ -67,6 +77,8 @@ def end(text: str, code: int) -> NoReturn:
 def sentence(error: Exception) -> str:
     """Hydra's several lines as one, with the nearest knob for a misspelt one."""
     text = str(error)
+    if text.startswith("Config group override"):  # data=null
+        return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
         name = text.split("'")[1]
         if name in knobs.KNOBS:

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ LEFT_OUT = "none"  # the part of an unlabelled picture whose person is held out
 NUM_AXES = 256  # of a spectrum
 MAX_FITTED = 16_384  # faces that axes are fitted to: a few thousand more improve the optimum by less than 1%
 AT_ONCE = 75_000_000  # values of faces that linear algebra holds in memory: 1,500 faces at 128 px
-CACHE_VERSION = 1  # raise when the same file would decode to other pixels
+CACHE_VERSION = 2  # raise when the same file would decode to other pixels or notes
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Faces:
     native_size: int
     fingerprint: str
     skipped: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -116,6 +118,7 @@ class Faces:
             "parts": parts,
             "duplicates": self.duplicates,
             "skipped": self.skipped,
+            "noted": self.noted,
         }
 
 
@@ -151,10 +154,10 @@ def load_faces(
         sources: dict[str, Callable[..., Listing]] = {"smiling_or_not": smiling_or_not, "celeba": celeba}
         listing = sources.get(source, folder)(root)
         if unlabelled:
-            _add_unlabelled(listing, Path(unlabelled).expanduser(), person_pattern)
+            _add_unlabelled(listing, Path(os.path.expanduser(unlabelled)), person_pattern)
         faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
     if attributes:
-        faces.attributes = faces.attributes | read_attributes(Path(attributes).expanduser(), faces.names)
+        faces.attributes = faces.attributes | read_attributes(Path(os.path.expanduser(attributes)), faces.names)
     is_test, extra = faces.part == "test", faces.part == LEFT_OUT
     own = np.flatnonzero(~extra)
     people = [faces.people[row] for row in own]
@@ -204,6 +207,9 @@ def format_card(card: dict[str, Any]) -> str:
     lines += [f"skipped {name}: {reason}" for name, reason in list(card["skipped"].items())[:10]]
     if len(card["skipped"]) > 10:
         lines.append(f"skipped {len(card['skipped']) - 10} more; see data_card.json")
+    if card["noted"]:
+        name, note = next(iter(card["noted"].items()))
+        lines.append(f"noted of {len(card['noted'])} images; the first is {name}: {note}")
     return "\n".join(lines)
 
 
@@ -231,7 +237,7 @@ def split_parts(
 
 def folder(root: str) -> Listing:
     """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
-    base = Path(root).expanduser()
+    base = Path(os.path.expanduser(root))
     try:
         if not base.is_dir():
             raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
@@ -362,14 +368,16 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
 
     def build(images: np.ndarray) -> dict[str, Any]:
         skipped: dict[str, str] = {}
+        noted: dict[str, str] = {}
         sizes: Counter[int] = Counter()
         for name, found in zip(listing.names, decode_all(listing.paths, size)):
             if isinstance(found, Unreadable):
                 skipped[name] = str(found)
             else:
-                images[sizes.total()], native = found
-                sizes[min(native)] += 1
-        return {"skipped": skipped, "native_size": sizes.most_common(1)[0][0] if sizes else size}
+                images[sizes.total()] = found.pixels
+                sizes[min(found.native)] += 1
+                noted |= {name: found.note} if found.note else {}
+        return {"skipped": skipped, "noted": noted, "native_size": sizes.most_common(1)[0][0] if sizes else size}
 
     images, meta = _cached(f"{fingerprint}-{size}", (len(digests), size, size, 3), build, cache)
     skipped = meta["skipped"]
@@ -397,6 +405,7 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
         native_size=meta["native_size"],
         fingerprint=fingerprint,
         skipped=skipped,
+        noted=meta["noted"],
         duplicates=[group for group in same.values() if len(group) > 1],
     )
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from smilevae import CheckpointError, audit, checkpoints, grids, latents, runs
 from smilevae.datasets import Faces, gather, hash64, in_order, load_faces, to_unit
+from smilevae.judge import Judge, outside
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.photo import typical_eyes
@@ -41,13 +42,15 @@ def evaluate(
     refine: int = 0,
     attributes: str | None = None,
     smile: bool = True,
+    judge: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces (`root` if they moved).
 
-    `attributes` is a table of what else is known of them; without `smile` its directions are not audited. Writes
-    metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder.
-    Raises CheckpointError or DataError.
+    `attributes` is a table of what else is known of them; without `smile` its directions are not audited; `judge` is
+    the place of a judge.MakeJudge to audit them with. Writes metrics.json and pictures into the run's evaluation
+    folder; returns the metrics and that folder. Raises CheckpointError, DataError or ConfigError.
     """
+    make_judge = outside(judge) if judge else Judge
     vae, content = checkpoints.load_vae(path)
     settings = content["hyper_parameters"]
     settings["data"] |= {"root": root} if root else {}
@@ -71,7 +74,7 @@ def evaluate(
     }
     dial, dials = None, {}
     if smile and audit.possible(faces):
-        found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0])
+        found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0], make_judge)
         metrics["smile"], dial, dials = found.card, found.best, found.dials
         found.draw(out / "smile_scorecard.png")
     elif smile and faces.labelled("train"):

@@ -10,6 +10,7 @@ Shapes: B batch, S image side, D latent dimensions.
 """
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if words != ["export"] or set(options) != {"ckpt", "out"}:
         raise ConfigError("python -m smilevae.checkpoints export ckpt=RUN out=FOLDER takes these words and no others")
-    out = Path(options["out"]).expanduser()
+    out = Path(os.path.expanduser(options["out"]))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out} is there already and not an empty folder; name a new one")
     export(checkpoints.find(options["ckpt"]), out)

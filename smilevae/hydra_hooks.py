@@ -49,7 +49,7 @@ class ResumableSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> None:
         assert self.config is not None
         config = self.config
-        folder = Path(str(config.hydra.sweep.dir)).expanduser().absolute()
+        folder = Path(os.path.expanduser(str(config.hydra.sweep.dir))).absolute()
         for knob, value in {"retry_failed": config.retry_failed, "sweep.yes": config.sweep.get("yes")}.items():
             if not isinstance(value, bool):
                 raise ConfigError(f"{knob}={value} must be true or false")

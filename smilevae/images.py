@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +18,14 @@ BACKGROUND = (255, 255, 255)  # what transparent pixels show
 
 class Unreadable(Exception):
     """Why a file gives no pixels, in a few words."""
+
+
+class Decoded(NamedTuple):
+    """uint8 (S, S, 3), the file's own (width, height), and what a reader must know of how it was read."""
+
+    pixels: np.ndarray
+    native: tuple[int, int]
+    note: str | None
 
 
 def to_rgb8(image: Image.Image) -> Image.Image:
@@ -38,17 +47,15 @@ def to_rgb8(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(data: bytes, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Pixels as uint8 (S, S, 3), centre-cropped to a square and resized with antialiasing; and the native (w, h).
-
-    Raises Unreadable with the reason.
-    """
+def decode(data: bytes, size: int) -> Decoded:
+    """A picture centre-cropped to a square and resized with antialiasing. Raises Unreadable with the reason."""
     image = read(data)
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)), image.size
+    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    return Decoded(pixels, image.size, image.info.get("note"))
 
 
 def read(data: bytes) -> Image.Image:
-    """A picture file's bytes as upright 8-bit RGB, its colour profile in `info`.
+    """A picture file's bytes as upright 8-bit RGB; its `info` has its colour profile and a note of further frames.
 
     Raises Unreadable with the reason: empty, not an image, truncated, too large.
     """
@@ -59,7 +66,10 @@ def read(data: bytes) -> Image.Image:
             native = image.size
             if native[0] * native[1] > MAX_PIXELS:
                 raise Unreadable(f"{native[0]}x{native[1]} pixels, over the limit of {MAX_PIXELS // 10**6} million")
-            return to_rgb8(image)
+            animated = getattr(image, "is_animated", False)
+            upright = to_rgb8(image)
+            upright.info["note"] = "the first of several frames" if animated else None
+            return upright
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:
@@ -68,10 +78,10 @@ def read(data: bytes) -> Image.Image:
         raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
 
 
-def decode_all(paths: list[Path], size: int) -> Iterator[tuple[np.ndarray, tuple[int, int]] | Unreadable]:
+def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
     """Decode files in order, on all cores, a bounded number ahead; a file that fails yields its Unreadable."""
 
-    def one(path: Path) -> tuple[np.ndarray, tuple[int, int]] | Unreadable:
+    def one(path: Path) -> Decoded | Unreadable:
         try:
             return decode(path.read_bytes(), size)
         except Unreadable as reason:

@@ -4,12 +4,16 @@ Shapes: N examples, B batch, S image side, F features. Trained on real pictures,
 blur lowers any smile), never on reconstructions.
 """
 
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from smilevae import ConfigError
 
 SIDE = 64  # pixels that pictures are read at
 BINS, CELL, STRIDE = 8, 8, 4  # of the histograms of gradients
@@ -21,9 +25,7 @@ FOLDS = 5
 
 def features(x: Tensor) -> Tensor:
     """Histograms of oriented gradients (Dalal & Triggs 2005) and coarse colours: (B, 3, S, S) in [0, 1] -> (B, F)."""
-    x = x.clamp(0, 1)
-    if x.shape[-1] != SIDE:
-        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    x = _shrunk(x)
     grey = x.mean(1, keepdim=True)
     across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
     down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
@@ -32,6 +34,20 @@ def features(x: Tensor) -> Tensor:
     cells = F.avg_pool2d(strength * F.relu(torch.cos(angle - turns)) ** 4, CELL, STRIDE)  # (B, BINS, ., .)
     cells = cells / (cells.square().sum(1, keepdim=True).sqrt() + 0.05)
     return torch.cat([cells.flatten(1), F.interpolate(x, (COARSE, COARSE), mode="area").flatten(1)], 1)
+
+
+def _in_chunks(x: Tensor, blurred: bool = False) -> np.ndarray:
+    """Features of any number of pictures: (N, 3, S, S) -> (N, F)."""
+    chunks = (_shrunk(chunk) for chunk in x.split(256))
+    return torch.cat([features(blur(chunk) if blurred else chunk) for chunk in chunks]).numpy()
+
+
+def _shrunk(x: Tensor) -> Tensor:
+    """Pictures as they are read: (B, 3, SIDE, SIDE), values in [0, 1]."""
+    x = x.cpu()
+    if x.shape[-1] != SIDE:
+        x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    return x.clamp(0, 1)
 
 
 def blur(x: Tensor, sd: float = BLUR) -> Tensor:
@@ -44,31 +60,47 @@ def blur(x: Tensor, sd: float = BLUR) -> Tensor:
     return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3)
 
 
-class Judge:
-    """Scores (B,) of every attribute of pictures (B, 3, S, S): judge(x)["smile"].
+class Reads(Protocol):
+    """What an audit asks of a judge: scores of every attribute of pictures (B, 3, S, S), and what makes a face itself.
 
     Of an attribute with two values, 0 and 1 are the means of the faces that lack and have it; `threshold` says from
     where on a picture is called smiling, `accuracy` how often that is right for people it has not seen. Of any other
-    attribute the score estimates its value, and `accuracy` is the correlation of both. NaN marks what is not known.
-    Any other callable of this shape with a `threshold` can take its place.
+    attribute the score estimates its value, and `accuracy` is the correlation of both.
     """
+
+    threshold: dict[str, float]
+    accuracy: dict[str, float]
+
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Scores (B,) by attribute, "smile" among them."""
+        ...
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Unit vectors (B, E), nearer for pictures of one person than of two."""
+        ...
+
+
+# pictures (N, 3, S, S), attributes (N,) each, NaN where not known, and who they show -> a judge
+MakeJudge = Callable[[Tensor, Mapping[str, np.ndarray], list[str]], Reads]
+
+
+class Judge:
+    """The judge that needs nothing but the training faces: histograms of gradients, and linear models on their axes."""
 
     def __init__(self, x: Tensor, attributes: Mapping[str, np.ndarray], people: list[str]):
         self.threshold: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self._models: dict[str, tuple] = {}
-        own = torch.cat([features(chunk) for chunk in x.split(256)]).numpy()
-        blurred = torch.cat([features(blur(chunk)) for chunk in x.split(256)]).numpy()
-        self._fit(own, np.concatenate([own, blurred]), attributes, people)
+        own = _in_chunks(x)
+        self._fit(own, np.concatenate([own, _in_chunks(x, blurred=True)]), attributes, people)
 
     def _fit(self, own: np.ndarray, every: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]) -> None:
         from sklearn.decomposition import PCA
 
         self._mean, sd = every.mean(0), every.std(0)
         self._sd = np.maximum(sd, 0.5 * sd.mean())  # what hardly varies in pictures does in a decoder's
-        axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0)
-        self._pca = axes.fit(self._standard(every))
-        codes, own = self._reduce(every), self._reduce(own)
+        self._axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0).fit(self._standard(every))
+        codes, own = self._on_axes(every), self._on_axes(own)
         fold = np.unique(people, return_inverse=True)[1] % FOLDS
         for name, values in attributes.items():
             known = np.isfinite(values)
@@ -91,23 +123,33 @@ class Judge:
                 self.accuracy[name] = float(np.corrcoef(unseen[seen], values[seen])[0, 1])
             self._models[name] = model, low, high - low
 
-    def _reduce(self, found: np.ndarray) -> np.ndarray:
-        return self._pca.transform(self._standard(found))
+    def _on_axes(self, found: np.ndarray) -> np.ndarray:
+        return self._axes.transform(self._standard(found))
 
     def _standard(self, found: np.ndarray) -> np.ndarray:
         return np.clip((found - self._mean) / self._sd, -4, 4)
 
     def embed(self, x: Tensor) -> Tensor:
-        """What a face looks like, apart from which it is lit or how strongly: unit vectors (B, NUM_AXES)."""
-        codes = self._reduce(torch.cat([features(chunk.cpu()) for chunk in x.split(256)]).numpy())
+        codes = self._on_axes(_in_chunks(x))
         return F.normalize(torch.from_numpy(codes).float(), dim=1)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        codes = self._reduce(torch.cat([features(chunk.cpu()) for chunk in x.split(256)]).numpy())
+        codes = self._on_axes(_in_chunks(x))
         return {
             name: torch.from_numpy((model.score(codes) - low) / span).float()
             for name, (model, low, span) in self._models.items()
         }
+
+
+def outside(name: str) -> MakeJudge:
+    """Somebody else's judge by its place, package.module:name. Raises ConfigError."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"judge={name} cannot be imported ({error}); name it as package.module:class") from None
+    if not callable(found):
+        raise ConfigError(f"judge={name} is no class or function; name one that gives a judge.Reads")
+    return cast("MakeJudge", found)
 
 
 class _Model:

@@ -1,6 +1,7 @@
 """Every knob with its type and range: checked before a run starts and before a checkpoint's settings are believed."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -75,18 +76,17 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as {"group.name": value}; FREE groups are left out."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            if name not in FREE or prefix:
-                flat |= flatten(value, f"{prefix}{name}.")
-        else:
+        if not isinstance(value, Mapping) or prefix:  # no knob lies deeper than in a group
             flat[f"{prefix}{name}"] = value
+        elif name not in FREE:
+            flat |= flatten(value, f"{name}.")
     return flat
 
 
 def check(settings: Mapping[str, Any]) -> None:
     """Raise ConfigError with every unknown, ill-typed or out-of-range knob, one sentence each."""
     flat = flatten(settings)
-    found = [f"{name} is not a knob; see python train.py --help" for name in flat if name not in KNOBS]
+    found = [f"{_shown(name)} is not a knob; see python train.py --help" for name in flat if name not in KNOBS]
     found += [problem for name, knob in KNOBS.items() if (problem := _problem(name, knob, flat))]
     if not found:
         found = _problems_together(flat)
@@ -99,24 +99,23 @@ def _problem(name: str, knob: Knob, flat: Mapping[str, Any]) -> str | None:
         # data sources differ in their knobs; everything else is needed
         return None if name.startswith("data.") and name != "data.source" else f"{name} is missing"
     value = flat[name]
+    given = f"{name}={_shown(value)}"
     if value is None or value == "":
         return None if knob.optional and value is None else f"{name} is empty; give it a value"
     if knob.choices:
-        return None if value in knob.choices else f"{name}={value} is unknown; choose one of {', '.join(knob.choices)}"
+        return None if value in knob.choices else f"{given} is unknown; choose one of {', '.join(knob.choices)}"
     if knob.kind is list:
         fine = isinstance(value, list) and 1 <= len(value) <= MAX_WIDTHS and all(_whole(v) for v in value)
         fine = fine and all(knob.low <= v <= knob.high for v in value)
-        return (
-            None if fine else f"{name}={value} must be 1 to {MAX_WIDTHS} whole numbers from {knob.low} to {knob.high}"
-        )
+        return None if fine else f"{given} must be 1 to {MAX_WIDTHS} whole numbers from {knob.low} to {knob.high}"
     if knob.kind is bool:
-        return None if isinstance(value, bool) else f"{name}={value} must be true or false"
+        return None if isinstance(value, bool) else f"{given} must be true or false"
     if knob.kind is str:
-        return None if isinstance(value, str) else f"{name}={value} must be a text"
+        return None if isinstance(value, str) else f"{given} must be a text"
     numeric = _whole(value) or (knob.kind is float and isinstance(value, float) and math.isfinite(value))
     if not numeric or not knob.low <= value <= knob.high:
         what = "a whole number" if knob.kind is int else "a number"
-        return f"{name}={value} must be {what} from {knob.low:g} to {knob.high:g}"
+        return f"{given} must be {what} from {knob.low:g} to {knob.high:g}"
     return None
 
 
@@ -141,6 +140,11 @@ def _problems_together(flat: Mapping[str, Any]) -> list[str]:
 def size_multiple(network: str, num_blocks: int) -> int:
     """What image_size must be a multiple of: conv halves it in each block, patch by 4 and in all blocks but one."""
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can hold it, whoever wrote it."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:100]
 
 
 def _whole(value: Any) -> bool:

@@ -17,6 +17,7 @@ sides, S the model's, I intensities.
 
 import copy
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ from smilevae.smile import Dial, dial_from
 
 EYES = ((0.24, 0.255), (0.76, 0.255))  # in the training pictures, where they were not measured: shares of the side
 INSET = (0.13, 0.21, 0.73)  # left, top and side of the crop within a detector's box (LFWcrop's, measured on LFW)
+TILT = np.radians(5)
 SOFT = 0.2  # share of the side over which the edit fades out
 MIN_FACE = 24  # pixels
 LONGEST = 1024  # side at which faces are looked for
@@ -136,16 +138,23 @@ def typical_eyes(pictures: np.ndarray) -> Points | None:
 
 
 def crop_matrix(box: tuple[float, float, float, float], eyes: Points | None, side: int, typical: Points) -> np.ndarray:
-    """Photograph to crop of `side` pixels (2 x 3): by the eyes where they are known, else by a detector's box."""
-    if eyes is None:
-        scale = side / (INSET[2] * box[2])
-        return np.array(
-            [[scale, 0, -scale * (box[0] + INSET[0] * box[2])], [0, scale, -scale * (box[1] + INSET[1] * box[3])]]
-        )
-    (a, b), (c, d) = (np.array(points, dtype=float) for points in eyes), (side * np.array(p) for p in typical)
-    turn = complex(*(d - c)) / complex(*(b - a))  # a similarity is a complex number and a shift
-    linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
-    return np.column_stack([linear, c - linear @ a])
+    """Photograph to crop of `side` pixels (2 x 3): by a detector's box and, where they are known, the eyes.
+
+    Each is wrong by about a tenth of the side in ways of its own: middle and size are the mean of both (measured on
+    training faces laid into pictures: a fifth less wrong). A tilt is undone as far as it exceeds what training
+    pictures show.
+    """
+    middle, scale, angle = complex(box[0], box[1]), INSET[2] * box[2] / side, 0.0
+    middle += complex(INSET[0] * box[2], INSET[1] * box[3]) + scale * side * (1 + 1j) / 2
+    if eyes is not None:
+        (a, b), (c, d) = (complex(*p) for p in eyes), (side * complex(*p) for p in typical)
+        turn = (b - a) / (d - c)  # crop to photograph: a similarity is a complex factor and a shift
+        middle = (middle + a + turn * (side * (1 + 1j) / 2 - c)) / 2
+        scale, angle = np.sqrt(scale * abs(turn)), np.angle(turn)
+        angle -= np.clip(angle, -TILT, TILT)
+    turn = np.exp(-1j * angle) / scale
+    shift = side * (1 + 1j) / 2 - turn * middle
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
 def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
@@ -191,7 +200,7 @@ def main(arguments: list[str]) -> None:
     """Raises UserError with a sentence."""
     options = parse(arguments)
     editor = Editor(options["ckpt"], options.get("direction"))
-    source, out = Path(options["image"]).expanduser(), Path(options["out"]).expanduser()
+    source, out = Path(os.path.expanduser(options["image"])), Path(os.path.expanduser(options["out"]))
     if not source.is_dir():
         print(one(editor, source, out, options))
         return

@@ -41,6 +41,7 @@ BEFORE_TRAINING = (
     "train.log",
     ".lock",
 )
+RUNS = "runs"  # where runs go unless told otherwise: conf/train.yaml
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer, free to change on resume
 
 
@@ -97,12 +98,24 @@ class Run:
             self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115, held until the process ends
             if not _locked(self._lock, fcntl.LOCK_EX):
                 raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it")
+            for left in (*self.dir.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # by a process that was killed
+                left.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
 
     @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is a checkpoint, of this process or an earlier one."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a resume has a checkpoint to go on from, or ought to have."""
+        return self.trained or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
@@ -115,8 +128,7 @@ class Run:
             yield self
         except (Interrupted, KeyboardInterrupt) as stop:
             self.status("INTERRUPTED", str(stop))
-            goes_on = (self.checkpoints / "last.ckpt").exists()
-            print(f"to go on: {resume_line(self.dir)}" if goes_on else "nothing was learnt yet", file=sys.stderr)
+            print(f"to go on: {resume_line(self.dir)}" if self.trained else "nothing was learnt yet", file=sys.stderr)
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -140,16 +152,27 @@ class Run:
 
     def discard_if_untrained(self) -> None:
         """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
-        if self.new and not any(self.checkpoints.glob("*.ckpt")):
+        if self.new and not self.trained:
             for path in (*map(self.dir.joinpath, BEFORE_TRAINING), *self.dir.glob("events.out.tfevents.*")):
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are not ours to remove
                 self.dir.rmdir()
+                if self.dir.parent == Path(RUNS).resolve():
+                    self.dir.parent.rmdir()
 
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
-        self.write_json("status.json", {"status": state, "reason": reason, "error": error, **where})
+        content = {"status": state, "reason": reason, "error": error, **where}
+        try:
+            self.write_json("status.json", content)
+        except OSError:
+            if state not in ("FAILED", "INTERRUPTED"):
+                raise
+            # a full or read-only folder still lets its file be written over
+            with contextlib.suppress(OSError), open(self.dir / "status.json", "r+") as file:
+                file.write(json.dumps(content) + "\n")
+                file.truncate()
 
     def write_json(self, name: str, content: Any) -> None:
         if self.leads:
@@ -359,25 +382,39 @@ def override(key: str, value: str) -> str:
     return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], None] | None = None) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], Any], check: Callable[[Path], Any] | None = None) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, `check`, rename, fsync the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with taking_its_place(path) as work:
         with open(work, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         if check:
             check(work)
-        os.replace(work, path)
-    finally:
-        work.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def taking_its_place(path: Path) -> Iterator[Path]:
+    """A name beside `path` to make a file under, which then takes its place, for good (the folder is synced) or not.
+
+    What a killed process leaves there, the folder's next owner removes. An OSError names `path`.
+    """
+    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield work
+            os.replace(work, path)
+        finally:
+            work.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

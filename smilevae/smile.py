@@ -14,6 +14,8 @@ from torch import Tensor
 
 CONFOUNDED = 0.1  # an attribute whose correlation with the smile exceeds this is one to be balanced
 RESAMPLES = 100
+REACH = 4.0  # intensities up to which a dial's range is looked for
+CLIPPED = 0.02
 
 
 def mean_difference(mu: Tensor, smile: Tensor) -> Tensor:
@@ -41,8 +43,8 @@ def lda(mu: Tensor, smile: Tensor) -> Tensor:
     from sklearn.covariance import LedoitWolf
 
     within = torch.cat([mu[smile == label] - mu[smile == label].mean(0) for label in (0, 1)])
-    inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(within.double().numpy()).covariance_)
-    return (torch.from_numpy(inverse) @ mean_difference(mu, smile).double()).float()
+    shrunk = LedoitWolf(store_precision=False, assume_centered=True).fit(within.double().numpy())
+    return torch.linalg.solve(torch.from_numpy(shrunk.covariance_), mean_difference(mu, smile).double()).float()
 
 
 def linear(mu: Tensor, smile: Tensor) -> Tensor:
@@ -62,12 +64,15 @@ def orthogonal(direction: Tensor, others: Tensor) -> Tensor:
 
 def paired(mu: Tensor, smile: Tensor, people: list[str]) -> Tensor | None:
     """The mean over people who have both of their own difference, smiling minus not; None where nobody has both."""
-    found = []
-    for rows in _groups(people).values():
-        own = smile[rows]
-        if (own == 1).any() and (own == 0).any():
-            found.append(mean_difference(mu[rows], own))
-    return torch.stack(found).mean(0) if found else None
+    person = torch.from_numpy(np.unique(people, return_inverse=True)[1])
+    means, counts = [], []
+    for label in (0, 1):
+        rows = smile == label
+        counts.append(torch.bincount(person[rows], minlength=int(person.max()) + 1))
+        total = torch.zeros(len(counts[-1]), mu.shape[1]).index_add_(0, person[rows], mu[rows])
+        means.append(total / counts[-1].clamp(min=1)[:, None])
+    both = (counts[0] > 0) & (counts[1] > 0)
+    return (means[1] - means[0])[both].mean(0) if both.any() else None
 
 
 def directions(
@@ -120,11 +125,14 @@ def angles(
     mu: Tensor, smile: Tensor, others: Mapping[str, Tensor], people: list[str], resamples: int = RESAMPLES
 ) -> dict[str, float]:
     """Degrees within which 95% of the directions lie that other people of the same kind would give (bootstrap)."""
-    whole, groups = directions(mu, smile, others, people), list(_groups(people).values())
+    groups: dict[str, list[int]] = {}
+    for row, person in enumerate(people):
+        groups.setdefault(person, []).append(row)
+    whole, own = directions(mu, smile, others, people), list(groups.values())
     found: dict[str, list[float]] = {name: [] for name in whole}
     rng = np.random.default_rng(0)
     for _ in range(resamples):
-        rows = np.concatenate([groups[g] for g in rng.integers(0, len(groups), len(groups))])
+        rows = np.concatenate([own[g] for g in rng.integers(0, len(own), len(own))])
         if len(smile[rows][smile[rows] >= 0].unique()) < 2:
             continue
         some = {name: values[rows] for name, values in others.items()}
@@ -135,6 +143,7 @@ def angles(
 
 
 Read = Callable[[Tensor], Tensor]  # codes (N, D) -> the smile that a judge measures on their pictures (N,)
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]  # -> that and the share of their pictures' values outside [0, 1] (N,)
 
 
 @dataclass
@@ -215,33 +224,28 @@ def reader(mu: Tensor, read: Read) -> tuple[Tensor, float]:
     return torch.from_numpy(model.coef_).float(), float(model.intercept_)
 
 
-def calibrate(dial: Dial, mu: Tensor, read: Read) -> Dial:
-    """A dial whose gain and range fit what `read` measures on faces (N, D) that no part of it has been fitted to.
+def calibrate(dial: Dial, mu: Tensor, look: Look) -> Dial:
+    """A dial whose gain and range fit what `look` measures on faces (N, D) that no part of it has been fitted to.
 
     Gain: at intensity 1 their mean measured smile is that of smiling faces. Range: as far as half a step of intensity
-    still moves the measured smile by a quarter of what the step from 0 to 1 promises.
+    still moves the measured smile by a quarter of what the step from 0 to 1 promises, and no more than CLIPPED of the
+    pictures' values leave [0, 1] beyond those that do at 0: there mouths turn black and teeth glow.
     """
     gains = torch.tensor([0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0])
-    there = _means(dial, mu, gains, read)
+    there, _ = _means(dial, mu, gains, look)
     rising = np.maximum.accumulate(there)
     dial = replace(dial, gain=float(np.interp(dial.smiling, rising, gains)))
-    where = torch.arange(-3.0, 3.01, 0.5)
-    measured = _means(dial, mu, where, read)
-    promised = 0.5 * (measured[where == 1] - measured[where == 0])[0]
-    follows = np.diff(measured) >= 0.25 * promised
+    where = torch.arange(-REACH, REACH + 0.01, 0.5)
+    measured, clipped = _means(dial, mu, where, look)
     zero = int((where == 0).nonzero()[0, 0])
+    promised = 0.5 * (measured[where == 1] - measured[zero])[0]
+    whole = clipped <= clipped[zero] + CLIPPED
+    follows = (np.diff(measured) >= 0.25 * promised) & whole[1:] & whole[:-1]
     up = next((i for i in range(zero, len(follows)) if not follows[i]), len(follows))
     down = next((i + 1 for i in range(zero - 1, -1, -1) if not follows[i]), 0)
     return replace(dial, low=float(where[min(down, zero - 1)]), high=float(where[max(up, zero + 2)]))
 
 
-def _means(dial: Dial, mu: Tensor, intensities: Tensor, read: Read) -> np.ndarray:
+def _means(dial: Dial, mu: Tensor, intensities: Tensor, look: Look) -> list[np.ndarray]:
     codes = dial.turn(mu, intensities)
-    return read(codes.flatten(0, 1)).view(codes.shape[:2]).mean(0).double().numpy()
-
-
-def _groups(people: list[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for row, person in enumerate(people):
-        found.setdefault(person, []).append(row)
-    return found
+    return [found.view(codes.shape[:2]).mean(0).double().numpy() for found in look(codes.flatten(0, 1))]

@@ -117,8 +117,8 @@ def read(folder: Path) -> dict[str, Any]:
 def full_command(argv: list[str]) -> list[str]:
     """A command line in which resume=SWEEP stands for the sweep's own command; later values win."""
     for text in argv:
-        path = Path(text.removeprefix("resume=").strip("'\"")).expanduser()
-        if text.startswith("resume=") and (path / "sweep.json").exists():
+        path = Path(os.path.expanduser(text.removeprefix("resume=").strip("'\"")))
+        if text.startswith("resume=") and os.path.exists(path / "sweep.json"):
             given = [a for a in argv if a != text and a not in ("-m", "--multirun")]
             keys = {a.partition("=")[0] for a in given}
             before = [a for a in read(path).get("argv", []) if a.partition("=")[0] not in keys]
@@ -221,14 +221,15 @@ def _job(settings: dict[str, Any], path: Path, sweep: str | None) -> None:
         return
     try:
         with run.recording():
-            goes_on = any((path / "checkpoints").glob("*.ckpt"))
-            if goes_on:
+            if run.trained:
                 settings = runs.continued(str(path), settings, {"data", "num_workers", "log_images_every", "evaluate"})
             run.write_config(settings | {"resume": None})
             from smilevae import console, training
 
             console.quiet_lightning()
-            training.fit(settings | {"resume": str(path) if goes_on else None}, run, stop, _free_device(path.parent))
+            training.fit(
+                settings | {"resume": str(path) if run.trained else None}, run, stop, _free_device(path.parent)
+            )
         if settings["evaluate"]:
             from smilevae import evaluation
 

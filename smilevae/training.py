@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[int] | None = None) -> dict[str, Any]:
     """Build the parts, train, record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
 
-    With settings["resume"] the run's last checkpoint is gone on from. Raises ConfigError, DataError, CheckpointError,
-    module.Diverged.
+    With settings["resume"] the run's last checkpoint is gone on from, if it had come to one. Raises ConfigError,
+    DataError, CheckpointError, module.Diverged.
     """
-    start = time.perf_counter()
+    start, goes_on = time.perf_counter(), settings["resume"] and run.goes_on
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
@@ -35,7 +35,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     data = FaceDataModule(faces, **{k: settings[k] for k in ("batch_size", "seed", "augment", "num_workers")})
     torch.manual_seed(datasets.hash64("weights", settings["seed"]))
     vae = checkpoints.build_vae(settings)
-    if vae.linear and not settings["resume"]:
+    if vae.linear and not goes_on:
         vae.linear.load_state_dict(ppca.linear_vae_weights(faces.axes, settings["beta"], settings["latent_dim"]))
     module = VAEModule(vae, settings, faces.fingerprint)
     record = callbacks.Record(run, stop)
@@ -55,9 +55,10 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
     if trainer.strategy.root_device.type == "cpu" and "16" in str(trainer.precision) and not halves_pay():
         raise ConfigError(f"trainer.precision={trainer.precision} only slows this processor down; leave it at 32-true")
-    resume = checkpoints.resume_point(run.dir, settings) if settings["resume"] else None
+    resume = checkpoints.resume_point(run.dir, settings) if goes_on else None
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if run.leads:
+        record.name_best()  # a resume with nothing left to train has not come to it
         evaluation.preview(run.dir, faces)
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny real runs through the real config, a cache of their own, a folder of drawn pictures."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,20 @@ def tiny_run(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def evaluated_run(tiny_run, tmp_path_factory):
+    """A copy of the tiny run, moved elsewhere and evaluated on one thread, as it was trained; do not write into it."""
+    import torch
+
+    from smilevae import checkpoints, evaluation
+
+    torch.set_num_threads(1)  # their number changes the last bits
+    run = tmp_path_factory.mktemp("moved") / "run"
+    shutil.copytree(tiny_run, run)
+    evaluation.evaluate(checkpoints.find(str(run)))
+    return run
+
+
 def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     """A script as a real process from the project's root."""
     command = [sys.executable, f"{name}.py", *map(str, arguments)]
@@ -96,3 +111,29 @@ def pictures(tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.draw(row, 64)).save(place)
     return root
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if mark := item.get_closest_marker("scorecard"):
+            item.user_properties.append(("row", mark.args))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """`make scorecard`: a line a row, from the tests that carry its number."""
+    if "scorecard" not in config.option.markexpr:
+        return
+    rows: dict[tuple[int, str], list] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            found = dict(report.user_properties)
+            if "row" in found and (report.when == "call" or outcome != "passed"):
+                rows.setdefault(found["row"], []).append((outcome, found.get("figure", ""), report.duration))
+    terminalreporter.section("scorecard")
+    for (number, title), cases in sorted(rows.items()):
+        good = sum(outcome == "passed" for outcome, *_ in cases)
+        figures = "; ".join(dict.fromkeys(figure for _, figure, _ in cases if figure))
+        word = "pass" if good == len(cases) else "FAIL"
+        seconds = sum(duration for *_, duration in cases)
+        line = f"{number:3} {word}  {title}: {good} of {len(cases)} cases" + f" ({figures})" * bool(figures)
+        terminalreporter.write_line(f"{line}, {seconds:.0f} s")

@@ -15,22 +15,14 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from smilevae import ConfigError, app, checkpoints, evaluation
+from smilevae import ConfigError, app
 
 pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run, tmp_path_factory):
-    run = tmp_path_factory.mktemp("app") / "run"
-    shutil.copytree(tiny_run, run)
-    evaluation.evaluate(checkpoints.find(str(run)))
-    return run
-
-
-@pytest.fixture(scope="module")
-def server(run):
-    server = app.serve(str(run), 0)
+def server(evaluated_run):
+    server = app.serve(str(evaluated_run), 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -133,11 +125,11 @@ def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(serv
     assert ask(server, "GET", f"/smile?id={first}")[0] == 410
 
 
-def test_it_listens_on_loopback_alone_and_leaves_nothing_on_the_disk(run, tmp_path):
+def test_it_listens_on_loopback_alone_and_leaves_nothing_on_the_disk(evaluated_run, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path)}
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-m", "smilevae.app", f"ckpt={run}", "port=0"]
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    command = [sys.executable, "-m", "smilevae.app", f"ckpt={evaluated_run}", "port=0"]
+    before = {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONPATH": str(ROOT)})
     try:
         port = int(process.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
@@ -157,15 +149,15 @@ def test_it_listens_on_loopback_alone_and_leaves_nothing_on_the_disk(run, tmp_pa
         process.stdout.close()
     assert process.returncode == 0
     assert not list((tmp_path / "tmp").iterdir())
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")} == before
 
 
-def test_wrong_words_are_one_sentence(run, server):
+def test_wrong_words_are_one_sentence(evaluated_run, server):
     for words, problem in (
         ([], "takes these words"),
-        ([f"ckpt={run}", "port=x"], "port=x must be"),
-        ([f"ckpt={run}", f"port={server.server_address[1]}"], "choose another"),
-        ([f"ckpt={run}", "share=true"], "takes these words"),
+        ([f"ckpt={evaluated_run}", "port=x"], "port=x must be"),
+        ([f"ckpt={evaluated_run}", f"port={server.server_address[1]}"], "choose another"),
+        ([f"ckpt={evaluated_run}", "share=true"], "takes these words"),
     ):
         with pytest.raises(ConfigError, match=problem):
             app.main(words)

@@ -21,7 +21,7 @@ ALLOWED = {
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs", "console", "export"},  # the last two as a command
-    "audit": {"smile", "judge", "vae", "datasets", "runs"},
+    "audit": {"smile", "latents", "judge", "vae", "datasets", "runs"},
     "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "photo"},
     "export": {"audit", "checkpoints", "runs", "vae"},
     "app": {"photo", "images", "grids", "sampling", "console"},

@@ -124,7 +124,9 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
     assert not (ROOT / "evaluation").exists()
 
 
-@pytest.mark.parametrize("mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1", "smile=x"])
+@pytest.mark.parametrize(
+    "mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1", "smile=x", "judge=no.such:one"]
+)
 def test_a_mistake_in_an_evaluation_ends_with_2(call, tiny_run, mistake):
     code, errors = call("evaluate", f"ckpt={tiny_run}", mistake)
     assert (code, len(errors.strip().splitlines())) == (2, 1), errors

@@ -21,14 +21,8 @@ PICTURES = {
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_run, tmp_path_factory):
-    """A copy of the tiny run, moved elsewhere and evaluated."""
-    torch.set_num_threads(1)  # as in the tiny runs: their number changes the last bits
-    run = tmp_path_factory.mktemp("moved") / "run"
-    shutil.copytree(tiny_run, run)
-    metrics, out = evaluation.evaluate(checkpoints.find(str(run)))
-    assert out == run / "evaluation"
-    return run, metrics
+def evaluated(evaluated_run):
+    return evaluated_run, json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +92,8 @@ def test_the_references_agree_with_plain_numpy(evaluated, model):
     assert metrics["pca_dim"] == 8
 
 
-def test_the_metrics_are_consistent_and_written(evaluated):
-    run, metrics = evaluated
-    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == metrics
+def test_the_metrics_are_consistent(evaluated):
+    _, metrics = evaluated
     assert metrics["loss"] == pytest.approx(metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6)
     assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["kl"])
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)

@@ -14,12 +14,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_run, tmp_path_factory):
-    run, out = tmp_path_factory.mktemp("export") / "run", tmp_path_factory.mktemp("export") / "given"
-    shutil.copytree(tiny_run, run)
-    evaluation.evaluate(checkpoints.find(str(run)))
-    export.main(["export", f"ckpt={run}", f"out={out}"])
-    return run, out
+def exported(evaluated_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "given"
+    export.main(["export", f"ckpt={evaluated_run}", f"out={out}"])
+    return evaluated_run, out
 
 
 def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_path):

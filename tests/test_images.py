@@ -44,7 +44,8 @@ SIXTEEN = Image.fromarray(np.full((64, 64), 40_000, dtype=np.uint16))
     ],
 )
 def test_every_pixel_type_gives_its_colour(data, colour):
-    pixels, native = decode(data, 64)
+    pixels, native, note = decode(data, 64)
+    assert note is None
     assert pixels.shape == (64, 64, 3)
     assert pixels.dtype == np.uint8
     assert native == (64, 64)
@@ -64,7 +65,7 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
-    pixels, _ = decode(encoded(stored, "PNG", exif=exif), 64)
+    pixels, _, _ = decode(encoded(stored, "PNG", exif=exif), 64)
     np.testing.assert_array_equal(pixels, upright)
 
 
@@ -107,7 +108,7 @@ def test_resize_is_antialiased():
     """Stripes finer than the target's pixels become grey, not a moire of black and white."""
     stripes = np.zeros((256, 256, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    pixels, native = decode(encoded(Image.fromarray(stripes)), 64)
+    pixels, native, _ = decode(encoded(Image.fromarray(stripes)), 64)
     assert native == (256, 256)
     assert abs(int(pixels.max()) - 128) < 12
     assert abs(int(pixels.min()) - 128) < 12

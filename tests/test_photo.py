@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 import sys
 
@@ -8,18 +7,14 @@ import pytest
 from conftest import SMILES
 from PIL import Image, ImageCms
 
-from smilevae import CheckpointError, ConfigError, DataError, checkpoints, evaluation, photo
+from smilevae import CheckpointError, ConfigError, DataError, photo
 
 cv2 = pytest.importorskip("cv2")
 
 
-@pytest.fixture(scope="module")
-def model(tiny_run, tmp_path_factory):
-    """A copy of the tiny run with its dials."""
-    run = tmp_path_factory.mktemp("photo") / "run"
-    shutil.copytree(tiny_run, run)
-    evaluation.evaluate(checkpoints.find(str(run)))
-    return run
+@pytest.fixture
+def model(evaluated_run):
+    return evaluated_run
 
 
 def picture(height=300, width=400, seed=0):
@@ -58,15 +53,35 @@ def test_cutting_and_pasting_are_inverse_wherever_the_face_is_and_however_it_is_
     change = np.stack([0.3 * np.sin(6 * x), 0.2 * np.cos(5 * y), 0.2 * x * y], 2)
     grey = np.full((500, 600, 3), 128, np.uint8)
     for eyes in ((200, 200), (330, 200)), ((220, 180), (300, 240)), ((250, 250), (282, 250)):
-        matrix = photo.crop_matrix((0, 0, 1, 1), eyes, 64, photo.EYES)
-        for point, where in zip(eyes, photo.EYES):
-            assert matrix @ [*point, 1] == pytest.approx([64 * v for v in where])
+        matrix = photo.crop_matrix((180, 150, 160, 160), eyes, 64, photo.EYES)
         pasted = photo.paste(grey, change, matrix)
         back = photo.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
         inner = slice(16, 48)
         assert np.abs(back[inner, inner] - change[inner, inner]).max() < 0.03
-    off = photo.crop_matrix((0, 0, 1, 1), ((-90, -90), (-60, -90)), 64, photo.EYES)
+    off = photo.crop_matrix((-500, -500, 90, 90), None, 64, photo.EYES)
     assert np.array_equal(photo.paste(grey, change, off), grey)
+
+
+def place(matrix):
+    """Middle, side and tilt in degrees of a crop of 64 pixels in its photograph."""
+    corners = np.linalg.solve(matrix[:, :2], np.array([[32, 32], [0, 32], [64, 32]]).T - matrix[:, 2:])
+    along = corners[:, 2] - corners[:, 1]
+    return corners[:, 0], np.hypot(*along), np.degrees(np.arctan2(along[1], along[0]))
+
+
+def test_a_crop_lies_between_what_the_box_and_what_the_eyes_say():
+    box, typical = (100, 200, 100, 100), ((0.25, 0.25), (0.75, 0.25))
+    middle, side, tilt = place(photo.crop_matrix(box, None, 64, typical))
+    left, top, share = photo.INSET
+    assert (side, tilt) == (pytest.approx(100 * share), 0)
+    assert middle == pytest.approx([100 + 100 * (left + share / 2), 200 + 100 * (top + share / 2)])
+    # eyes that alone would mean a square of 80 pixels around (160, 240), and the same turned by 15 degrees
+    for angle, undone in ((0, 0), (3, 0), (-3, 0), (15, 10), (-15, -10)):
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        eyes = tuple((160 + c * x - s * y, 240 + s * x + c * y) for x, y in ((-20, -20), (20, -20)))
+        both = place(photo.crop_matrix(box, eyes, 64, typical))
+        assert both[0] == pytest.approx((middle + np.array([160, 240])) / 2)
+        assert both[1:] == (pytest.approx(np.sqrt(80 * 100 * share)), pytest.approx(undone, abs=1e-6))
 
 
 def test_a_large_face_is_cut_without_aliasing():

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae import DataError, audit, datasets, smile
-from smilevae.judge import Judge, blur, features
+from smilevae import ConfigError, DataError, audit, datasets, smile
+from smilevae.judge import Judge, blur, features, outside
 from smilevae.ppca import linear_vae_weights
 from smilevae.vae import VAE
 
@@ -127,17 +127,25 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
     def half(codes):
         return 0.5 * (codes @ weights) + 0.2
 
-    found = smile.calibrate(dial(), mu, half)
+    found = smile.calibrate(dial(), mu, lambda codes: (half(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(2, rel=0.05)
-    assert (found.low, found.high) == (-3, 3)
+    assert (found.low, found.high) == (-4, 4)
 
     def stops(codes):
         return (codes @ weights + 0.2).clamp(-0.6, 1.7)
 
-    found = smile.calibrate(dial(), mu, stops)
+    found = smile.calibrate(dial(), mu, lambda codes: (stops(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(1, rel=0.05)
     assert -1.5 <= found.low <= -0.5
     assert 1.5 <= found.high <= 2.5
+
+    def breaks(codes):  # 5% of a picture's values are clipped from a measured smile of 2.6 on
+        smiles = codes @ weights + 0.2
+        return smiles, 0.05 * (smiles > 2.6)
+
+    found = smile.calibrate(dial(), mu, breaks)
+    assert 2 <= found.high <= 3
+    assert found.low == -4
 
 
 def test_the_estimate_from_codes_is_what_was_measured():
@@ -182,6 +190,13 @@ def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
     assert (close == torch.arange(len(x))).float().mean() > 0.9
 
 
+def test_another_judge_is_found_by_its_place():
+    assert outside("smilevae.judge:Judge") is Judge
+    for name in ("no.such:one", "smilevae.judge:nobody", "smilevae.judge:SIDE", "::", ""):
+        with pytest.raises(ConfigError, match="judge="):
+            outside(name)
+
+
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
     """The audit of a linear VAE on drawn faces whose hair goes with the smile."""
@@ -195,7 +210,15 @@ def card(tmp_path_factory):
     with torch.no_grad():
         mu = vae.encode(datasets.to_unit(torch.from_numpy(np.array(faces.images))))[0]
     assert audit.possible(faces)
-    found = audit.Audit(vae, faces, lambda rows: mu[rows])
+    judges = []
+
+    def make(*known):  # one turns the dials, the other, of other people, scores
+        judges.append(Judge(*known))
+        return judges[-1]
+
+    found = audit.Audit(vae, faces, lambda rows: mu[rows], make)
+    assert found.judge is judges[1]
+    assert len(judges) == 2
     path = tmp_path_factory.mktemp("card") / "card.png"
     found.draw(path)
     assert path.stat().st_size > 50_000

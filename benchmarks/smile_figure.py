@@ -1,0 +1,62 @@
+"""The smile of the plain method and ours, side by side: python benchmarks/smile_figure.py RUN docs/smile.jpg
+
+RUN has learnt from drawn faces of which more smiling ones have long hair, as more smiling people of the public set are
+women: python train.py experiment=warm data.confound=0.36. Faces: held-out people who do not smile, of the third with
+the shortest hair, where hair that comes with the smile is plainest.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from smilevae import audit, checkpoints, datasets, evaluation, runs
+
+SHOWN = torch.tensor([-1.0, 0, 1, 2])
+NUM_FACES = 3
+
+
+def main(run: str, out: Path) -> None:
+    vae, content = checkpoints.load_vae(checkpoints.find(run))
+    settings = content["hyper_parameters"]
+    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+    found = audit.Audit(vae, faces, lambda rows: evaluation.encode(vae, faces, rows)[0])
+    hair = faces.attributes["hair_length"][found.rows]
+    rows = found.rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES]
+    mu = evaluation.encode(vae, faces, rows)[0]
+    titles = {
+        audit.PLAIN: "plain: z + k (mean smiling - mean not)",
+        found.best.name: f"ours: {found.best.name}, calibrated",
+    }
+
+    figure = Figure(figsize=(11, 1.35 * NUM_FACES + 3.4), layout="constrained")
+    top, below = figure.subfigures(2, 1, height_ratios=(1.35 * NUM_FACES, 3.0))
+    for part, (name, title) in zip(top.subfigures(1, 2), titles.items()):
+        part.suptitle(title, fontsize=10)
+        with torch.no_grad():
+            shown = found.decode(found.turned(name, mu, SHOWN).flatten(0, 1)).clamp(0, 1)
+        grid = part.subplots(NUM_FACES, len(SHOWN))
+        for index, (axes, picture) in enumerate(zip(grid.flat, shown)):
+            axes.imshow(picture.permute(1, 2, 0).numpy())
+            axes.set_axis_off()
+            if index < len(SHOWN):
+                axes.set_title(f"{SHOWN[index]:+g}" if SHOWN[index] else "0", fontsize=9)
+    left, right = below.subplots(1, 2)
+    for number, (name, title) in enumerate(titles.items()):
+        numbers = found.card["directions"][name]
+        x, y, spread = (np.array(numbers[key]) for key in ("intensities", "smile", "spread"))
+        left.plot(x, y, f"C{number}", label=title.partition(":")[0])
+        left.fill_between(x, y - spread, y + spread, color=f"C{number}", alpha=0.2)
+        right.bar([number], [abs(numbers["drift"]["hair_length"])], color=f"C{number}")
+    left.set(xlabel="intensity", ylabel="measured smile", title="mean and spread over 100 held-out faces")
+    left.legend()
+    right.set(title="change of hair length that comes with intensity 1", xticks=[0, 1], xticklabels=["plain", "ours"])
+    runs.replace_file(out, lambda file: figure.savefig(file, format=out.suffix[1:], dpi=90))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
