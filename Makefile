@@ -1,10 +1,11 @@
 # make train   set up and train on drawn faces      make test   set up and test
-# make slow    the long tests as well               make check  lint and types
+# make slow    the long tests                       make check  lint, types, known holes in packages, secrets
+# make scorecard   kills, failing disks, strangers' files: the figures of trust, about an hour
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: train test slow check setup
+.PHONY: train test slow scorecard check setup
 train: setup
 	$(BIN)/python train.py experiment=quickstart
 
@@ -14,8 +15,13 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
+scorecard: setup
+	$(BIN)/python -m pytest -m scorecard
+
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-lines 'fingerprint|identity'
+	$(BIN)/pip-audit --skip-editable --progress-spinner off
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml

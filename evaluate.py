@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from smilevae import CheckpointError, ConfigError, console
+from smilevae import CheckpointError, ConfigError, console, runs
 
 SAMPLERS = ("prior", "mixture")  # sampling.SAMPLERS, without its torch
 
@@ -33,7 +33,7 @@ def main(config: DictConfig) -> None:
         options |= {name: config[name] and str(config[name]) for name in ("root", "attributes", "judge")}
         folder = Path(os.path.expanduser(str(config.ckpt)))
         if best := top_two(folder):
-            print(evaluation.compare(best, folder / "evaluation", **options))
+            print(evaluation.compare(best, runs.evaluation_folder(folder), **options))
         else:
             print(evaluation.report(str(config.ckpt), **options))
 

@@ -49,17 +49,14 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
         "conclusions": said,
     }
 
-    def write(path: Path, content: bytes) -> None:
-        runs.replace_file(path, lambda file: file.write(content))
-
     for name, (svg, png, _) in figures.items():
-        write(out / f"{name}.svg", svg.encode())
-        write(out / f"{name}.png", png)
+        runs.write_text(out / f"{name}.svg", svg)
+        runs.write_bytes(out / f"{name}.png", png)
     if sheet := plots.contact_sheet(shown):
-        write(out / "contact_sheet.png", sheet)
-    write(out / "runs.csv", _csv(sweep).encode())
-    write(out / "top.json", (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
-    write(out / "index.html", _page(sweep, summary, found, figures, shown, folders).encode())
+        runs.write_bytes(out / "contact_sheet.png", sheet)
+    runs.write_text(out / "runs.csv", _csv(sweep))
+    runs.write_text(out / "top.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    runs.write_text(out / "index.html", _page(sweep, summary, found, figures, shown, folders))
     return _terminal(sweep, summary, found, out)
 
 

@@ -56,6 +56,7 @@ def read(path: str | Path) -> dict[str, Any]:
         content = _exported(Path(path)) if exported else _plain_content(Path(path))
         if (found := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {found}; this smilevae reads {FORMAT}")
+        content["hyper_parameters"] = knobs.completed(content["hyper_parameters"])
         knobs.check(content["hyper_parameters"])
         kinds = {"state_dict": dict, "fingerprint": str, "epoch": int}
         if set(content) - KEYS or not all(isinstance(content[key], kind) for key, kind in kinds.items()):

@@ -61,9 +61,9 @@ def evaluate(
             f"{path} was trained on other pictures than {settings['data']['root'] or settings['data']['source']} now"
             " holds, so its held-out people are not known; pass root=PATH of the original ones"
         )
-    out = checkpoints.run_of(path) / "evaluation"
+    out = runs.evaluation_folder(checkpoints.run_of(path))
     metrics = {
-        "checkpoint": str(path.relative_to(out.parent)),
+        "checkpoint": str(path.relative_to(checkpoints.run_of(path))),
         "epoch": checkpoints.epochs_trained(content),
         "num_images": len(faces.rows("val")),
         "image_size": settings["image_size"],

@@ -11,7 +11,6 @@ Shapes: B batch, S image side, D latent dimensions.
 
 import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -77,17 +76,18 @@ def export(path: Path, out: Path) -> None:
         "epoch": checkpoints.epochs_trained(content),
         "contract": contract(vae),
     }
-    (out / "evaluation").mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "dials.json"):
-        if (run / "evaluation" / name).exists():
-            shutil.copyfile(run / "evaluation" / name, out / "evaluation" / name)
-    export_onnx(vae, out)
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     card = json.loads((run / "data_card.json").read_text()) if (run / "data_card.json").exists() else {}
-    runs.write_text(out / "README.md", model_card(kept, metrics, card))
-    runs.write_text(out / "model.json", json.dumps(kept, indent=2) + "\n")
     weights = save({name: tensor.contiguous() for name, tensor in vae.state_dict().items()})
-    runs.replace_file(out / checkpoints.EXPORTED, lambda file: file.write(weights))
+    with runs.taking_its_place(out) as work:  # a whole folder or none
+        for name in ("metrics.json", "dials.json"):
+            if (source := run / "evaluation" / name).exists():
+                runs.write_text(work / "evaluation" / name, source.read_text())
+        for name, data in onnx_halves(vae).items():
+            runs.write_bytes(work / name, data)
+        runs.write_text(work / "README.md", model_card(kept, metrics, card))
+        runs.write_text(work / "model.json", json.dumps(kept, indent=2) + "\n")
+        runs.write_bytes(work / checkpoints.EXPORTED, weights)
 
 
 def contract(vae: VAE) -> dict[str, Any]:
@@ -101,25 +101,24 @@ def contract(vae: VAE) -> dict[str, Any]:
     }
 
 
-def export_onnx(vae: VAE, out: Path) -> None:
-    """encoder.onnx and decoder.onnx for any number of pictures at a time."""
+def onnx_halves(vae: VAE) -> dict[str, bytes]:
+    """encoder.onnx and decoder.onnx, for any number of pictures at a time: name -> content."""
     x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
     parts = {
         "encoder": (_Encoder(vae), x, ["x"], ["mu", "logvar"]),
         "decoder": (_Decoder(vae), z, ["z"], ["x_hat"]),
     }
+    found = {}
     for name, (part, example, inputs, outputs) in parts.items():
-
-        def write(work: Path, part: Any = part, example: Any = example, i: Any = inputs, o: Any = outputs) -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the exporter's notes to its own developers
-                batch = ({0: torch.export.Dim("B", min=1, max=4096)},)
-                torch.onnx.export(
-                    part.eval(), (example,), work, input_names=i, output_names=o, dynamic_shapes=batch,
-                    dynamo=True, verbose=False, external_data=False,
-                )  # fmt: skip
-
-        write(out / f"{name}.onnx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+            program = torch.onnx.export(
+                part.eval(), (example,), input_names=inputs, output_names=outputs,
+                dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},), dynamo=True, verbose=False,
+            )  # fmt: skip
+        assert program is not None
+        found[f"{name}.onnx"] = program.model_proto.SerializeToString()
+    return found
 
 
 def model_card(kept: dict[str, Any], metrics: dict[str, Any], data: dict[str, Any]) -> str:

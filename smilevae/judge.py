@@ -19,12 +19,15 @@ SIDE = 64  # pixels that pictures are read at
 BINS, CELL, STRIDE = 8, 8, 4  # of the histograms of gradients
 COARSE = 12  # side of the shrunk picture whose colours are features too
 BLUR = 1.5  # pixels, standard deviation of a Gaussian
-NUM_AXES = 80
+NUM_AXES = 80  # that tell people apart
 FOLDS = 5
 
 
 def features(x: Tensor) -> Tensor:
-    """Histograms of oriented gradients (Dalal & Triggs 2005) and coarse colours: (B, 3, S, S) in [0, 1] -> (B, F)."""
+    """Histograms of oriented gradients (Dalal & Triggs 2005) and coarse colours: (B, 3, S, S) in [0, 1] -> (B, F).
+
+    Each is added to its mirror image's: a face and its mirror image are one to a judge.
+    """
     x = _shrunk(x)
     grey = x.mean(1, keepdim=True)
     across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
@@ -33,7 +36,10 @@ def features(x: Tensor) -> Tensor:
     strength, angle = torch.hypot(across, down), torch.atan2(down, across)
     cells = F.avg_pool2d(strength * F.relu(torch.cos(angle - turns)) ** 4, CELL, STRIDE)  # (B, BINS, ., .)
     cells = cells / (cells.square().sum(1, keepdim=True).sqrt() + 0.05)
-    return torch.cat([cells.flatten(1), F.interpolate(x, (COARSE, COARSE), mode="area").flatten(1)], 1)
+    cells = cells + cells.flip(3)[:, (BINS // 2 - torch.arange(BINS)) % BINS]
+    colours = F.interpolate(x, (COARSE, COARSE), mode="area")
+    halves = [part[..., : (part.shape[3] + 1) // 2].flatten(1) for part in (cells, colours + colours.flip(3))]
+    return torch.cat(halves, 1)
 
 
 def _in_chunks(x: Tensor, blurred: bool = False) -> np.ndarray:
@@ -85,7 +91,7 @@ MakeJudge = Callable[[Tensor, Mapping[str, np.ndarray], list[str]], Reads]
 
 
 class Judge:
-    """The judge that needs nothing but the training faces: histograms of gradients, and linear models on their axes."""
+    """The judge that needs nothing but the training faces: histograms of gradients, and linear models of them."""
 
     def __init__(self, x: Tensor, attributes: Mapping[str, np.ndarray], people: list[str]):
         self.threshold: dict[str, float] = {}
@@ -99,8 +105,8 @@ class Judge:
 
         self._mean, sd = every.mean(0), every.std(0)
         self._sd = np.maximum(sd, 0.5 * sd.mean())  # what hardly varies in pictures does in a decoder's
-        self._axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0).fit(self._standard(every))
-        codes, own = self._on_axes(every), self._on_axes(own)
+        every, own = self._standard(every), self._standard(own)
+        self._axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0).fit(every)
         fold = np.unique(people, return_inverse=True)[1] % FOLDS
         for name, values in attributes.items():
             known = np.isfinite(values)
@@ -111,8 +117,8 @@ class Judge:
                 inside = rows & np.tile(fold != number, 2)
                 mine = known & (fold == number)
                 if mine.any() and len(np.unique(labels[inside])) > 1:
-                    unseen[mine] = _Model(two).fit(codes[inside], labels[inside]).score(own[mine])
-            model = _Model(two).fit(codes[rows], labels[rows])
+                    unseen[mine] = _Model(two).fit(every[inside], labels[inside]).score(own[mine])
+            model = _Model(two).fit(every[rows], labels[rows])
             seen = known & np.isfinite(unseen)
             low, high = 0.0, 1.0
             if two:
@@ -123,20 +129,18 @@ class Judge:
                 self.accuracy[name] = float(np.corrcoef(unseen[seen], values[seen])[0, 1])
             self._models[name] = model, low, high - low
 
-    def _on_axes(self, found: np.ndarray) -> np.ndarray:
-        return self._axes.transform(self._standard(found))
-
     def _standard(self, found: np.ndarray) -> np.ndarray:
-        return np.clip((found - self._mean) / self._sd, -4, 4)
+        """Features of mean 0 whose variances add up to about 1."""
+        return np.clip((found - self._mean) / self._sd, -4, 4) / np.sqrt(len(self._mean))
 
     def embed(self, x: Tensor) -> Tensor:
-        codes = self._on_axes(_in_chunks(x))
+        codes = self._axes.transform(self._standard(_in_chunks(x)))
         return F.normalize(torch.from_numpy(codes).float(), dim=1)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        codes = self._on_axes(_in_chunks(x))
+        found = self._standard(_in_chunks(x))
         return {
-            name: torch.from_numpy((model.score(codes) - low) / span).float()
+            name: torch.from_numpy((model.score(found) - low) / span).float()
             for name, (model, low, span) in self._models.items()
         }
 
@@ -159,11 +163,11 @@ class _Model:
         from sklearn.linear_model import LogisticRegression, Ridge
 
         self.two = two
-        self.model = LogisticRegression(C=0.01, max_iter=1000) if two else Ridge(alpha=10.0)
+        self.model = LogisticRegression(C=1.0, max_iter=1000) if two else Ridge(alpha=1.0)
 
-    def fit(self, codes: np.ndarray, values: np.ndarray) -> "_Model":
-        self.model.fit(codes, (values == values.max()).astype(int) if self.two else values)
+    def fit(self, found: np.ndarray, values: np.ndarray) -> "_Model":
+        self.model.fit(found, (values == values.max()).astype(int) if self.two else values)
         return self
 
-    def score(self, codes: np.ndarray) -> np.ndarray:
-        return self.model.decision_function(codes) if self.two else self.model.predict(codes)
+    def score(self, found: np.ndarray) -> np.ndarray:
+        return self.model.decision_function(found) if self.two else self.model.predict(found)

@@ -70,6 +70,10 @@ SAME_RESULT = (
     *("data.root", "data.unlabelled", "data.attributes", "data.cache"),
 )
 MAX_WIDTHS = 6
+SINCE = {  # knobs that the first run folders do not name, and how those were trained
+    **{"warm_start": "none", "schedule": "plateau", "weight_decay": 0, "ema": 0},
+    **dict.fromkeys(("jitter.shift", "jitter.rotate", "jitter.zoom", "jitter.light"), 0),
+}
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,6 +85,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif name not in FREE:
             flat |= flatten(value, f"{name}.")
     return flat
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an older run folder or checkpoint, with the knobs that came since at what they were before."""
+    found = dict(settings)
+    for name, value in SINCE.items():
+        group, _, leaf = name.rpartition(".")
+        if group:
+            found[group] = {leaf: value, **found.get(group, {})}
+        else:
+            found.setdefault(name, value)
+    return found
 
 
 def check(settings: Mapping[str, Any]) -> None:

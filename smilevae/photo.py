@@ -46,7 +46,9 @@ class Editor:
     def __init__(self, ckpt: str, direction: str | None = None):
         path = checkpoints.find(ckpt)
         self.vae, _ = checkpoints.load_vae(path)
-        self.side, self.dials = self.vae.image_size, checkpoints.run_of(path) / "evaluation" / "dials.json"
+        self.side, run = self.vae.image_size, checkpoints.run_of(path)
+        home = run / "evaluation"
+        self.dials = (home if home.exists() else runs.evaluation_folder(run)) / "dials.json"
         self.dial, self.eyes = read_dial(self.dials, self.vae.latent_dim, direction)
 
     def with_dial(self, direction: str) -> "Editor":
@@ -298,7 +300,7 @@ def _save_film(pictures: list[np.ndarray], out: Path) -> None:
         content = path.read_bytes() if path.exists() else b""
     if not content:
         raise ConfigError(f"out={out}: this OpenCV writes no MP4; use .gif")
-    runs.replace_file(out, lambda file: file.write(content))
+    runs.write_bytes(out, content)
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import re
 import resource
 import secrets
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -230,6 +231,14 @@ def _locked(file: IO[Any], kind: int) -> bool:
     return False
 
 
+def evaluation_folder(run: Path) -> Path:
+    """Where a run's evaluation goes: into it, or, where that may not be written, beside the reader."""
+    inside = run / "evaluation"
+    if os.access(inside if inside.exists() else run, os.W_OK):
+        return inside
+    return Path(f"evaluation-{run.resolve().name}")
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """result.json of a run folder; {} where there is none or it is not whole."""
     with contextlib.suppress(OSError, ValueError):
@@ -248,6 +257,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}/config.yaml holds no settings; restore it")
+    settings = knobs.completed(settings)
     knobs.check(settings)
     return settings
 
@@ -395,9 +405,10 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], check: Callable[
 
 @contextlib.contextmanager
 def taking_its_place(path: Path) -> Iterator[Path]:
-    """A name beside `path` to make a file under, which then takes its place, for good (the folder is synced) or not.
+    """A name beside `path` to make a file or folder under, which then takes its place, whole or not at all.
 
-    What a killed process leaves there, the folder's next owner removes. An OSError names `path`.
+    The folder it lies in is synced. What a killed process leaves there, the folder's next owner removes. An OSError
+    names `path`.
     """
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -406,6 +417,8 @@ def taking_its_place(path: Path) -> Iterator[Path]:
             yield work
             os.replace(work, path)
         finally:
+            if work.is_dir():
+                shutil.rmtree(work)
             work.unlink(missing_ok=True)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -417,5 +430,9 @@ def taking_its_place(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    replace_file(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    replace_file(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())

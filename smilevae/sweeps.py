@@ -25,7 +25,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import IO, Any
 
-from smilevae import ConfigError, UserError, runs
+from smilevae import ConfigError, UserError, knobs, runs
 
 GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
 RANK_BY = "val/nelbo"  # comparable across beta
@@ -105,8 +105,8 @@ def read(folder: Path) -> dict[str, Any]:
     """sweep.json of a folder, {} where there is none. Raises ConfigError if it is damaged."""
     try:
         content = json.loads((folder / "sweep.json").read_text())
-        if not all(isinstance(job["settings"], dict) for job in content["jobs"].values()):
-            raise ValueError
+        for job in content["jobs"].values():
+            job["settings"] = knobs.SINCE | job["settings"]
         return content
     except FileNotFoundError:
         return {}

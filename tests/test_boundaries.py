@@ -1,6 +1,8 @@
 """Who may import whom; the plan is in the README. The same check is shown to fail on a violation."""
 
 import ast
+import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,15 @@ ALLOWED = {
     "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
-    "sweeps": {"runs", "console", "training", "evaluation", "datasets", "linear"},  # the last four in other processes
+    "sweeps": {
+        "knobs",
+        "runs",
+        "console",
+        "training",
+        "evaluation",
+        "datasets",
+        "linear",
+    },  # the last four in other processes
 }
 LIBRARIES = {  # where a heavy or framework library may be named
     "torch": ARITHMETIC - {"linear"} | MACHINERY - {"images", "faces"} | {"checkpoints", "sweeps"} | USE | GLUE,
@@ -101,6 +111,22 @@ def test_the_record_and_the_help_wait_for_no_torch():
     code = "import sys, smilevae.runs, smilevae.console, train, evaluate; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+HOSTS = {"127.0.0.1", "keepachangelog.com", "semver.org", "www.w3.org", "example.org"}
+
+
+def test_every_address_in_the_project_is_meant_to_be_there():
+    """No registry, no machine of somebody's, no address that a run would fetch from."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    found = set()
+    for name in filter(None, tracked.stdout.split("\0")):
+        with contextlib.suppress(UnicodeDecodeError, FileNotFoundError):  # pictures; files being renamed
+            found |= set(re.findall(r"https?://([\w.-]+)", (ROOT / name).read_text()))
+    assert found - HOSTS == set()
+    assert "semver.org" in found
 
 
 def test_the_scripts_are_short():

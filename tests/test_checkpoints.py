@@ -1,11 +1,17 @@
+import json
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ROOT, TINY
 
-from smilevae import CheckpointError, checkpoints
+from smilevae import CheckpointError, checkpoints, knobs, runs
+
+FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture
@@ -100,8 +106,6 @@ def test_other_files_are_refused(tmp_path, tiny_run):
 
 
 def test_a_run_folder_means_its_best_checkpoint(tiny_run):
-    from smilevae import runs
-
     lines = sorted(runs.read_metrics(tiny_run), key=lambda line: line["val/loss"])
     found = checkpoints.ranked(tiny_run)
     assert [p.name for p in found] == [checkpoints.best_name(line["epoch"]) for line in lines[:2]]
@@ -127,3 +131,34 @@ def test_links_fall_back_to_copies(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
     checkpoints.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x"
+
+
+# run folders of every release, kept as it wrote them; a later release must load them or say what to do
+
+
+@pytest.fixture(params=sorted(path.name for path in FIXTURES.iterdir()))
+def released(request, tmp_path):
+    return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "sweep" / request.param))
+
+
+def test_a_run_of_every_release_evaluates_goes_on_and_is_compared(released, call):
+    old = json.loads((released / "result.json").read_text())
+    code, errors = call("evaluate", f"ckpt={released}")
+    assert code == 0, errors
+    found = json.loads((released / "evaluation" / "metrics.json").read_text())
+    assert found["model"]["psnr"] == pytest.approx(old["final"]["val/psnr"], abs=1e-3)  # mu decoded, no noise in it
+    code, errors = call("train", f"resume={released}", "epochs=3")
+    assert code == 0, errors
+    assert [line["epoch"] for line in runs.read_metrics(released)] == [1, 2, 3]
+    assert runs.state(released)["status"] == "COMPLETED"
+    assert runs.read_result(released)["settings"].keys() >= knobs.SINCE.keys()
+    command = [sys.executable, "-m", "multirun_analysis", str(released.parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert released.name in (released.parent / "analysis" / "runs.csv").read_text()
+
+
+def test_a_release_keeps_a_run_folder():
+    from smilevae import __version__
+
+    assert (FIXTURES / __version__ / "result.json").exists()

@@ -125,7 +125,8 @@ def attacks(home, best, content, canary):
         with zipfile.ZipFile(found[name], "w", mode) as file:
             for record, data in records.items():
                 file.writestr(record, data)
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 file.writestr(next(iter(records)) if name == "two of one name" else "archive/data/bomb", bytes(10**8))
     found["long pickle"] = home / "long pickle.ckpt"
     with zipfile.ZipFile(found["long pickle"], "w") as file:
@@ -144,7 +145,8 @@ def attacks(home, best, content, canary):
     found["deep settings"].write_bytes(b"")
     found["deep settings"].with_suffix(".json").write_text("[" * 100_000)
     found["script"] = home / "script.pt"
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), found["script"])
     found["link to nowhere"] = home / "nowhere.ckpt"
     found["link to nowhere"].symlink_to(home / "not there")

@@ -1,6 +1,7 @@
 """The whole path on the real config, shrunk: the run folder, determinism, resume, interruption, divergence."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, script
+from conftest import ROOT, TINY, script, slow
 
 from smilevae import checkpoints, datasets, knobs, runs, training
 from smilevae.callbacks import Record
@@ -127,30 +128,36 @@ def test_validating_less_often_does_not_change_training(train):
     assert_same(weights(one)["state_dict"], weights(two)["state_dict"])
 
 
-RECIPE = (
-    *(
-        "schedule=cosine",
-        "weight_decay=0.01",
-        "ema=0.9",
-        "jitter.shift=2",
-        "jitter.rotate=5",
-        "jitter.zoom=0.1",
-        "jitter.light=0.1",
-        "warm_start=ppca",
-    ),
+COSINE = (
+    *("schedule=cosine", "weight_decay=0.01", "ema=0.9"),
+    *("jitter.shift=2", "jitter.rotate=5", "jitter.zoom=0.1", "jitter.light=0.1"),
 )
+RECIPES = {
+    "plateau": ("plateau.patience=0",),
+    "cosine": COSINE,
+    "plateau, warm start": ("plateau.patience=0", "warm_start=ppca"),
+    "cosine, warm start": (*COSINE, "warm_start=ppca"),
+}
+WHERE = (*(f"epoch {n}" for n in range(1, 5)), *(f"step {n}" for n in (1, 7, 8, 14, 18)))  # 5 steps an epoch
+RESUMES = [
+    pytest.param(
+        *(where, workers, recipe),
+        id=f"{where}, {recipe}, {workers} workers",
+        marks=[] if workers == 0 and recipe in ("plateau", "cosine, warm start") and where in WHERE[1::2] else slow,
+    )
+    for where, workers, recipe in itertools.product(WHERE, (0, 2), RECIPES)
+]
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("where", ["epoch 1", "epoch 2", "epoch 3", "step 1", "step 7", "step 8"])
-@pytest.mark.parametrize("recipe", [(), RECIPE], ids=["plateau", "recipe"])
+@pytest.mark.parametrize(("where", "workers", "recipe"), RESUMES)
+@pytest.mark.scorecard(4, "resume = uninterrupted: epoch ends and steps x workers x schedules x warm start: equal bits")
 def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, where, workers, recipe, tmp_path):
     """Killed after the checkpoint of an epoch, or stopped by a signal at a step; 5 steps an epoch, 4 epochs."""
-    knobs_ = ("epochs=4", "plateau.patience=0", f"num_workers={workers}", *recipe)
+    knobs_ = ("epochs=4", f"num_workers={workers}", *RECIPES[recipe])
     whole = train(*knobs_, to="whole")
     kind, number = where.split()
     if kind == "epoch":
@@ -158,7 +165,7 @@ def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, wher
 
         def then_die(self, trainer):
             save(self, trainer)
-            if len(self.epochs) == int(number):
+            if self.epochs[-1]["epoch"] == int(number):
                 raise Killed
 
         monkeypatch.setattr(Record, "_save", then_die)

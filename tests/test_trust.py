@@ -1,0 +1,277 @@
+"""Nothing is lost: failing writes, kills, signals, full and read-only folders, folders that moved."""
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, script, slow
+from test_sweeps import wait_for
+from test_training import assert_same
+
+from smilevae import checkpoints, runs
+
+
+def full(*marks, num):
+    """The whole of a scorecard's row; its short version runs by default."""
+    return pytest.param(num, marks=[slow, *marks])
+
+
+WRITES = pytest.mark.scorecard(
+    2, "the Nth write, fsync, replace, mkdir, link fails: old or new, legal, loud, resumable"
+)
+
+
+@pytest.mark.parametrize("stride", [25, full(WRITES, num=1)])
+def test_whatever_write_fails_nothing_is_lost(tmp_path, stride, record_property):
+    done = subprocess.run(
+        [sys.executable, "tests/faults.py", str(tmp_path), str(stride)],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 3000},
+    )
+    cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not [case for case in cases if case["problems"]]
+    assert len(cases) >= 4 * 60 // stride
+    assert {case["code"] for case in cases} >= {1, 77}
+    record_property("figure", f"{len(cases)} failures of {len({case['kind'] for case in cases})} kinds")
+
+
+# a checkpoint that takes its time to be written, and says when it is
+SLOW_WRITES = """
+import os, sys, time
+sys.path.insert(0, os.getcwd())
+from smilevae import runs
+replace = runs.replace_file
+def slow(path, write, check=None):
+    def gently(file):
+        class Slow:
+            def __getattr__(self, name): return getattr(file, name)
+            def write(self, data):
+                if path.name == "last.ckpt": time.sleep(0.002)
+                return file.write(data)
+        return write(Slow())
+    return replace(path, gently, check)
+runs.replace_file = slow
+import runpy
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+KILLS = pytest.mark.scorecard(3, "kill -9 inside a checkpoint write, TMPDIR on another file system: resumable")
+
+
+@pytest.mark.parametrize("kills", [2, full(KILLS, num=30)])
+def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, record_property):
+    whole = train("epochs=6", to="whole")
+    run, rng, landed = tmp_path / "cut", random.Random(0), 0
+    words = [f"hydra.run.dir={run}", *TINY, "epochs=6"]
+    elsewhere = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
+    for _ in range(kills):
+        command = [sys.executable, "-c", SLOW_WRITES, *words]
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | elsewhere)
+            wait_for(lambda p=process: list(run.glob("checkpoints/.last.ckpt.*.tmp")) or p.poll() is not None)
+            time.sleep(rng.uniform(0, 0.15))
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
+        landed += bool(list(run.glob("checkpoints/.last.ckpt.*.tmp")))
+        for path in run.glob("checkpoints/*.ckpt"):
+            checkpoints.load_vae(path)
+        words = [f"resume={run}"]
+    done = script("train", *words)
+    assert done.returncode == 0, done.stderr
+    assert not list(run.rglob(".*.tmp"))
+    assert_same(checkpoints.read(whole / "checkpoints/last.ckpt"), checkpoints.read(run / "checkpoints/last.ckpt"))
+    assert landed > kills / 2
+    record_property(
+        "figure", f"{kills} of {kills} resumable, {landed} kills before the write was over; bits equal in the end"
+    )
+
+
+# where a signal is to arrive: a function that says so with a file and dawdles
+PHASES = {
+    "scan": ("smilevae.datasets", "decode_all", "data=folder"),
+    "training": ("smilevae.module.VAEModule", "training_step", ""),
+    "validation": ("smilevae.module.VAEModule", "validation_step", ""),
+    "checkpoint": ("smilevae.runs", "replace_file", ""),
+    "between jobs": ("", "", "-m"),
+}
+DAWDLE = """
+import importlib, os, pkgutil, runpy, sys, time
+sys.path.insert(0, os.getcwd())
+place, name, mark = sys.argv[1:4]
+owner = pkgutil.resolve_name(place)
+real, calls = getattr(owner, name), []
+def dawdling(*args, **kwargs):
+    calls.append(1)
+    late = name != "replace_file" or str(args[0]).endswith("last.ckpt")
+    if late and (len(calls) >= 4 or name == "decode_all"):
+        open(mark, "w").close()
+        time.sleep(0.5)
+    return real(*args, **kwargs)
+setattr(owner, name, dawdling)
+sys.argv = ["train.py", *sys.argv[4:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.scorecard(
+    5, "SIGTERM in scan, training, validation, checkpoint, between jobs: exit 143, resumable, under 10 s"
+)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_termination_in_any_phase_is_resumable(tmp_path, pictures, phase, record_property):
+    place, name, more = PHASES[phase]
+    run, mark = tmp_path / "run", tmp_path / "mark"
+    small = [word for word in TINY if not word.startswith("data.")]
+    words = [f"hydra.run.dir={run}", *TINY, "epochs=40"]
+    if phase == "scan":
+        words = [f"hydra.run.dir={run}", more, f"data.root={pictures}", "data.cache=false", *small]
+    command = [sys.executable, "-c", DAWDLE, place, name, str(mark), *words]
+    if phase == "between jobs":
+        words = ["-m", f"hydra.sweep.dir={run}", *TINY, "seed=0,1,2", "epochs=2"]
+        command = [sys.executable, "train.py", *words]
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+        first = run / "seed-0" / "result.json"
+        wait_for((lambda: mark.exists() or process.poll() is not None) if place else first.exists)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=30)
+        took = time.monotonic() - sent
+    said = (tmp_path / "out").read_text()
+    assert (code, took < 10) == (143, True), said
+    assert "Traceback" not in said
+    line = re.search(r"to go on: python train.py (.*)", said)
+    if phase == "scan":
+        assert not run.exists()
+        assert "nothing was learnt yet" in said
+    else:
+        assert line, said
+        words = line[1].split()
+    done = script("train", *words, *(["epochs=6"] if phase in ("training", "validation", "checkpoint") else []))
+    assert done.returncode == 0, done.stdout + done.stderr
+    record_property("figure", f"{phase} {took:.1f} s")
+
+
+def without_override() -> None:
+    """In a child: let permissions bind root too (CAP_DAC_OVERRIDE leaves what the next program may have)."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def read_only(*folders: Path):
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+@pytest.mark.scorecard(12, "moved run, other working directory, read-only folder: evaluate gives the same to the bit")
+def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path, record_property):
+    expected = json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
+    moved = tmp_path / "far" / "away, = 'x'"
+    shutil.copytree(evaluated_run, moved, ignore=lambda *_: ["evaluation"])
+    best = checkpoints.find(str(moved))
+    lone = Path(shutil.copy(best, tmp_path / "lone.ckpt"))
+    code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
+    code += (
+        "from pathlib import Path; from smilevae import evaluation; evaluation.evaluate(Path(sys.argv[2]).absolute())"
+    )
+    cases = {"moved": (best, moved), "lone": (lone, tmp_path), "read-only": (best, tmp_path / "desk")}
+    (tmp_path / "desk").mkdir()
+    for name, (path, where) in cases.items():
+        with read_only(moved, moved / "checkpoints") if name == "read-only" else contextlib.nullcontext():
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(ROOT), os.path.relpath(path, where)],
+                **{"cwd": where, "capture_output": True, "text": True, "timeout": 200},
+                preexec_fn=without_override,
+            )
+        assert done.returncode == 0, done.stderr
+        out = where / (f"evaluation-{moved.name}" if name == "read-only" else "evaluation")
+        found = json.loads((out / "metrics.json").read_text())
+        assert found | {"checkpoint": None} == expected | {"checkpoint": None}, name
+        assert (out / "smile_strip.png").read_bytes() == (evaluated_run / "evaluation/smile_strip.png").read_bytes()
+        if name == "moved":
+            shutil.rmtree(out)
+    record_property("figure", "3 places, numbers and pictures equal")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB; needs the right to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("may not mount a small disk here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def watched(run: Path, epochs: int, spoil, tmp_path: Path) -> tuple[int, str, int]:
+    """Train; after two epochs `spoil`: exit code, what was said, and how many epochs were recorded afterwards."""
+    command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, f"epochs={epochs}"]
+    with open(tmp_path / "out", "w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, preexec_fn=without_override)
+        wait_for(lambda: len(runs.read_metrics(run)) >= 2 or process.poll() is not None)
+        spoil()
+        then = len(runs.read_metrics(run))
+        code = process.wait(timeout=60)
+    return code, (tmp_path / "out").read_text(), len(runs.read_metrics(run)) - then
+
+
+DISK = pytest.mark.scorecard(
+    13, "chmod 555, full disk at a save: loud within an epoch, FAILED, the previous checkpoint loads"
+)
+
+
+@DISK
+def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
+    run = tmp_path / "run"
+    with contextlib.ExitStack() as stack:
+        spoil = lambda: stack.enter_context(read_only(run, run / "checkpoints"))  # noqa: E731
+        code, said, more = watched(run, 100_000, spoil, tmp_path)
+        assert (code, more <= 1) == (1, True)
+        assert re.search(r"error: .*Permission denied; make room there", said)
+        assert "Traceback" not in said
+        assert runs.state(run)["status"] == "FAILED"
+        checkpoints.load_vae(checkpoints.find(str(run)))
+        checkpoints.load_vae(run / "checkpoints" / "last.ckpt")
+    done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
+    assert done.returncode == 0, done.stderr
+    record_property("figure", f"chmod 555: FAILED after {more} more epochs")
+
+
+@DISK
+def test_a_disk_that_fills_up_is_loud(tmp_path, small_disk, record_property):
+    run = small_disk / "run"
+
+    def fill():
+        with contextlib.suppress(OSError), open(small_disk / "rubbish", "wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    code, said, more = watched(run, 100_000, fill, tmp_path)
+    assert (code, more <= 1) == (1, True), said
+    assert re.search(r"error: .*No space left on device; make room there", said)
+    assert "Traceback" not in said
+    assert runs.state(run)["status"] == "FAILED"
+    for path in (run / "checkpoints").glob("*.ckpt"):
+        checkpoints.load_vae(path)
+    (small_disk / "rubbish").unlink()
+    done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
+    assert done.returncode == 0, done.stderr
+    record_property("figure", f"full disk: FAILED after {more} more epochs")
