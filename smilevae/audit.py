@@ -201,18 +201,20 @@ class Audit:
 
 def format_card(card: dict[str, Any]) -> str:
     """The scorecard for a terminal, ending with what the mean difference is besides a smile."""
-    columns = ("at 0", "at 1", "spread", "smiling", "monotone", "same face", "sharp", "range")
+    columns = ("at 0", "at 1", "spread", "smiling", "monotone", "same face", "sharp", "range", "angle")
     lines = [
         f"smile: {card['num_faces']} held-out people who do not smile, read by a judge that is right for"
         f" {card['judge']['smile']:.0%} of people it has not seen (0: not smiling, 1: smiling)",
-        f"{'':30}" + "".join(f"{column:>11}" for column in columns),
+        f"{'':30}" + "".join(f"{column:>10}" for column in columns),
     ]
     zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
     for name, found in card["directions"].items():
         cells = [f"{found['smile'][zero]:.2f}", f"{found['smile'][one]:.2f}", f"{found['spread'][one]:.2f}"]
         cells += [f"{found[key]:.0%}" for key in ("success", "monotone", "identity")] + [f"{found['sharpness']:.2f}"]
         cells.append("{:+g}..{:+g}".format(*found["range"]) if "range" in found else "")
-        lines.append(f"{name:30}" + "".join(f"{cell:>11}" for cell in cells))
+        angle = card["angle_degrees"].get(name)
+        cells.append(f"±{angle:.0f}°" if angle else "")
+        lines.append(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells))
     return "\n".join([*lines, confound_sentence(card["confounds"])])
 
 

@@ -456,7 +456,10 @@ def _cached(
                     work.rename(home)  # a whole cache or none
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-        return np.load(home / "images.npy", mmap_mode="r"), json.loads((home / "notes.json").read_text())
+        try:
+            return np.load(home / "images.npy", mmap_mode="r"), json.loads((home / "notes.json").read_text())
+        except ValueError:  # torn by a power cut
+            raise DataError(f"the image cache {home} is damaged; remove it, and it is built again") from None
     except OSError as error:
         raise DataError(f"the image cache {home} cannot be used ({error.strerror}); {hint}") from None
 

@@ -19,14 +19,15 @@ SIDE = 64  # pixels that pictures are read at
 BINS, CELL, STRIDE = 8, 8, 4  # of the histograms of gradients
 COARSE = 12  # side of the shrunk picture whose colours are features too
 BLUR = 1.5  # pixels, standard deviation of a Gaussian
-NUM_AXES = 80  # that tell people apart
+NUM_AXES = 200  # of the features, that attributes are read from
+NUM_FACE = 80  # of them, that tell people apart
 FOLDS = 5
 
 
 def features(x: Tensor) -> Tensor:
-    """Histograms of oriented gradients (Dalal & Triggs 2005) and coarse colours: (B, 3, S, S) in [0, 1] -> (B, F).
+    """Histograms of oriented gradients (Dalal & Triggs 2005) and coarse colours: (B, 3, S, S) in [0, 1] -> (B, 2, F).
 
-    Each is added to its mirror image's: a face and its mirror image are one to a judge.
+    First what a face and its mirror image share, then that in which they differ, which changes sign between them.
     """
     x = _shrunk(x)
     grey = x.mean(1, keepdim=True)
@@ -36,14 +37,14 @@ def features(x: Tensor) -> Tensor:
     strength, angle = torch.hypot(across, down), torch.atan2(down, across)
     cells = F.avg_pool2d(strength * F.relu(torch.cos(angle - turns)) ** 4, CELL, STRIDE)  # (B, BINS, ., .)
     cells = cells / (cells.square().sum(1, keepdim=True).sqrt() + 0.05)
-    cells = cells + cells.flip(3)[:, (BINS // 2 - torch.arange(BINS)) % BINS]
     colours = F.interpolate(x, (COARSE, COARSE), mode="area")
-    halves = [part[..., : (part.shape[3] + 1) // 2].flatten(1) for part in (cells, colours + colours.flip(3))]
-    return torch.cat(halves, 1)
+    mirrored = cells.flip(3)[:, (BINS // 2 - torch.arange(BINS)) % BINS], colours.flip(3)
+    pairs = [torch.stack([a + b, a - b], 1) for a, b in zip((cells, colours), mirrored)]
+    return torch.cat([pair[..., : (pair.shape[-1] + 1) // 2].flatten(2) for pair in pairs], 2)
 
 
 def _in_chunks(x: Tensor, blurred: bool = False) -> np.ndarray:
-    """Features of any number of pictures: (N, 3, S, S) -> (N, F)."""
+    """Features of any number of pictures: (N, 3, S, S) -> (N, 2, F)."""
     chunks = (_shrunk(chunk) for chunk in x.split(256))
     return torch.cat([features(blur(chunk) if blurred else chunk) for chunk in chunks]).numpy()
 
@@ -91,58 +92,73 @@ MakeJudge = Callable[[Tensor, Mapping[str, np.ndarray], list[str]], Reads]
 
 
 class Judge:
-    """The judge that needs nothing but the training faces: histograms of gradients, and linear models of them."""
+    """The judge that needs nothing but the training faces: histograms of gradients, and linear models on their axes.
+
+    An attribute is read from what a face and its mirror image share, or from all there is, whichever is right more
+    often for people it has not seen.
+    """
 
     def __init__(self, x: Tensor, attributes: Mapping[str, np.ndarray], people: list[str]):
+        from sklearn.decomposition import PCA
+
+        own = _in_chunks(x)
+        every = np.concatenate([own, _in_chunks(x, blurred=True)])
+        self._mean, sd = every.mean(0), every.std(0)
+        self._sd = np.maximum(sd, 0.5 * sd.mean(1, keepdims=True))  # what hardly varies in pictures does in a decoder's
+        num = min(NUM_AXES, len(own) - 1, own.shape[2])
+        self._axes = [PCA(num, random_state=0).fit(half) for half in self._standard(every)]
+        codes = self._on_axes(every)
+        fold = np.unique(people, return_inverse=True)[1] % FOLDS
         self.threshold: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self._models: dict[str, tuple] = {}
-        own = _in_chunks(x)
-        self._fit(own, np.concatenate([own, _in_chunks(x, blurred=True)]), attributes, people)
-
-    def _fit(self, own: np.ndarray, every: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]) -> None:
-        from sklearn.decomposition import PCA
-
-        self._mean, sd = every.mean(0), every.std(0)
-        self._sd = np.maximum(sd, 0.5 * sd.mean())  # what hardly varies in pictures does in a decoder's
-        every, own = self._standard(every), self._standard(own)
-        self._axes = PCA(min(NUM_AXES, len(own) - 1), whiten=True, random_state=0).fit(every)
-        fold = np.unique(people, return_inverse=True)[1] % FOLDS
         for name, values in attributes.items():
-            known = np.isfinite(values)
-            two = len(np.unique(values[known])) == 2
-            rows, labels = np.tile(known, 2), np.tile(values, 2)
-            unseen = np.full(len(values), np.nan)
-            for number in range(FOLDS):
-                inside = rows & np.tile(fold != number, 2)
-                mine = known & (fold == number)
-                if mine.any() and len(np.unique(labels[inside])) > 1:
-                    unseen[mine] = _Model(two).fit(every[inside], labels[inside]).score(own[mine])
-            model = _Model(two).fit(every[rows], labels[rows])
-            seen = known & np.isfinite(unseen)
-            low, high = 0.0, 1.0
+            two = len(np.unique(values[np.isfinite(values)])) == 2
+            found = [(_unseen(codes[:, :width], values, fold, two), width) for width in (num, 2 * num)]
+            (accuracy, low, high), width = max(found, key=lambda one: one[0][0])
             if two:
-                low, high = (float(unseen[seen & (values == v)].mean()) for v in np.unique(values[known]))
                 self.threshold[name] = -low / (high - low)
-                self.accuracy[name] = float(((unseen > 0) == (values == values[known].max()))[seen].mean())
-            else:
-                self.accuracy[name] = float(np.corrcoef(unseen[seen], values[seen])[0, 1])
-            self._models[name] = model, low, high - low
+            rows = np.tile(np.isfinite(values), 2)
+            model = _Model(two).fit(codes[rows, :width], np.tile(values, 2)[rows])
+            self.accuracy[name], self._models[name] = accuracy, (model, width, low, high - low)
+
+    def _on_axes(self, found: np.ndarray) -> np.ndarray:
+        """(N, 2, F) -> (N, 2 K), the shared axes first."""
+        return np.hstack([axes.transform(half) for axes, half in zip(self._axes, self._standard(found))])
 
     def _standard(self, found: np.ndarray) -> np.ndarray:
-        """Features of mean 0 whose variances add up to about 1."""
-        return np.clip((found - self._mean) / self._sd, -4, 4) / np.sqrt(len(self._mean))
+        """Both halves of the features, (2, N, F), of mean 0 and with variances that add up to about 1 each."""
+        return np.clip((found - self._mean) / self._sd, -4, 4).swapaxes(0, 1) / np.sqrt(found.shape[2])
 
     def embed(self, x: Tensor) -> Tensor:
-        codes = self._axes.transform(self._standard(_in_chunks(x)))
+        scale = np.sqrt(self._axes[0].explained_variance_[:NUM_FACE])
+        codes = self._on_axes(_in_chunks(x))[:, : len(scale)] / scale
         return F.normalize(torch.from_numpy(codes).float(), dim=1)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        found = self._standard(_in_chunks(x))
+        codes = self._on_axes(_in_chunks(x))
         return {
-            name: torch.from_numpy((model.score(found) - low) / span).float()
-            for name, (model, low, span) in self._models.items()
+            name: torch.from_numpy((model.score(codes[:, :width]) - low) / span).float()
+            for name, (model, width, low, span) in self._models.items()
         }
+
+
+def _unseen(codes: np.ndarray, values: np.ndarray, fold: np.ndarray, two: bool) -> tuple[float, float, float]:
+    """How right models are for people they have not seen, and the mean scores of those who lack and have it (or 0, 1).
+
+    `codes` (2 N, K) are of sharp, then of blurred pictures; people of one `fold` (N,) are unseen together.
+    """
+    known = np.isfinite(values)
+    rows, labels, scores = np.tile(known, 2), np.tile(values, 2), np.full(len(values), np.nan)
+    for number in range(FOLDS):
+        inside, mine = rows & np.tile(fold != number, 2), known & (fold == number)
+        if mine.any() and len(np.unique(labels[inside])) > 1:
+            scores[mine] = _Model(two).fit(codes[inside], labels[inside]).score(codes[: len(values)][mine])
+    seen = known & np.isfinite(scores)
+    if not two:
+        return float(np.corrcoef(scores[seen], values[seen])[0, 1]), 0.0, 1.0
+    low, high = (float(scores[seen & (values == v)].mean()) for v in np.unique(values[known]))
+    return float(((scores > 0) == (values == values[known].max()))[seen].mean()), low, high
 
 
 def outside(name: str) -> MakeJudge:
@@ -165,9 +181,9 @@ class _Model:
         self.two = two
         self.model = LogisticRegression(C=1.0, max_iter=1000) if two else Ridge(alpha=1.0)
 
-    def fit(self, found: np.ndarray, values: np.ndarray) -> "_Model":
-        self.model.fit(found, (values == values.max()).astype(int) if self.two else values)
+    def fit(self, codes: np.ndarray, values: np.ndarray) -> "_Model":
+        self.model.fit(codes, (values == values.max()).astype(int) if self.two else values)
         return self
 
-    def score(self, found: np.ndarray) -> np.ndarray:
-        return self.model.decision_function(found) if self.two else self.model.predict(found)
+    def score(self, codes: np.ndarray) -> np.ndarray:
+        return self.model.decision_function(codes) if self.two else self.model.predict(codes)

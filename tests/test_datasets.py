@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections import Counter
 
@@ -214,6 +215,16 @@ def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
     monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(DataError, match=r"image cache needs .* GB in .*data.cache=false"):
         load(pictures, image_size=80)
+
+
+@pytest.mark.parametrize("torn", ["notes.json", "images.npy"])
+def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
+    monkeypatch.setattr(datasets.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    load(pictures)
+    (path,) = (tmp_path / "cache").glob(f"*/{torn}")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match="is damaged; remove it, and it is built again"):
+        load(pictures)
 
 
 def test_an_unwritable_cache_is_one_sentence(pictures, monkeypatch, tmp_path):

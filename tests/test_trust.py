@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -156,7 +157,7 @@ def test_a_termination_in_any_phase_is_resumable(tmp_path, pictures, phase, reco
         assert "nothing was learnt yet" in said
     else:
         assert line, said
-        words = line[1].split()
+        words = shlex.split(line[1])
     done = script("train", *words, *(["epochs=6"] if phase in ("training", "validation", "checkpoint") else []))
     assert done.returncode == 0, done.stdout + done.stderr
     record_property("figure", f"{phase} {took:.1f} s")
