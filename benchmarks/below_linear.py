@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smilevae import checkpoints, datasets, latents, linear
+from smilevae import batches, checkpoints, datasets, latents, linear
 from smilevae.losses import beta_vae_terms
 from smilevae.metrics import active_units
 from smilevae.vae import VAE
@@ -39,7 +39,7 @@ def compare(run: str) -> str:
     alone = checkpoints.build_vae(settings).eval()  # its network adds nothing yet
     alone.linear = vae.linear
     faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
-    x = datasets.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
+    x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
     (theirs, _), (ours, mu) = (losses(model, x, settings["beta"]) for model in (alone, vae))
     difference = (ours - theirs).double().numpy()
     low, high = stats.ttest_1samp(difference, 0).confidence_interval()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from smilevae import checkpoints, datasets, evaluation
+from smilevae import batches, checkpoints, datasets, evaluation
 from smilevae.module import jitter
 from smilevae.sampling import draw_codes
 
@@ -91,7 +91,7 @@ def compare(run: str) -> None:
     faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
 
     def pictures(part: str) -> Tensor:
-        x = datasets.to_unit(torch.from_numpy(faces.images[faces.rows(part)]))
+        x = batches.to_unit(torch.from_numpy(faces.images[faces.rows(part)]))
         return F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
 
     real = pictures("train")

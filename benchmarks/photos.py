@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from smilevae import checkpoints, datasets, photo, runs
+from smilevae import checkpoints, crops, datasets, photo, runs
 
 GRAIN = 5  # of 255, standard deviation: the detail of a real sensor, which a decoder does not have
 SHOWN, A_SHEET = 256, 5  # pixels of a tile; pictures on a sheet
@@ -62,10 +62,10 @@ def main(run: str, out: Path, num: int) -> None:
     off, sharp, changed, tiles = [], [], 0, []
     for row in rng.permutation(calm)[:num]:
         picture, true = assembled(faces.images[row], rng)
-        found = photo.find_faces(picture)
+        found = crops.find_faces(picture)
         if not found:
             continue
-        matrix = photo.crop_matrix(found[0], photo.find_eyes(picture, found[0]), editor.side, editor.eyes)
+        matrix = crops.crop_matrix(found[0], crops.find_eyes(picture, found[0]), editor.side, editor.eyes)
         at = corners(matrix, editor.side), corners(true, len(faces.images[row]))
         width = np.hypot(*(at[1][1] - at[1][0]))
         off.append(np.hypot(*(at[0] - at[1]).T).mean() / width)
@@ -73,7 +73,7 @@ def main(run: str, out: Path, num: int) -> None:
         inside = cv2.fillConvexPoly(np.zeros(picture.shape[:2], np.uint8), at[0][[0, 1, 3, 2]].round().astype(int), 1)
         inside = cv2.dilate(inside, np.ones((3, 3))).astype(bool)  # rounding
         changed += sum(int((a != picture)[~inside].any()) for a in after)
-        views = [photo.cut(p, matrix * SHOWN / editor.side, SHOWN) for p in (picture, *after)]
+        views = [crops.cut(p, matrix * SHOWN / editor.side, SHOWN) for p in (picture, *after)]
         sharp.append(detail(_inner(after[0], at[0])) / detail(_inner(picture, at[0])))
         whole = cv2.resize(picture, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA)
         tiles.append(np.hstack([whole, *views]))

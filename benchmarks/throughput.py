@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets as folders
 from torchvision import transforms
 
-from smilevae import checkpoints, datasets, runs, training
+from smilevae import batches, checkpoints, datasets, runs, training
 from smilevae.losses import beta_vae_terms
 from smilevae.networks import NETWORKS
 
@@ -84,14 +84,14 @@ def bare(settings: dict, x: Tensor) -> Callable[[], int]:
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
 
     def epoch() -> int:
-        batches = torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH)
-        for rows in batches:
+        chunks = torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH)
+        for rows in chunks:
             picked = x[rows]
             picked[: BATCH // 2] = picked[: BATCH // 2].flip(3)
             out = vae(picked)
             loss = beta_vae_terms(out.x_hat, picked, out.mu, out.logvar, 1.0).loss.mean()
             step(loss, optimizer, list(vae.parameters()))
-        return len(batches) * BATCH
+        return len(chunks) * BATCH
 
     return epoch
 
@@ -194,7 +194,7 @@ def compare(model: str, root: Path) -> None:
     settings = runs.settings_of(config, given)
     faces = datasets.load_faces(**settings["data"], image_size=SIZE)
     train = torch.from_numpy(faces.images[faces.rows("train")])
-    x = datasets.to_unit(train)
+    x = batches.to_unit(train)
     with tempfile.TemporaryDirectory() as home:
         others = {"notebook": notebook(settings, root / "train"), "bare": bare(settings, x)}
         others["pythae"] = pythae(settings, x.contiguous(), Path(home) / "pythae")

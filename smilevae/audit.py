@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from smilevae import latents, runs, smile
-from smilevae.datasets import Faces, gather, to_unit
+from smilevae.batches import gather, to_unit
+from smilevae.datasets import Faces
 from smilevae.judge import Judge, MakeJudge, Reads
 from smilevae.vae import VAE
 

@@ -13,7 +13,8 @@ from lightning_fabric.plugins import CheckpointIO
 from torch.nn import functional as F
 
 from smilevae import DataError, checkpoints, grids, knobs, latents
-from smilevae.datasets import UNKNOWN, Faces, gather, to_unit
+from smilevae.batches import gather, to_unit
+from smilevae.datasets import UNKNOWN, Faces
 from smilevae.evaluation import INTENSITIES, decode_rows, encode
 from smilevae.runs import Interrupted, Run, Stop, identity
 from smilevae.smile import mean_difference

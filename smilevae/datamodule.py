@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from smilevae import ConfigError
-from smilevae.datasets import EpochBatches, FaceBatches, Faces, in_order, to_unit
+from smilevae.batches import EpochBatches, FaceBatches, in_order, to_unit
+from smilevae.datasets import Faces
 
 VAL_BATCH = 128  # not batch_size: validation draws the same noise in every run of a sweep
 
@@ -47,9 +48,12 @@ class FaceDataModule(pl.LightningDataModule):
         return self._loader([(rows[mine], flips[mine]) for rows, flips in batches if len(rows[mine])])
 
     def _loader(self, batches: Any) -> DataLoader:
-        pin = torch.cuda.is_available()
         return DataLoader(
-            FaceBatches(self.faces), sampler=batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin
+            FaceBatches(self.faces.images, self.faces.smile),
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:

@@ -1,57 +1,40 @@
-"""Faces as one decoded uint8 array with labels, people and parts; the split; the batched gather.
+"""Faces as one decoded uint8 array with labels, people and parts; the split; the cache.
 
 Shapes: N images, B batch, S image side. `smile` is 1, 0 or UNKNOWN; `part` is "train", "val" or "test".
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from smilevae import DataError
+from smilevae.batches import gather, hash64, to_unit
 from smilevae.faces import SyntheticFaces
-from smilevae.images import Unreadable, decode_all, list_images
+from smilevae.images import Unreadable, decode_all
 from smilevae.linear import Spectrum
 from smilevae.ppca import Axes, principal_axes, spectrum, streamed_axes
+from smilevae.sources import PERSON, UNKNOWN, Listing, list_faces, read_attributes
 
-UNKNOWN = -1
-PERSON = r"^(.+)_\d+\.\w+$"  # First_Last_0001.jpg -> First_Last
-CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
-KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
 LEFT_OUT = "none"  # the part of an unlabelled picture whose person is held out
 NUM_AXES = 256  # of a spectrum
 MAX_FITTED = 16_384  # faces that axes are fitted to: a few thousand more improve the optimum by less than 1%
 AT_ONCE = 75_000_000  # values of faces that linear algebra holds in memory: 1,500 faces at 128 px
 CACHE_VERSION = 2  # raise when the same file would decode to other pixels or notes
-
-
-@dataclass
-class Listing:
-    """Picture files before decoding, in a stable order; `names` are relative to the root, in POSIX form."""
-
-    paths: list[Path]
-    names: list[str]
-    smile: list[int]
-    test: list[bool]
-    people: list[str] | None = None  # None: read from the file names
-    num_unlabelled: int = 0  # the last so many are for training only
 
 
 @dataclass
@@ -151,11 +134,7 @@ def load_faces(
         drawn = SyntheticFaces(num_smiling, num_not_smiling, num_test, seed=draw_seed, confound=confound)
         faces = _drawn(drawn, image_size, cache)
     else:
-        sources: dict[str, Callable[..., Listing]] = {"smiling_or_not": smiling_or_not, "celeba": celeba}
-        listing = sources.get(source, folder)(root)
-        if unlabelled:
-            _add_unlabelled(listing, Path(os.path.expanduser(unlabelled)), person_pattern)
-        faces = _decoded(listing, image_size, person_pattern, max_skipped, cache)
+        faces = _decoded(list_faces(source, root, person_pattern, unlabelled), image_size, max_skipped, cache)
     if attributes:
         faces.attributes = faces.attributes | read_attributes(Path(os.path.expanduser(attributes)), faces.names)
     is_test, extra = faces.part == "test", faces.part == LEFT_OUT
@@ -235,130 +214,7 @@ def split_parts(
     return part
 
 
-def folder(root: str) -> Listing:
-    """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
-    base = Path(os.path.expanduser(root))
-    try:
-        if not base.is_dir():
-            raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
-        train = base / "train" if (base / "train").is_dir() else base
-        by_class = {name: list_images(train / name) for name in CLASS_FOLDERS if (train / name).is_dir()}
-        test = list_images(base / "test") if (base / "test").is_dir() else []
-        plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
-    counts = ", ".join(f"{train / name}: {len(by_class.get(name, []))} images" for name in CLASS_FOLDERS)
-    if by_class and not all(by_class.get(name) for name in CLASS_FOLDERS):
-        raise DataError(f"one class is empty ({counts}); fill both folders, or put all pictures into {train} itself")
-    if not by_class and not plain:
-        raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or pictures")
-    labelled = [(p, CLASS_FOLDERS[name], False) for name, paths in by_class.items() for p in paths]
-    labelled += [(p, UNKNOWN, False) for p in plain]
-    # class folders inside test/ are labels too
-    labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
-    paths, smile, is_test = (list(column) for column in zip(*labelled))
-    return Listing(paths, [_text(p.relative_to(base)) for p in paths], smile, is_test)
-
-
-def read_attributes(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Columns of a CSV with a column `file`, as numbers for the pictures `names`: (N,) each, NaN where there is none.
-
-    A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words,
-    `identity` and `smile` are left out. A file is found by its path below data.root, or by its bare name.
-    Raises DataError.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = [row for row in csv.DictReader(file) if row.get("file")]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or "it is not CSV"
-        raise DataError(f"data.attributes={path}: {why}; name a CSV table with a column `file`") from None
-    rows = {row["file"].rsplit("/", 1)[-1]: row for row in table} | {row["file"]: row for row in table}
-    found = [rows.get(name) or rows.get(name.rsplit("/", 1)[-1]) for name in names]
-    if not any(found):
-        raise DataError(f"data.attributes={path}: its column `file` names none of the {len(names)} pictures")
-    columns = {}
-    for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
-        texts = [(row.get(column) or "").strip() if row else "" for row in found]
-        words = sorted({text for text in texts if text})
-        codes: dict[str, float] = {"": math.nan}
-        try:
-            codes |= {word: float(word) for word in words}
-        except ValueError:
-            codes |= {word: float(number) for number, word in enumerate(words)}
-            if len(words) > 2:
-                continue
-        values = np.array([codes[text] for text in texts], dtype=np.float32)
-        if len(np.unique(values[np.isfinite(values)])) > 1:
-            columns[column] = values
-    return columns
-
-
-def _add_unlabelled(listing: Listing, root: Path, pattern: str) -> None:
-    try:
-        paths = list_images(root)
-    except OSError as error:
-        raise DataError(f"data.unlabelled={root}: {error.strerror}; name a folder of pictures") from None
-    if not paths:
-        raise DataError(f"data.unlabelled={root} holds no images; name a folder of pictures")
-    names = [f"unlabelled/{_text(path.relative_to(root))}" for path in paths]
-    if listing.people is not None:
-        listing.people += [_person(pattern, name) for name in names]
-    listing.paths += paths
-    listing.names += names
-    listing.smile += [UNKNOWN] * len(paths)
-    listing.test += [False] * len(paths)
-    listing.num_unlabelled = len(paths)
-
-
-def smiling_or_not(root: str | None) -> Listing:
-    """The public "smiling or not" set from Kaggle; `root` overrides the download with a local copy."""
-    if root:
-        return folder(root)
-    kagglehub = _extra("kagglehub", "data=smiling_or_not")
-    try:
-        path = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
-    except Exception as error:  # kagglehub raises its own, requests' and OSError families
-        raise DataError(
-            f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__}); go online once, or download"
-            " it by hand and pass data.root=PATH"
-        ) from None
-    if not (path / "smile").is_dir():  # archives keep one folder of their own
-        path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
-    return folder(str(path.parent if path.name == "train" else path))
-
-
-def celeba(root: str | None) -> Listing:
-    """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, people from its identity file, its test part."""
-    from torchvision.datasets import CelebA
-
-    base = root or platformdirs.user_cache_dir("smilevae")
-    try:
-        sets = {s: CelebA(base, split=s, target_type=["attr", "identity"], download=not root) for s in ("all", "test")}
-    except Exception as error:  # gdown, zipfile and torchvision raise different families
-        raise DataError(
-            f"CelebA was not found in {base}/celeba and could not be downloaded ({type(error).__name__}:"
-            f" {str(error).splitlines()[0] if str(error) else 'no detail'}); pip install -e '.[data]' and go online, or"
-            " unpack it there and pass data.root=PATH"
-        ) from None
-    every, test = sets["all"], set(sets["test"].filename)
-    return Listing(
-        paths=[Path(base) / "celeba" / "img_align_celeba" / name for name in every.filename],
-        names=list(every.filename),
-        smile=every.attr[:, every.attr_names.index("Smiling")].tolist(),
-        test=[name in test for name in every.filename],
-        people=[str(i) for i in every.identity[:, 0].tolist()],
-    )
-
-
-def _extra(module: str, wanted_by: str) -> Any:
-    try:
-        return __import__(module)
-    except ImportError:
-        raise DataError(f"{wanted_by} needs {module}, which is not installed: pip install -e '.[data]'") from None
-
-
-def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cache: bool) -> Faces:
+def _decoded(listing: Listing, size: int, max_skipped: float, cache: bool) -> Faces:
     """Decode a listing, through the cache where allowed; unreadable files are listed, and refused in numbers."""
     digests = [_digest(path) for path in listing.paths]
     key = hashlib.blake2b(digest_size=16)
@@ -392,7 +248,6 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
         part[-listing.num_unlabelled :] = [LEFT_OUT] * listing.num_unlabelled
     keep = [row for row, name in enumerate(listing.names) if name not in skipped]
     names = [listing.names[row] for row in keep]
-    people = listing.people or [_person(pattern, name) for name in listing.names]
     same: dict[str, list[str]] = {}
     for row in keep:
         same.setdefault(digests[row], []).append(listing.names[row])
@@ -401,7 +256,7 @@ def _decoded(listing: Listing, size: int, pattern: str, max_skipped: float, cach
         smile=np.array([listing.smile[row] for row in keep], dtype=np.int8),
         part=np.array([part[row] for row in keep]),
         names=names,
-        people=[people[row] for row in keep],
+        people=[listing.people[row] for row in keep],
         native_size=meta["native_size"],
         fingerprint=fingerprint,
         skipped=skipped,
@@ -462,101 +317,6 @@ def _cached(
             raise DataError(f"the image cache {home} is damaged; remove it, and it is built again") from None
     except OSError as error:
         raise DataError(f"the image cache {home} cannot be used ({error.strerror}); {hint}") from None
-
-
-def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Copies of some rows of the cache: (B, S, S, 3). Read from the file: pages of a map would stay and count."""
-    if not isinstance(images, np.memmap):
-        return images[rows]
-    found = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    with open(cast("str", images.filename), "rb", buffering=0) as file:
-        for row, place in zip(rows.tolist(), found):
-            file.seek(images.offset + row * images.strides[0])
-            if file.readinto(place) != place.nbytes:
-                raise DataError(f"the image cache {images.filename} was cut short; remove it, and it is built again")
-    return found
-
-
-class FaceBatches(Dataset):
-    """Whole batches of faces with one index: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
-
-    def __init__(self, faces: Faces):
-        self.faces = faces
-
-    def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
-        rows, flips = index
-        images = gather(self.faces.images, rows)
-        images[flips] = images[flips, :, ::-1]
-        return torch.from_numpy(images), torch.from_numpy(self.faces.smile[rows].astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.faces.smile)
-
-
-class EpochBatches(Sampler):
-    """Shuffled, flipped batches that depend on (seed, epoch) alone, so that a resumed epoch repeats the original.
-
-    Yields (rows, flips) for FaceBatches. A last batch that is not full is left out: three images would set
-    BatchNorm's statistics. `skip` drops the first batches of the first epoch (a resume within it); `rank` and
-    `world` share each batch out between processes.
-    """
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        batch_size: int,
-        seed: int,
-        *,
-        flip: bool,
-        epoch: int = 0,
-        skip: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.rows, self.batch_size, self.seed, self.flip = rows, min(batch_size, len(rows)), seed, flip
-        self.epoch, self.skip, self.rank, self.world = epoch, skip, rank, world
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        rng = np.random.default_rng(hash64("shuffle", self.seed, self.epoch))
-        order = rng.permutation(self.rows)
-        flips = (rng.random(len(order)) < 0.5) & self.flip
-        first, self.skip = self.skip, 0
-        for batch in range(first, len(self)):
-            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world)
-            yield order[mine], flips[mine]
-
-    def __len__(self) -> int:
-        return len(self.rows) // self.batch_size
-
-
-def in_order(rows: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every row once, unflipped, as indices of FaceBatches: a sampler for validation and evaluation."""
-    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [(chunk, np.zeros(len(chunk), dtype=bool)) for chunk in chunks]
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [0, 1], channels_last in memory without a copy."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
-
-
-def hash64(*parts: object) -> int:
-    """A 64-bit hash of the parts' text: independent random streams by name, the same on every machine."""
-    text = "\0".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _person(pattern: str, name: str) -> str:
-    match = re.match(pattern, name.rsplit("/", 1)[-1])
-    return match[1] if match else name
-
-
-def _text(path: Path) -> str:
-    """A path as text that any terminal and any file can hold."""
-    return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _digest(path: Path) -> str:

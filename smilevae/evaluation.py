@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smilevae import CheckpointError, audit, checkpoints, grids, latents, runs
-from smilevae.datasets import Faces, gather, hash64, in_order, load_faces, to_unit
+from smilevae.batches import gather, hash64, in_order, to_unit
+from smilevae.crops import typical_eyes
+from smilevae.datasets import Faces, load_faces
 from smilevae.judge import Judge, outside
 from smilevae.losses import beta_vae_terms, gaussian_kl
 from smilevae.metrics import active_units, negative_elbo, psnr
-from smilevae.photo import typical_eyes
 from smilevae.sampling import draw_codes, nearest
 from smilevae.smile import Dial, mean_difference, plain_dial
 from smilevae.vae import VAE

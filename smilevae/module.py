@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from smilevae import CheckpointError, UserError
+from smilevae.batches import hash64
 from smilevae.datamodule import VAL_BATCH
-from smilevae.datasets import hash64
 from smilevae.losses import beta_vae_terms, gaussian_kl, squared_error
 from smilevae.metrics import active_units, negative_elbo, psnr
 from smilevae.vae import VAE

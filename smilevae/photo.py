@@ -27,17 +27,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smilevae import CheckpointError, ConfigError, DataError, checkpoints, images, runs
+from smilevae import CheckpointError, ConfigError, DataError, checkpoints, crops, images, runs
 from smilevae.smile import Dial, dial_from
 
-EYES = ((0.24, 0.255), (0.76, 0.255))  # in the training pictures, where they were not measured: shares of the side
-INSET = (0.13, 0.21, 0.73)  # left, top and side of the crop within a detector's box (LFWcrop's, measured on LFW)
-TILT = np.radians(5)
-SOFT = 0.2  # share of the side over which the edit fades out
-MIN_FACE = 24  # pixels
-LONGEST = 1024  # side at which faces are looked for
 OPTIONS = ("ckpt", "image", "smile", "out", "face", "box", "direction")
-Points = tuple[tuple[float, float], tuple[float, float]]
 
 
 class Editor:
@@ -64,20 +57,20 @@ class Editor:
     @torch.no_grad()
     def edit(self, photo: np.ndarray, matrix: np.ndarray, intensities: list[float]) -> list[np.ndarray]:
         """The photograph (H, W, 3) uint8 with the face at `matrix` (photograph to crop, 2 x 3) at each intensity."""
-        x = torch.from_numpy(cut(photo, matrix, self.side)).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(crops.cut(photo, matrix, self.side)).permute(2, 0, 1)[None].float() / 255
         mu = self.vae.encode(x)[0]
         codes = self.dial.turn(mu, torch.tensor(intensities))[0]
         faces = self.vae.decode(torch.cat([mu, codes])).clamp(0, 1)
-        return [paste(photo, (face - faces[0]).permute(1, 2, 0).numpy(), matrix) for face in faces[1:]]
+        return [crops.paste(photo, (face - faces[0]).permute(1, 2, 0).numpy(), matrix) for face in faces[1:]]
 
 
-def read_dial(path: Path, latent_dim: int, direction: str | None) -> tuple[Dial, Points]:
+def read_dial(path: Path, latent_dim: int, direction: str | None) -> tuple[Dial, crops.Points]:
     """The chosen dial of an evaluation, and where eyes are in its training pictures."""
     try:
         content = json.loads(path.read_text())
         dials = {str(name): dial for name, dial in content["dials"].items()}
         chosen = direction or str(content["best"])
-        eyes = [[float(v) for v in point] for point in content["eyes"] or EYES]
+        eyes = [[float(v) for v in point] for point in content["eyes"] or crops.EYES]
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; run python evaluate.py ckpt={path.parent.parent} first") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -91,111 +84,6 @@ def read_dial(path: Path, latent_dim: int, direction: str | None) -> tuple[Dial,
     if np.shape(eyes) != (2, 2) or not all(0 <= v <= 1 for point in eyes for v in point):
         raise CheckpointError(f"{path} is damaged; run python evaluate.py again")
     return dial, ((eyes[0][0], eyes[0][1]), (eyes[1][0], eyes[1][1]))
-
-
-def find_faces(photo: np.ndarray) -> list[tuple[float, float, float, float]]:
-    """Boxes (left, top, width, height) of the faces in a photograph (H, W, 3), largest first."""
-    shrink = max(1.0, max(photo.shape[:2]) / LONGEST)
-    grey = _grey(photo, shrink)
-    found = _cascade("frontalface_alt2").detectMultiScale(grey, 1.1, 4, minSize=(MIN_FACE, MIN_FACE))
-    boxes = [tuple(float(v) * shrink for v in box) for box in found]
-    return sorted(boxes, key=lambda box: -box[2] * box[3])  # type: ignore[return-value]
-
-
-def find_eyes(photo: np.ndarray, box: tuple[float, float, float, float]) -> Points | None:
-    """The middles of both eyes of a face, the photograph's left one first; None where they are not clear."""
-    left, top, width, height = (round(v) for v in box)
-    upper = photo[max(0, top) : top + round(0.6 * height), max(0, left) : left + width]
-    if min(upper.shape[:2]) < MIN_FACE // 2:
-        return None
-    cv2, zoom = _cv2(), 160 / upper.shape[1]
-    grey = cv2.resize(_grey(upper, 1), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
-    found = _cascade("eye_tree_eyeglasses").detectMultiScale(grey, 1.05, 3, minSize=(18, 18), maxSize=(64, 64))
-    middles = [((x + w / 2) / zoom, (y + h / 2) / zoom) for x, y, w, h in found]
-    lefts, rights = ([m for m in middles if (m[0] < upper.shape[1] / 2) == side] for side in (True, False))
-    pairs = [(a, b) for a in lefts for b in rights if 0.25 * width < b[0] - a[0] < 0.65 * width]
-    pairs = [(a, b) for a, b in pairs if abs(a[1] - b[1]) < 0.25 * (b[0] - a[0])]
-    if not pairs:
-        return None
-    a, b = pairs[0]
-    x, y = max(0, left), max(0, top)
-    return (x + a[0], y + a[1]), (x + b[0], y + b[1])
-
-
-def typical_eyes(pictures: np.ndarray) -> Points | None:
-    """Where eyes are in training pictures (N, S, S, 3) uint8, as shares of the side: medians over those that show both.
-
-    None where fewer than ten do, or OpenCV is not installed.
-    """
-    try:
-        found = [find_eyes(picture, (0, 0, picture.shape[1], picture.shape[0])) for picture in pictures]
-    except DataError:
-        return None
-    points = np.array([eyes for eyes in found if eyes]) / pictures.shape[1]
-    if len(points) < 10:
-        return None
-    (ax, ay), (bx, by) = np.median(points, 0).tolist()
-    apart, height = bx - ax, (ay + by) / 2  # faces have no side: a crop's middle lies between the eyes
-    return ((1 - apart) / 2, height), ((1 + apart) / 2, height)
-
-
-def crop_matrix(box: tuple[float, float, float, float], eyes: Points | None, side: int, typical: Points) -> np.ndarray:
-    """Photograph to crop of `side` pixels (2 x 3): by a detector's box and, where they are known, the eyes.
-
-    Each is wrong by about a tenth of the side in ways of its own: middle and size are the mean of both (measured on
-    training faces laid into pictures: a fifth less wrong). A tilt is undone as far as it exceeds what training
-    pictures show.
-    """
-    middle, scale, angle = complex(box[0], box[1]), INSET[2] * box[2] / side, 0.0
-    middle += complex(INSET[0] * box[2], INSET[1] * box[3]) + scale * side * (1 + 1j) / 2
-    if eyes is not None:
-        (a, b), (c, d) = (complex(*p) for p in eyes), (side * complex(*p) for p in typical)
-        turn = (b - a) / (d - c)  # crop to photograph: a similarity is a complex factor and a shift
-        middle = (middle + a + turn * (side * (1 + 1j) / 2 - c)) / 2
-        scale, angle = np.sqrt(scale * abs(turn)), np.angle(turn)
-        angle -= np.clip(angle, -TILT, TILT)
-    turn = np.exp(-1j * angle) / scale
-    shift = side * (1 + 1j) / 2 - turn * middle
-    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
-
-
-def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    """The crop (S, S, 3) uint8 of a photograph, antialiased."""
-    cv2 = _cv2()
-    finer = int(np.clip(np.ceil(1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))), 1, 16))
-    scale = np.array([[finer, 0, (finer - 1) / 2], [0, finer, (finer - 1) / 2]]) @ np.vstack([matrix, [0, 0, 1]])
-    large = cv2.warpAffine(
-        photo, scale, (side * finer, side * finer), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
-    return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA)
-
-
-def soft_mask(side: int) -> np.ndarray:
-    """(S, S) from 0 at the border to 1 within, smoothly."""
-    edge = np.minimum(np.arange(side), np.arange(side)[::-1]) / (SOFT * side)
-    ramp = np.clip(edge, 0, 1)
-    ramp = ramp**2 * (3 - 2 * ramp)
-    return (ramp[:, None] * ramp).astype(np.float32)
-
-
-def paste(photo: np.ndarray, change: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The photograph with a crop's change (S, S, 3) in [-1, 1] added under the soft mask; no other pixel differs."""
-    cv2, side = _cv2(), change.shape[0]
-    corners = np.array([[0, 0], [side, 0], [0, side], [side, side]]) - matrix[:, 2]
-    corners = np.linalg.solve(matrix[:, :2], corners.T).T
-    (left, top), (right, low) = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int) + 1
-    left, top = max(0, left), max(0, top)
-    right, low = min(photo.shape[1], right), min(photo.shape[0], low)
-    if right <= left or low <= top:
-        return photo.copy()
-    local = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ [left, top]])
-    shown = change.astype(np.float32) * soft_mask(side)[:, :, None]
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    added = cv2.warpAffine(shown, local, (int(right - left), int(low - top)), flags=flags)
-    result = photo.copy()
-    region = result[top:low, left:right].astype(np.float32) + 255 * added
-    result[top:low, left:right] = region.round().clip(0, 255).astype(np.uint8)
-    return result
 
 
 def main(arguments: list[str]) -> None:
@@ -248,14 +136,14 @@ def where(photo: np.ndarray, source: Path, options: dict[str, Any], editor: Edit
             if (box == "frame")
             else box
         )
-        if side < MIN_FACE or left < 0 or top < 0 or left + side > width or top + side > height:
+        if side < crops.MIN_FACE or left < 0 or top < 0 or left + side > width or top + side > height:
             raise DataError(f"{source}: box={left:g},{top:g},{side:g} does not lie in its {width}x{height} pixels")
         scale = editor.side / side
         return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
-    faces = find_faces(photo)
+    faces = crops.find_faces(photo)
     if not faces:
         raise DataError(
-            f"{source}: no face of {MIN_FACE} pixels or more was found; pass box=LEFT,TOP,SIDE or box=frame, or a"
+            f"{source}: no face of {crops.MIN_FACE} pixels or more was found; pass box=LEFT,TOP,SIDE or box=frame, or a"
             " picture with a larger, more frontal face"
         )
     number = options.get("face", 1)
@@ -264,7 +152,7 @@ def where(photo: np.ndarray, source: Path, options: dict[str, Any], editor: Edit
             f"{source}: face={number}, but only {len(faces)} were found; pass face=1 to {len(faces)} or all"
         )
     chosen = faces if number == "all" else [faces[number - 1]]
-    return [crop_matrix(face, find_eyes(photo, face), editor.side, editor.eyes) for face in chosen]
+    return [crops.crop_matrix(face, crops.find_eyes(photo, face), editor.side, editor.eyes) for face in chosen]
 
 
 def save(pictures: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:
@@ -274,14 +162,16 @@ def save(pictures: list[np.ndarray], out: Path, profile: bytes | None, matrix: n
     )
     if form is None:
         raise ConfigError(f"out={out} is of no known kind; end it in .png, .jpg, .webp, .gif or .mp4")
+    faces = [crops.cut(p, matrix * 2, 2 * side) for p in pictures] if len(pictures) > 1 else pictures
     if form in ("GIF", "MP4"):
-        shown = [cut(p, matrix, 2 * side) if max(p.shape) > LONGEST else p for p in [*pictures, *pictures[-2:0:-1]]]
+        shown = faces if max(pictures[0].shape) > crops.LONGEST else pictures
+        shown = [*shown, *shown[-2:0:-1]]
         if form == "MP4":
             return _save_film(shown, out)
         frames = [Image.fromarray(p) for p in shown]
         extra: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 80, "loop": 0}
         return runs.replace_file(out, lambda file: frames[0].save(file, "GIF", **extra))
-    picture = pictures[0] if len(pictures) == 1 else np.hstack([cut(p, matrix * 2, 2 * side) for p in pictures])
+    picture = np.hstack(faces)
     quality = {"quality": 95, "subsampling": 0} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
     image = Image.fromarray(picture)
     runs.replace_file(out, lambda file: image.save(file, form, icc_profile=profile, **quality))
@@ -289,7 +179,7 @@ def save(pictures: list[np.ndarray], out: Path, profile: bytes | None, matrix: n
 
 
 def _save_film(pictures: list[np.ndarray], out: Path) -> None:
-    cv2 = _cv2()
+    cv2 = crops.opencv()
     height, width = (n - n % 2 for n in pictures[0].shape[:2])
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "film.mp4"
@@ -335,25 +225,6 @@ def parse(arguments: list[str]) -> dict[str, Any]:
     except ValueError:
         raise ConfigError("box is LEFT,TOP,SIDE in pixels or frame; face is a number from 1, or all") from None
     return options
-
-
-def _grey(photo: np.ndarray, shrink: float) -> np.ndarray:
-    cv2 = _cv2()
-    grey = cv2.cvtColor(np.ascontiguousarray(photo), cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA) if shrink > 1 else grey
-
-
-def _cascade(name: str) -> Any:
-    cv2 = _cv2()
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
-
-
-def _cv2() -> Any:
-    try:
-        import cv2
-    except ImportError:
-        raise DataError("finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'") from None
-    return cv2
 
 
 if __name__ == "__main__":

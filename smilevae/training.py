@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import ConfigError, callbacks, checkpoints, datasets, evaluation, linear, ppca, runs
+from smilevae import ConfigError, batches, callbacks, checkpoints, datasets, evaluation, linear, ppca, runs
 from smilevae.datamodule import FaceDataModule
 from smilevae.module import VAEModule
 
@@ -33,7 +33,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     run.write_json("forecast.json", linear.linear_vae(*point))
     log.info(linear.forecast(*point))
     data = FaceDataModule(faces, **{k: settings[k] for k in ("batch_size", "seed", "augment", "num_workers")})
-    torch.manual_seed(datasets.hash64("weights", settings["seed"]))
+    torch.manual_seed(batches.hash64("weights", settings["seed"]))
     vae = checkpoints.build_vae(settings)
     if vae.linear and not goes_on:
         vae.linear.load_state_dict(ppca.linear_vae_weights(faces.axes, settings["beta"], settings["latent_dim"]))

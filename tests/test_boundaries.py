@@ -12,7 +12,7 @@ from conftest import ROOT
 
 BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
-MACHINERY = {"networks", "vae", "images", "faces", "datasets"}
+MACHINERY = {"networks", "vae", "images", "faces", "sources", "batches", "datasets", "crops"}
 RECORD = {"runs", "checkpoints"}
 USE = {"evaluation", "audit", "photo", "export", "app"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
@@ -23,25 +23,19 @@ ALLOWED = {
     **dict.fromkeys(MACHINERY, BASE | ARITHMETIC | MACHINERY),
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs", "console", "export"},  # the last two as a command
-    "audit": {"smile", "latents", "judge", "vae", "datasets", "runs"},
-    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "photo"},
+    "audit": {"smile", "latents", "judge", "vae", "batches", "datasets", "runs"},
+    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit"},
     "export": {"audit", "checkpoints", "runs", "vae"},
-    "app": {"photo", "images", "grids", "sampling", "console"},
+    "app": {"crops", "photo", "images", "grids", "sampling", "console"},
     "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
-    "sweeps": {
-        "knobs",
-        "runs",
-        "console",
-        "training",
-        "evaluation",
-        "datasets",
-        "linear",
-    },  # the last four in other processes
+    # the last four in other processes
+    "sweeps": {"knobs", "runs", "console", "training", "evaluation", "datasets", "linear"},
 }
+TORCHLESS = {"linear", "images", "faces", "sources", "crops"}
 LIBRARIES = {  # where a heavy or framework library may be named
-    "torch": ARITHMETIC - {"linear"} | MACHINERY - {"images", "faces"} | {"checkpoints", "sweeps"} | USE | GLUE,
+    "torch": (ARITHMETIC | MACHINERY | USE | GLUE | {"checkpoints", "sweeps"}) - TORCHLESS,
     "pytorch_lightning": GLUE,
     "lightning_fabric": GLUE,
     "hydra": EDGE,

@@ -8,8 +8,9 @@ import pytest
 from conftest import SMILES
 from PIL import Image
 
-from smilevae import DataError, datasets
-from smilevae.datasets import EpochBatches, FaceBatches, hash64, in_order, load_faces, split_parts, to_unit
+from smilevae import DataError, batches, datasets, sources
+from smilevae.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
+from smilevae.datasets import load_faces, split_parts
 
 BASE = {"image_size": 64, "split_seed": 0}
 
@@ -86,7 +87,7 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     faces = load(pictures, unlabelled=str(more))
     assert [faces.names[row] for row in faces.rows("val")] == [plain.names[row] for row in plain.rows("val")]
     added = [faces.names[row] for row in faces.rows("train") if faces.names[row].startswith("unlabelled/")]
-    assert {datasets._person(datasets.PERSON, name) for name in added} == {trained, "Somebody_Else"}
+    assert {sources.person(sources.PERSON, name) for name in added} == {trained, "Somebody_Else"}
     assert all(faces.smile[row] == datasets.UNKNOWN for row in faces.rows("train")[-2:])
     card = faces.card()
     assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
@@ -281,7 +282,7 @@ def test_a_batch_larger_than_the_set_still_gives_a_step():
 
 def test_gather_flips_the_right_rows_and_gives_unit_floats(pictures):
     faces = load(pictures)
-    images, smile = FaceBatches(faces)[(np.array([3, 0, 7]), np.array([False, True, False]))]
+    images, smile = FaceBatches(faces.images, faces.smile)[(np.array([3, 0, 7]), np.array([False, True, False]))]
     np.testing.assert_array_equal(images[0], faces.images[3])
     np.testing.assert_array_equal(images[1], faces.images[0][:, ::-1])
     np.testing.assert_array_equal(smile, faces.smile[[3, 0, 7]])
@@ -308,7 +309,7 @@ def test_hash64_separates_streams():
 
 def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
     pytest.importorskip("kagglehub")
-    version = tmp_path / "hub" / "datasets" / datasets.KAGGLE_HANDLE
+    version = tmp_path / "hub" / "datasets" / sources.KAGGLE_HANDLE
     version.parent.mkdir(parents=True)
     shutil.copytree(pictures, version)
     for name in ("smile", "non_smile"):
@@ -380,13 +381,13 @@ def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
     faces = load(pictures)
     assert isinstance(faces.images, np.memmap)
     rows = np.array([5, 0, 51, 5])
-    assert np.array_equal(datasets.gather(faces.images, rows), np.asarray(faces.images)[rows])
+    assert np.array_equal(batches.gather(faces.images, rows), np.asarray(faces.images)[rows])
     array = np.arange(24).reshape(6, 4)
-    assert np.array_equal(datasets.gather(array, np.array([3, 1])), array[[3, 1]])
+    assert np.array_equal(batches.gather(array, np.array([3, 1])), array[[3, 1]])
     short = tmp_path / "short.npy"
     np.lib.format.open_memmap(short, "w+", np.uint8, (4, 8, 8, 3)).flush()
     mapped = np.load(short, mmap_mode="r")
     with open(short, "r+b") as file:
         file.truncate(400)
     with pytest.raises(DataError, match="was cut short"):
-        datasets.gather(mapped, np.array([3]))
+        batches.gather(mapped, np.array([3]))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from smilevae import CheckpointError, checkpoints, datasets, evaluation, runs, smile
+from smilevae import CheckpointError, batches, checkpoints, datasets, evaluation, runs, smile
 from smilevae.grids import GAP, pairs, square, tile
 from smilevae.ppca import principal_axes, streamed_axes
 
@@ -66,7 +66,7 @@ def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch)
 def test_the_table_agrees_with_scikit_image(evaluated, model):
     _, metrics = evaluated
     vae, faces = model
-    x = datasets.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
+    x = batches.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
     with torch.no_grad():
         guess = vae.decode(vae.encode(x)[0])
     a, b = (t.permute(0, 2, 3, 1).double().numpy() for t in (x, guess))

@@ -7,7 +7,7 @@ import pytest
 from conftest import SMILES
 from PIL import Image, ImageCms
 
-from smilevae import CheckpointError, ConfigError, DataError, photo
+from smilevae import CheckpointError, ConfigError, DataError, crops, photo
 
 cv2 = pytest.importorskip("cv2")
 
@@ -53,13 +53,13 @@ def test_cutting_and_pasting_are_inverse_wherever_the_face_is_and_however_it_is_
     change = np.stack([0.3 * np.sin(6 * x), 0.2 * np.cos(5 * y), 0.2 * x * y], 2)
     grey = np.full((500, 600, 3), 128, np.uint8)
     for eyes in ((200, 200), (330, 200)), ((220, 180), (300, 240)), ((250, 250), (282, 250)):
-        matrix = photo.crop_matrix((180, 150, 160, 160), eyes, 64, photo.EYES)
-        pasted = photo.paste(grey, change, matrix)
-        back = photo.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
+        matrix = crops.crop_matrix((180, 150, 160, 160), eyes, 64, crops.EYES)
+        pasted = crops.paste(grey, change, matrix)
+        back = crops.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
         inner = slice(16, 48)
         assert np.abs(back[inner, inner] - change[inner, inner]).max() < 0.03
-    off = photo.crop_matrix((-500, -500, 90, 90), None, 64, photo.EYES)
-    assert np.array_equal(photo.paste(grey, change, off), grey)
+    off = crops.crop_matrix((-500, -500, 90, 90), None, 64, crops.EYES)
+    assert np.array_equal(crops.paste(grey, change, off), grey)
 
 
 def place(matrix):
@@ -71,15 +71,15 @@ def place(matrix):
 
 def test_a_crop_lies_between_what_the_box_and_what_the_eyes_say():
     box, typical = (100, 200, 100, 100), ((0.25, 0.25), (0.75, 0.25))
-    middle, side, tilt = place(photo.crop_matrix(box, None, 64, typical))
-    left, top, share = photo.INSET
+    middle, side, tilt = place(crops.crop_matrix(box, None, 64, typical))
+    left, top, share = crops.INSET
     assert (side, tilt) == (pytest.approx(100 * share), 0)
     assert middle == pytest.approx([100 + 100 * (left + share / 2), 200 + 100 * (top + share / 2)])
     # eyes that alone would mean a square of 80 pixels around (160, 240), and the same turned by 15 degrees
     for angle, undone in ((0, 0), (3, 0), (-3, 0), (15, 10), (-15, -10)):
         c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         eyes = tuple((160 + c * x - s * y, 240 + s * x + c * y) for x, y in ((-20, -20), (20, -20)))
-        both = place(photo.crop_matrix(box, eyes, 64, typical))
+        both = place(crops.crop_matrix(box, eyes, 64, typical))
         assert both[0] == pytest.approx((middle + np.array([160, 240])) / 2)
         assert both[1:] == (pytest.approx(np.sqrt(80 * 100 * share)), pytest.approx(undone, abs=1e-6))
 
@@ -87,7 +87,7 @@ def test_a_crop_lies_between_what_the_box_and_what_the_eyes_say():
 def test_a_large_face_is_cut_without_aliasing():
     stripes = np.zeros((800, 800, 3), np.uint8)
     stripes[:, ::2] = 255
-    found = photo.cut(stripes, np.array([[0.09, 0, -2], [0, 0.09, -2]]), 64)
+    found = crops.cut(stripes, np.array([[0.09, 0, -2], [0, 0.09, -2]]), 64)
     assert np.abs(found.astype(int) - 127).max() < 12
 
 
@@ -102,6 +102,18 @@ def test_orientation_is_applied_the_profile_kept_and_the_place_left_out(model, t
         assert after.info["icc_profile"] == profile
         assert not after.getexif()
     assert b"at home" not in (tmp_path / "out.jpg").read_bytes()
+
+
+def test_a_film_of_a_large_photograph_shows_the_face(model, tmp_path):
+    """The square of the face, at twice the model's size: its colour, and none of what lies around it."""
+    scene = np.full((1200, 1400, 3), 255, np.uint8)
+    scene[300:700, 500:900] = (40, 120, 60)
+    Image.fromarray(scene).save(tmp_path / "in.png")
+    call(model, tmp_path / "in.png", tmp_path / "out.gif", smile="0:0.01:2", box="500,300,400")
+    with Image.open(tmp_path / "out.gif") as film:
+        shown = np.asarray(film.convert("RGB")).astype(int)
+    assert shown.shape == (128, 128, 3)
+    assert np.abs(shown[8:-8, 8:-8] - (40, 120, 60)).max() < 30
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".mp4"])
@@ -178,9 +190,9 @@ def test_real_faces_are_found_in_larger_pictures_with_their_eyes():
         face = np.asarray(Image.open(file).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC))
         scene = np.full((500, 700, 3), 110, np.uint8)
         scene[130:370, 250:490] = face
-        if boxes := photo.find_faces(scene):
-            eyes = photo.find_eyes(scene, boxes[0])
-            matrix = photo.crop_matrix(boxes[0], eyes, 64, photo.EYES)
+        if boxes := crops.find_faces(scene):
+            eyes = crops.find_eyes(scene, boxes[0])
+            matrix = crops.crop_matrix(boxes[0], eyes, 64, crops.EYES)
             corner = np.linalg.solve(matrix[:, :2], -matrix[:, 2])
             right += np.abs(corner - [250, 130]).max() < 40
     assert right >= 14

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae import ConfigError, DataError, audit, datasets, smile
+from smilevae import ConfigError, DataError, audit, batches, datasets, smile, sources
 from smilevae.judge import Judge, blur, features, outside
 from smilevae.ppca import linear_vae_weights
 from smilevae.vae import VAE
@@ -164,7 +164,7 @@ def drawn():
 
 
 def pictures(faces, part):
-    return datasets.to_unit(torch.from_numpy(faces.images[faces.rows(part)])).contiguous()
+    return batches.to_unit(torch.from_numpy(faces.images[faces.rows(part)])).contiguous()
 
 
 def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
@@ -208,7 +208,7 @@ def card(tmp_path_factory):
     vae = VAE(network="patch", linear=True, **some).eval()
     vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
     with torch.no_grad():
-        mu = vae.encode(datasets.to_unit(torch.from_numpy(np.array(faces.images))))[0]
+        mu = vae.encode(batches.to_unit(torch.from_numpy(np.array(faces.images))))[0]
     assert audit.possible(faces)
     judges = []
 
@@ -271,7 +271,7 @@ def test_features_are_of_the_face_and_not_of_its_size_and_blur_keeps_the_mean():
 
 def test_attributes_come_from_a_table(pictures_csv):
     path, names = pictures_csv
-    found = datasets.read_attributes(path, names)
+    found = sources.read_attributes(path, names)
     assert set(found) == {"gender", "age"}
     assert found["gender"][:3].tolist() == [0.0, 1.0, 0.0]
     assert found["age"][0] == 31
@@ -301,4 +301,4 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, problem):
     if text:
         path.write_text(text)
     with pytest.raises(DataError, match=problem):
-        datasets.read_attributes(path, ["a.jpg"])
+        sources.read_attributes(path, ["a.jpg"])

@@ -93,14 +93,14 @@ def test_training_learns(train):
 @pytest.mark.parametrize("ema", [0, 0.9])
 def test_the_first_validation_agrees_with_plain_torch(train, ema):
     """val/loss of epoch 1 again from its checkpoint, in float64, without Lightning."""
-    from smilevae import datasets
+    from smilevae import batches, datasets
     from smilevae.losses import beta_vae_terms
 
     run = train("epochs=1", "beta=3", f"ema={ema}")
     vae, content = checkpoints.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
     faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
-    x = datasets.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
-    noise = torch.Generator().manual_seed(datasets.hash64("noise", "val", 0, 0, 0))
+    x = batches.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
+    noise = torch.Generator().manual_seed(batches.hash64("noise", "val", 0, 0, 0))
     with torch.no_grad():
         out = vae(x, torch.randn(VAL_BATCH, 8, generator=noise)[: len(x)])
     terms = beta_vae_terms(*(t.double() for t in (out.x_hat, x, out.mu, out.logvar)), beta=3.0)
