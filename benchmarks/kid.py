@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from smilevae import batches, checkpoints, datasets, evaluation
+from smilevae import batches, checkpoints, datasets, measure
 from smilevae.module import jitter
 from smilevae.sampling import draw_codes
 
@@ -101,8 +101,8 @@ def compare(run: str) -> None:
     print(f"{run}, {len(real)} training faces, {len(faces.rows('val'))} held out; KID (face features) x 1000")
     print(f"  {'other half of the training faces':42} {kid(network, real[order[::2]], real[order[1::2]])}")
     print(f"  {'held-out people':42} {kid(network, real, pictures('val'))}")
-    mu, logvar = evaluation.encode(vae, faces, faces.rows("train"))
-    held_out = evaluation.encode(vae, faces, faces.rows("val"))[0]
+    mu, logvar = measure.encode(vae, faces, faces.rows("train"))
+    held_out = measure.encode(vae, faces, faces.rows("val"))[0]
     print(f"  {'reconstructions of held-out people':42} {kid(network, real, decode(vae, held_out))}")
     for sampler in ("prior", "mixture"):
         for temperature in (1.0, 0.8, 0.6):

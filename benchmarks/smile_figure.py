@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from smilevae import audit, checkpoints, datasets, evaluation, runs
+from smilevae import audit, checkpoints, datasets, measure, runs
 
 SHOWN = torch.tensor([-1.0, 0, 1, 2])
 NUM_FACES = 3
@@ -24,10 +24,10 @@ def main(run: str, out: Path) -> None:
     vae, content = checkpoints.load_vae(checkpoints.find(run))
     settings = content["hyper_parameters"]
     faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
-    found = audit.Audit(vae, faces, lambda rows: evaluation.encode(vae, faces, rows)[0])
+    found = audit.Audit(vae, faces, lambda rows: measure.encode(vae, faces, rows)[0])
     hair = faces.attributes["hair_length"][found.rows]
     rows = found.rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES]
-    mu = evaluation.encode(vae, faces, rows)[0]
+    mu = measure.encode(vae, faces, rows)[0]
     titles = {
         audit.PLAIN: "plain: z + k (mean smiling - mean not)",
         found.best.name: f"ours: {found.best.name}, calibrated",

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from smilevae import DataError, checkpoints, grids, knobs, latents
 from smilevae.batches import gather, to_unit
 from smilevae.datasets import UNKNOWN, Faces
-from smilevae.evaluation import INTENSITIES, decode_rows, encode
+from smilevae.measure import encode
+from smilevae.pictures import INTENSITIES, decode_rows
 from smilevae.runs import Interrupted, Run, Stop, identity
 from smilevae.smile import mean_difference
 

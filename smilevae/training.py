@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import ConfigError, batches, callbacks, checkpoints, datasets, evaluation, linear, ppca, runs
+from smilevae import ConfigError, batches, callbacks, checkpoints, datasets, linear, pictures, ppca, runs
 from smilevae.datamodule import FaceDataModule
 from smilevae.module import VAEModule
 
@@ -59,7 +59,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if run.leads:
         record.name_best()  # a resume with nothing left to train has not come to it
-        evaluation.preview(run.dir, faces)
+        pictures.preview(run.dir, faces)
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())
     return record.best()[0]

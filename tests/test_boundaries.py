@@ -12,9 +12,9 @@ from conftest import ROOT
 
 BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
-MACHINERY = {"networks", "vae", "images", "faces", "sources", "batches", "datasets", "crops"}
+MACHINERY = {"networks", "vae", "images", "faces", "sources", "batches", "datasets", "crops", "measure"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation", "audit", "photo", "export", "app"}
+USE = {"evaluation", "pictures", "audit", "photo", "export", "app"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -24,9 +24,10 @@ ALLOWED = {
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs", "console", "export"},  # the last two as a command
     "audit": {"smile", "latents", "judge", "vae", "batches", "datasets", "runs"},
-    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit"},
+    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "pictures"},
     "export": {"audit", "checkpoints", "runs", "vae"},
     "app": {"crops", "photo", "images", "grids", "sampling", "console"},
+    "pictures": BASE | ARITHMETIC | MACHINERY | RECORD,
     "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from smilevae import CheckpointError, batches, checkpoints, datasets, evaluation, runs, smile
+from smilevae import CheckpointError, batches, checkpoints, datasets, evaluation, measure, runs, smile
 from smilevae.grids import GAP, pairs, square, tile
 from smilevae.ppca import principal_axes, streamed_axes
 
@@ -180,13 +180,13 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
     vae, faces = model
     rows = faces.rows("train")[:9]
-    expected = evaluation.encode(vae, faces, rows)[0]
+    expected = measure.encode(vae, faces, rows)[0]
     vae.train()
-    again = evaluation.encode(vae, faces, rows)[0]
+    again = measure.encode(vae, faces, rows)[0]
     assert vae.training
     vae.eval()
     assert torch.equal(expected, again)
-    torch.testing.assert_close(expected[3:4], evaluation.encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(expected[3:4], measure.encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_mean_difference_is_the_difference_of_the_means():
