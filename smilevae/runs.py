@@ -124,8 +124,8 @@ class Run:
         if not self.leads:
             yield self
             return
-        self.status("RUNNING")
         try:
+            self.status("RUNNING")
             yield self
         except (Interrupted, KeyboardInterrupt) as stop:
             self.status("INTERRUPTED", str(stop))
