@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
         from smilevae import evaluation
 
         options = {name: config[name] for name in ("seed", "sampler", "temperature", "refine", "smile")}
-        options |= {name: config[name] and str(config[name]) for name in ("root", "attributes", "judge")}
+        options |= {name: config[name] and str(config[name]) for name in ("root", "unlabelled", "attributes", "judge")}
         folder = Path(os.path.expanduser(str(config.ckpt)))
         if best := top_two(folder):
             print(evaluation.compare(best, runs.evaluation_folder(folder), **options))
@@ -44,7 +44,8 @@ def top_two(folder: Path) -> dict[str, Path]:
         return {}
     from multirun_analysis import collect, rank
 
-    top = rank.best(collect.collect([folder]).completed, "val/nelbo")
+    sweep = collect.collect([folder])
+    top = rank.best(sweep.completed, rank.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}

@@ -35,13 +35,8 @@ def main(config: DictConfig) -> None:
             run.close()
             run.discard_if_untrained()
             raise
-        if not run.leads:
-            return
-        if settings["evaluate"]:
-            from smilevae import evaluation
-
-            log.info(evaluation.report(str(run.dir)))
-        log.info(runs.what_next(run.dir, best))
+        if run.leads:
+            log.info(runs.what_next(run.dir, best))
 
 
 if __name__ == "__main__":

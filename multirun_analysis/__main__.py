@@ -8,7 +8,7 @@ from smilevae import ConfigError, UserError
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0, or 2 with one sentence."""
+    """Exit code: 0, 2 or 1 with one sentence, 130 when interrupted."""
     options = {"rank_by": "val/nelbo", "out": ""}
     folders = []
     try:
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}; choose another folder with out=FOLDER", file=sys.stderr)
         return 1

@@ -49,8 +49,8 @@ def collect(folders: list[Path]) -> Sweep:
         paths = [folder] if _is_run(str(folder)) else _inside(folder)
         rows += [{"run": prefix + text(path.name or path.resolve().name), "path": path} | read(path) for path in paths]
         planned = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            planned = json.loads((folder / "sweep.json").read_bytes()).get("jobs", {})
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+            planned = dict(json.loads((folder / "sweep.json").read_bytes())["jobs"])
         begun = {path.name for path in paths}
         rows += [
             {"run": prefix + text(name), "path": folder / name, "status": "not started", "reason": ""}
@@ -103,11 +103,9 @@ def read(path: Path) -> dict[str, Any]:
         return {"status": "corrupt", "reason": f"result.json: {error.strerror}"}
     try:
         return _completed(path, json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        return {
-            "status": "corrupt",
-            "reason": f"result.json is not whole: {type(error).__name__} {text(str(error))[:80]}",
-        }
+    except Exception as error:  # whatever a file that anybody may have written raises
+        why = f"{type(error).__name__} {text(str(error))[:80]}"
+        return {"status": "corrupt", "reason": f"result.json is not whole: {why}"}
 
 
 def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +116,10 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     if not CHECKPOINT.fullmatch(checkpoint):
         raise ValueError("a checkpoint of another name")
     knobs = {text(str(name)): _plain(value) for name, value in result["settings"].items()}
-    if not isinstance(knobs["beta"], (int, float)):
-        raise TypeError("beta is no number")
+    if clash := set(knobs) & {*_FIXED, *METRICS}:
+        raise ValueError(f"a knob named {min(clash)}")
+    if not all(isinstance(knobs[k], (int, float)) and math.isfinite(knobs[k]) for k in ("beta", "latent_dim")):
+        raise TypeError("beta or latent_dim is no number")
     reason = "" if (path / checkpoint).exists() else "its checkpoint is gone"
     return knobs | {
         "status": "completed",
@@ -153,13 +153,14 @@ def _plain(value: Any) -> Any:
 
 def text(name: str) -> str:
     """A name as text that any terminal and any page can hold."""
-    return re.sub(r"[\x00-\x1f\x7f]", "?", name.encode(errors="surrogateescape").decode(errors="replace"))
+    return re.sub(r"[\x00-\x1f\x7f]", "?", name.encode(errors="replace").decode())
 
 
 def curve(path: Path, metric: str = "val/psnr") -> list[tuple[int, float]]:
     """(epoch, metric) of a run, as far as it was recorded."""
     lines = runs.read_metrics(path)
-    return [(line["epoch"], line[metric]) for line in lines if isinstance(line.get(metric), (int, float))]
+    found = [(line["epoch"], line.get(metric)) for line in lines]
+    return [(epoch, value) for epoch, value in found if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
 def spectrum(path: Path) -> Spectrum | None:
@@ -167,8 +168,8 @@ def spectrum(path: Path) -> Spectrum | None:
     try:
         found = Spectrum(**json.loads((path / "spectrum.json").read_bytes()))
         whole = all(math.isfinite(v) for v in (*found.eigenvalues, *found.held_out, found.total, found.num_pixels))
-        return found if whole and found.num_pixels > 0 else None
-    except (OSError, ValueError, TypeError):
+        return found if whole and found.num_pixels > 0 and len(found.eigenvalues) == len(found.held_out) else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

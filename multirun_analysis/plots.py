@@ -14,7 +14,6 @@ from multirun_analysis import collect, rank
 from smilevae.linear import Spectrum, linear_vae, pca_psnr
 
 INK = "#3b3f46"  # readable on white paper; replaced by currentColor where a figure is part of the page
-COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a run may be called $x

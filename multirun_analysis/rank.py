@@ -52,6 +52,12 @@ def check_rank_by(sweep: Sweep, rank_by: str) -> None:
         raise ConfigError("rank_by=val/loss does not compare runs of different beta, data or size; use val/nelbo")
 
 
+def usable(sweep: Sweep, rank_by: str) -> str:
+    """The metric to rank by: where sizes vary, val/psnr for val/nelbo, which grows with the number of pixels."""
+    sizes = sweep.completed.get("image_size")
+    return "val/psnr" if rank_by == "val/nelbo" and sizes is not None and sizes.nunique() > 1 else rank_by
+
+
 def best(frame: pd.DataFrame, metric: str, num: int = 2) -> pd.DataFrame:
     """The best rows by a metric, ties by name."""
     if frame.empty:

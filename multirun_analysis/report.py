@@ -29,6 +29,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     """Read, rank, draw and write; gives the lines for a terminal. Raises ConfigError."""
     sweep = collect.collect(folders)
     rank.check_rank_by(sweep, rank_by)
+    rank_by = rank.usable(sweep, rank_by)
     top = rank.best(sweep.completed, rank_by)
     found = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
     said = conclusions(sweep, rank_by, found)
@@ -129,7 +130,7 @@ def _csv(sweep: collect.Sweep) -> str:
     def harmless(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
-    return table.map(harmless).to_csv(index=False)
+    return table.map(harmless).rename(columns=harmless).to_csv(index=False)
 
 
 def _finite(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -55,15 +55,13 @@ class Studio:
     """The model behind the page; one thread at a time may use it."""
 
     def __init__(self, ckpt: str):
-        first = photo.Editor(ckpt)
-        self.editors = {name: first.with_dial(name) for name in first.names()}
-        self.best, self.side = first.dial.name, first.side
+        self.editor = photo.Editor(ckpt)
         self.opened: OrderedDict[str, Opened] = OrderedDict()
         self.lock = threading.Lock()
 
     def about(self) -> dict[str, Any]:
-        dials = {name: [editor.dial.low, editor.dial.high] for name, editor in self.editors.items()}
-        return {"best": self.best, "dials": dials}
+        found = self.editor.dials
+        return {"best": found.best, "dials": {name: [dial.low, dial.high] for name, dial in found.dials.items()}}
 
     def open(self, data: bytes, middle: bool) -> dict[str, Any]:
         """Keep a photograph and find its face, or take its middle square; gives its name."""
@@ -77,12 +75,11 @@ class Studio:
         try:
             picture = images.read(data)
         except images.Unreadable as reason:
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this file is {reason}; choose a picture") from None
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not opened: {reason}; choose a picture") from None
         whole = np.asarray(picture)
         options = {"box": "frame"} if middle else {}
-        editor = self.editors[self.best]
         try:
-            matrix = photo.where(whole, Path("this picture"), options, editor)[0]
+            matrix = photo.where(whole, Path("this picture"), options, self.editor)[0]
         except DataError as error:
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error).partition(";")[0]) from None
         shrink = min(1.0, SHOWN / max(whole.shape[:2]))
@@ -103,25 +100,25 @@ class Studio:
             if name not in self.opened:
                 raise Refused(HTTPStatus.GONE, f"only the last {KEPT} pictures are kept; drop yours again")
             self.opened.move_to_end(name)
-            found, editor = self.opened[name], self._editor(direction)
+            found = self.opened[name]
             before, matrix = (found.whole, found.matrix) if full else (found.shown, found.shown_matrix)
-            after = editor.edit(before, matrix, [value])[0]
+            after = self.editor.edit(before, matrix, [value], self._known(direction))[0]
         return _encoded(after, "PNG" if full else "JPEG", found.profile)
 
     def new(self, direction: str, value: float, seed: int) -> tuple[str, bytes]:
         """Faces drawn from noise, at an intensity."""
         with self.lock, torch.no_grad():
-            editor = self._editor(direction)
-            nobody = torch.zeros(1, editor.vae.latent_dim)
+            vae = self.editor.vae
+            nobody = torch.zeros(1, vae.latent_dim)
             codes = draw_codes(NUM_NEW, torch.Generator().manual_seed(seed), mu=nobody, logvar=nobody)
-            turned = editor.dial.turn(codes, torch.tensor([value]))[:, 0]
-            picture = grids.tile(editor.vae.decode(turned).clamp(0, 1).unflatten(0, (2, NUM_NEW // 2)))
+            turned = self.editor.turn(codes, [value], self._known(direction))[:, 0]
+            picture = grids.tile(vae.decode(turned).clamp(0, 1).unflatten(0, (2, NUM_NEW // 2)))
         return _encoded((picture * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
-    def _editor(self, direction: str) -> photo.Editor:
-        if direction not in self.editors:
+    def _known(self, direction: str) -> str:
+        if direction not in self.editor.dials.dials:
             raise Refused(HTTPStatus.BAD_REQUEST, "there is no such direction")
-        return self.editors[direction]
+        return direction
 
 
 def _encoded(picture: np.ndarray, form: str, profile: bytes | None) -> tuple[str, bytes]:
@@ -155,6 +152,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(refused.status, "text/plain; charset=utf-8", str(refused).encode())
         except (ConnectionError, TimeoutError):
             self.close_connection = True
+        except Exception as error:  # a mistake of ours: the page says so, and goes on
+            self.close_connection = True
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", f"that failed: {error}".encode())
 
     def _get(self, url: Any) -> tuple[str, bytes]:
         words = {key: values[-1] for key, values in parse_qs(url.query).items()}
@@ -163,7 +163,8 @@ class Handler(BaseHTTPRequestHandler):
         if url.path == "/about":
             return "application/json", json.dumps(self.studio.about()).encode()
         if url.path in ("/smile", "/new"):
-            direction, value = words.get("direction", self.studio.best), self._number(words.get("value", "0"), 10)
+            direction = words.get("direction", self.studio.editor.dials.best)
+            value = self._number(words.get("value", "0"), 10)
             if url.path == "/new":
                 return self.studio.new(direction, value, int(self._number(words.get("seed", "0"), 2**31)))
             return self.studio.smile(words.get("id", ""), direction, value, "full" in words)
@@ -173,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
         if url.path != "/photo" or self.headers.get("X-Smilevae") != "1":  # no other site can set this header
             raise Refused(HTTPStatus.FORBIDDEN, "pictures come from this page only")
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or len(length) > 12:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "the upload does not say how long it is")
         if int(length) > MAX_BYTES:
             left = min(int(length), 10 * MAX_BYTES)
@@ -228,8 +229,9 @@ def main(arguments: list[str]) -> None:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     port = options.get("port", "7860")
     if not options.get("ckpt") or set(options) - {"ckpt", "port"} or len(options) != len(arguments):
-        raise ConfigError("python -m smilevae.app ckpt=RUN port=7860 takes these words and no others")
-    if not port.isdecimal() or int(port) > 65535:
+        given = " ".join(arguments) or "nothing"
+        raise ConfigError(f"python -m smilevae.app ckpt=RUN port=7860 takes these words, not {given}")
+    if not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         raise ConfigError(f"port={port} must be a number from 0 to 65535")
     server = serve(options["ckpt"], int(port))
     print(f"open http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends)", flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae import latents, runs, smile
+from smilevae import ConfigError, latents, runs, smile
 from smilevae.batches import gather, to_unit
 from smilevae.datasets import Faces
 from smilevae.judge import Judge, MakeJudge, Reads
@@ -21,14 +21,22 @@ INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
 MAX_CALIBRATED = 40  # training faces that a dial's gain and range are fitted to
 MAX_FACES = 100  # held-out faces that are edited
 MAX_TRAIN = 8000  # training faces that directions and both judges learn from
+MIN_KNOWN = 20  # faces of a half of which an attribute is known: of fewer nothing is read
 MIN_LABELLED = 50  # training faces of either kind: fewer would not teach two judges
 PLAIN = "mean_difference, uncalibrated"
 
 
 def possible(faces: Faces) -> bool:
     """Whether there are labels enough for an audit, and somebody held out to be made to smile."""
-    train, val = (faces.smile[faces.rows(part)] for part in ("train", "val"))
-    return min((train == 1).sum(), (train == 0).sum()) >= MIN_LABELLED and (val == 0).any()
+    train, val = faces.rows("train"), faces.smile[faces.rows("val")]
+    half = _first_half([faces.people[row] for row in train])
+    counts = [(faces.smile[train[side]] == label).sum() for side in (half, ~half) for label in (0, 1)]
+    return min(counts) >= MIN_LABELLED / 2 - 5 and (val == 0).any()
+
+
+def _first_half(people: list[str]) -> np.ndarray:
+    """Which faces are of the first half of their people: its judge scores, the other half's turns the dial."""
+    return np.unique(people, return_inverse=True)[1] % 2 == 0
 
 
 class Audit:
@@ -43,11 +51,12 @@ class Audit:
         train = faces.rows("train")
         train = np.random.default_rng(0).permutation(train[faces.smile[train] >= 0])[:MAX_TRAIN]
         people = [faces.people[row] for row in train]
-        fold = np.unique(people, return_inverse=True)[1] % 2 == 0  # one half's judge turns the dial, the other's scores
+        fold = _first_half(people)
         mu, label = encode(train), torch.from_numpy(faces.smile[train])
         others = {name: torch.from_numpy(v[train]).float() for name, v in faces.attributes.items() if name != "smile"}
 
         dialling = self._judge(train[~fold])
+        self.reader = dialling.reader("smile") if isinstance(dialling, Judge) else None  # nobody else's can be kept
         self.look = lambda codes: self._look(dialling, codes)
         self.read = lambda codes: self.look(codes)[0]
         self.directions = smile.directions(mu, label, others, people)
@@ -72,8 +81,25 @@ class Audit:
 
     def _judge(self, rows: np.ndarray) -> Reads:
         attributes = {"smile": self.faces.smile[rows].astype(float)}
-        attributes |= {("true_smile" if n == "smile" else n): v[rows] for n, v in self.faces.attributes.items()}
-        return self.make_judge(self._pictures(rows), attributes, [self.faces.people[row] for row in rows])
+        for name, values in self.faces.attributes.items():
+            known = values[rows][np.isfinite(values[rows])]
+            if len(known) >= MIN_KNOWN and len(np.unique(known)) > 1:
+                attributes["true_smile" if name == "smile" else name] = values[rows]
+        people = [self.faces.people[row] for row in rows]
+        if self.make_judge is Judge:
+            return Judge(self._pictures(rows), attributes, people)
+        try:
+            judge = self.make_judge(self._pictures(rows), attributes, people)
+            reads = (
+                callable(judge)
+                and callable(judge.embed)
+                and {"smile"} <= judge.threshold.keys() & judge.accuracy.keys()
+            )
+        except Exception as error:  # somebody else's
+            raise ConfigError(f"the judge failed: {type(error).__name__}: {error}; see smilevae.judge.Reads") from error
+        if not reads:
+            raise ConfigError("the judge is none: it needs what smilevae.judge.Reads has")
+        return judge
 
     def _pictures(self, rows: np.ndarray) -> Tensor:
         return to_unit(torch.from_numpy(gather(self.faces.images, rows))).contiguous()
@@ -143,7 +169,7 @@ class Audit:
         """Codes along a direction: (N, D), (I,) -> (N, I, D)."""
         if name == PLAIN:
             return latents.shift(mu, self.directions["mean_difference"], intensities)
-        return self.dials[name].turn(mu, intensities, self.read)
+        return self.dials[name].turn(mu, intensities, self.read if self.reader else None)
 
     def _moved(self) -> list[str]:
         """The attributes that the plain edit moves most."""

@@ -93,7 +93,7 @@ class Record(pl.callbacks.Checkpoint):
         self.epochs = [dict(line) for line in state["epochs"]]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._start, self._steps = time.perf_counter(), 0
+        self._start, self._seen = time.perf_counter(), 0
         self.stop.install(deferred=True)  # after Lightning's own handlers
         if not self.epochs and "val/loss" in pl_module.epoch_metrics:  # a warm start is worth a checkpoint
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch_metrics['val/loss']:.1f}")
@@ -107,11 +107,11 @@ class Record(pl.callbacks.Checkpoint):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.stop.signum:
             raise Interrupted(self.stop.signum)
-        self._start, self._steps = time.perf_counter(), 0
+        self._start, self._seen = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._steps += 1
-        self.images_per_second = self._steps * trainer.datamodule.batch_size / (time.perf_counter() - self._start)
+        self._seen += len(batch[0]) * trainer.world_size
+        self.images_per_second = self._seen / (time.perf_counter() - self._start)
         if self.stop.signum and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer)
             raise Interrupted(self.stop.signum)

@@ -5,6 +5,7 @@ model.safetensors, model.json   what python -m smilevae.checkpoints export ckpt=
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import pickletools
@@ -129,6 +130,14 @@ def load_vae(path: str | Path) -> tuple[VAE, dict[str, Any]]:
     return vae.to(memory_format=torch.channels_last).eval(), content
 
 
+def digest(vae: VAE) -> str:
+    """A hash of a VAE's weights: what was found for one is not another's."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(vae.state_dict().items()):
+        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
 def build_vae(settings: dict[str, Any]) -> VAE:
     """The network that a run's settings describe, with new weights."""
     shared = {name: settings[name] for name in ("image_size", "latent_dim", "normalize")}
@@ -161,10 +170,11 @@ def ranked(run: Path) -> list[Path]:
     return found or [p for p in (last, last.with_name("previous.ckpt")) if p.exists()]
 
 
-def resume_point(run: Path, settings: dict[str, Any]) -> Path:
+def resume_point(run: Path, settings: dict[str, Any], fingerprint: str) -> Path:
     """Where a run goes on: last.ckpt; if that cannot be read, previous.ckpt takes its place.
 
-    Raises CheckpointError if neither can, or if `settings` are no longer those that it was trained with.
+    Raises CheckpointError if neither can, or if `settings` or the pictures' `fingerprint` are not those that it was
+    trained with.
     """
     last = run / "checkpoints" / "last.ckpt"
     try:
@@ -174,8 +184,10 @@ def resume_point(run: Path, settings: dict[str, Any]) -> Path:
         try:
             content = read(previous)
         except CheckpointError:
-            raise CheckpointError(f"{run} cannot go on: {problem}") from None
+            raise CheckpointError(f"{run} cannot go on, nor from previous.ckpt: {problem}") from None
         link(previous, last)
+    if content["fingerprint"] != fingerprint:
+        raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
     now, then = knobs.flatten(settings), knobs.flatten(content["hyper_parameters"])
     for name in sorted(now.keys() | then.keys()):
         if name not in (*knobs.SAME_RESULT, "epochs") and now.get(name) != then.get(name):
@@ -187,7 +199,7 @@ def resume_point(run: Path, settings: dict[str, Any]) -> Path:
 
 def epochs_trained(content: dict[str, Any]) -> int:
     """How many epochs a checkpoint's weights have seen; 0 for a warm start as it began."""
-    return max((line["epoch"] for line in content["callbacks"]["Record"]["epochs"]), default=0)
+    return max((int(line["epoch"]) for line in content["callbacks"]["Record"]["epochs"]), default=0)
 
 
 def run_of(path: Path) -> Path:

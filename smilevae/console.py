@@ -27,8 +27,8 @@ def run(main: Callable[..., Any]) -> None:
     """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
     register_resolvers()
-    sys.argv[1:] = sweeps.full_command(sys.argv[1:])
     try:
+        sys.argv[1:] = sweeps.full_command(sys.argv[1:])
         main()
     except UserError as error:
         end(str(error), error.exit_code)
@@ -60,6 +60,8 @@ def one_sentence() -> Iterator[None]:
         if not error.filename and error.errno not in FULL:
             raise
         end(f"{error.filename or 'writing'}: {error.strerror}; make room there, or choose another folder", 1)
+    except KeyboardInterrupt:
+        end("interrupted", 130)
 
 
 def register_resolvers() -> None:

@@ -126,7 +126,8 @@ def paste(photo: np.ndarray, change: np.ndarray, matrix: np.ndarray) -> np.ndarr
 def _grey(photo: np.ndarray, shrink: float) -> np.ndarray:
     cv2 = opencv()
     grey = cv2.cvtColor(np.ascontiguousarray(photo), cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, None, fx=1 / shrink, fy=1 / shrink, interpolation=cv2.INTER_AREA) if shrink > 1 else grey
+    size = (max(1, round(grey.shape[1] / shrink)), max(1, round(grey.shape[0] / shrink)))
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if shrink > 1 else grey
 
 
 def _cascade(name: str) -> Any:

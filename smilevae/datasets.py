@@ -192,6 +192,23 @@ def format_card(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def one_name_each(people: list[str], digests: list[str]) -> list[str]:
+    """People who share a file to the byte are one person: under two names it would lie on both sides of a split."""
+    first: dict[str, str] = {}
+    alias: dict[str, str] = {}
+
+    def name(person: str) -> str:
+        while person in alias:
+            person = alias[person]
+        return person
+
+    for person, digest in zip(people, digests):
+        known, own = name(first.setdefault(digest, person)), name(person)
+        if known != own:
+            alias[own] = known
+    return [name(person) for person in people]
+
+
 def split_parts(
     people: list[str], smile: np.ndarray, is_test: np.ndarray, seed: int, val_fraction: float
 ) -> np.ndarray:
@@ -248,6 +265,9 @@ def _decoded(listing: Listing, size: int, max_skipped: float, cache: bool) -> Fa
         part[-listing.num_unlabelled :] = [LEFT_OUT] * listing.num_unlabelled
     keep = [row for row, name in enumerate(listing.names) if name not in skipped]
     names = [listing.names[row] for row in keep]
+    own = [row for row in keep if part[row] != LEFT_OUT]
+    named = dict(zip(own, one_name_each([listing.people[row] for row in own], [digests[row] for row in own])))
+    shown = {digests[row]: person for row, person in named.items()}
     same: dict[str, list[str]] = {}
     for row in keep:
         same.setdefault(digests[row], []).append(listing.names[row])
@@ -256,7 +276,7 @@ def _decoded(listing: Listing, size: int, max_skipped: float, cache: bool) -> Fa
         smile=np.array([listing.smile[row] for row in keep], dtype=np.int8),
         part=np.array([part[row] for row in keep]),
         names=names,
-        people=[listing.people[row] for row in keep],
+        people=[named.get(row) or shown.get(digests[row], listing.people[row]) for row in keep],
         native_size=meta["native_size"],
         fingerprint=fingerprint,
         skipped=skipped,

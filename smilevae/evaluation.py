@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from smilevae import CheckpointError, audit, checkpoints, runs
+from smilevae import CheckpointError, ConfigError, audit, checkpoints, dials, runs
 from smilevae.batches import gather
-from smilevae.crops import typical_eyes
-from smilevae.datasets import load_faces
-from smilevae.judge import Judge, outside
+from smilevae.crops import EYES, typical_eyes
+from smilevae.datasets import Faces, load_faces
+from smilevae.judge import Judge, MakeJudge, outside
 from smilevae.measure import encode, measure
 from smilevae.pictures import draw
-from smilevae.smile import plain_dial
+from smilevae.smile import mean_difference, plain_dial
+from smilevae.vae import VAE
 
+SMILES = ("smile_scorecard.png", "smile_strip.png", "smile.gif")
 MAX_EYES = 100  # training faces in which eyes are looked for
 
 
@@ -28,21 +30,25 @@ def evaluate(
     sampler: str = "prior",
     temperature: float = 1.0,
     refine: int = 0,
+    unlabelled: str | None = None,
     attributes: str | None = None,
     smile: bool = True,
     judge: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces (`root` if they moved).
+    """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces.
 
-    `attributes` is a table of what else is known of them; without `smile` its directions are not audited; `judge` is
-    the place of a judge.MakeJudge to audit them with. Writes metrics.json and pictures into the run's evaluation
-    folder; returns the metrics and that folder. Raises CheckpointError, DataError or ConfigError.
+    `root` and `unlabelled` say where they are now, if they moved. `attributes` is a table of what else is known of
+    them; without `smile` its directions are not audited; `judge` is the place of a judge.MakeJudge to audit them with.
+    Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder. Raises
+    CheckpointError, DataError or ConfigError.
     """
     make_judge = outside(judge) if judge else Judge
     vae, content = checkpoints.load_vae(path)
     settings = content["hyper_parameters"]
-    settings["data"] |= {"root": root} if root else {}
-    settings["data"] |= {"attributes": attributes} if attributes else {}
+    given = {"root": root, "unlabelled": unlabelled, "attributes": attributes}
+    settings["data"] |= {name: value for name, value in given.items() if value}
+    if settings["data"]["source"] == "folder" and not settings["data"]["root"]:
+        raise ConfigError(f"{path} does not say where its pictures are; pass root=PATH")
     faces = load_faces(**settings["data"], image_size=settings["image_size"])
     if faces.fingerprint != content["fingerprint"]:
         raise CheckpointError(
@@ -56,26 +62,42 @@ def evaluate(
         "num_images": len(faces.rows("val")),
         "image_size": settings["image_size"],
         "native_size": faces.native_size,
+        "weights": checkpoints.digest(vae),
         "beta": settings["beta"],
         "refine": refine,
         **measure(vae, faces, settings["beta"], seed, refine),
     }
-    dial, dials = None, {}
-    if smile and audit.possible(faces):
-        found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0], make_judge)
-        metrics["smile"], dial, dials = found.card, found.best, found.dials
-        found.draw(out / "smile_scorecard.png")
-    elif smile and faces.labelled("train"):
-        train = faces.rows("train")
-        dial = plain_dial(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train]))
-        dials = {dial.name: dial}
-    if dial:  # what photo.py needs of the training faces
-        eyes = typical_eyes(gather(faces.images, faces.rows("train")[:MAX_EYES]))
-        kept = {"best": dial.name, "eyes": eyes, "dials": {name: d.plain() for name, d in dials.items()}}
-        runs.write_text(out / "dials.json", json.dumps(kept) + "\n")
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, seed, sampler, temperature, dial)
+    for name in (dials.NAME, *SMILES):  # of an earlier evaluation
+        (out / name).unlink(missing_ok=True)
+    found = None
+    if smile and faces.labelled("train"):
+        found, audited = _directions(vae, faces, make_judge)
+        if found:
+            dials.write(out, vae, found)
+        if audited:
+            metrics["smile"] = audited.card
+            audited.draw(out / SMILES[0])
+    runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    draw(vae, faces, out, seed, sampler, temperature, found)
     return metrics, out
+
+
+def _directions(vae: VAE, faces: Faces, make_judge: MakeJudge) -> tuple[dials.Dials | None, audit.Audit | None]:
+    """The dials of a model, audited if there are faces enough, and what smilevae.photo needs of the training faces.
+
+    None where the codes do not tell smiling from other faces at all.
+    """
+    train = faces.rows("train")
+    mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
+    if mean_difference(mu, label).norm() < 1e-3:
+        return None, None
+    eyes = typical_eyes(gather(faces.images, faces.rows("train")[:MAX_EYES])) or EYES
+    if audit.possible(faces):
+        found = audit.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0], make_judge)
+        return dials.Dials(found.best.name, found.dials, found.reader, eyes), found
+    dial = plain_dial(mu, label)
+    return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
 
 
 def report(ckpt: str, **options: Any) -> str:

@@ -11,6 +11,7 @@ Shapes: B batch, S image side, D latent dimensions.
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ def main(arguments: list[str]) -> None:
     """Raises ConfigError or CheckpointError."""
     words = [argument for argument in arguments if "=" not in argument]
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if words != ["export"] or set(options) != {"ckpt", "out"}:
-        raise ConfigError("python -m smilevae.checkpoints export ckpt=RUN out=FOLDER takes these words and no others")
+    if words != ["export"] or set(options) != {"ckpt", "out"} or not all(options.values()):
+        given = " ".join(arguments) or "nothing"
+        raise ConfigError(f"python -m smilevae.checkpoints export ckpt=RUN out=FOLDER takes these words, not {given}")
     out = Path(os.path.expanduser(options["out"]))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out} is there already and not an empty folder; name a new one")
@@ -65,8 +67,13 @@ def export(path: Path, out: Path) -> None:
         raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
     vae, content = checkpoints.load_vae(path)
     run = checkpoints.run_of(path)
-    if not (run / "evaluation" / "metrics.json").exists():
-        raise CheckpointError(f"{run} has not been evaluated; run python evaluate.py ckpt={runs.short(run)} first")
+    evaluation, again = runs.evaluated(run), f"run python evaluate.py ckpt={runs.short(path)} first"
+    try:
+        metrics = json.loads((evaluation / "metrics.json").read_text())
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path} has not been evaluated; {again}") from None
+    if metrics.get("weights") != checkpoints.digest(vae):
+        raise CheckpointError(f"{evaluation} is of another checkpoint than {path.name}; {again}")
     settings = content["hyper_parameters"] | {"resume": None}
     settings["data"] = settings["data"] | {name: None for name in PRIVATE if name in settings["data"]}
     kept = {
@@ -76,12 +83,13 @@ def export(path: Path, out: Path) -> None:
         "epoch": checkpoints.epochs_trained(content),
         "contract": contract(vae),
     }
-    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     card = json.loads((run / "data_card.json").read_text()) if (run / "data_card.json").exists() else {}
     weights = save({name: tensor.contiguous() for name, tensor in vae.state_dict().items()})
+    for left in out.parent.glob(f".{out.name}.[0-9]*.tmp"):  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with runs.taking_its_place(out) as work:  # a whole folder or none
         for name in ("metrics.json", "dials.json"):
-            if (source := run / "evaluation" / name).exists():
+            if (source := evaluation / name).exists():
                 runs.write_text(work / "evaluation" / name, source.read_text())
         for name, data in onnx_halves(vae).items():
             runs.write_bytes(work / name, data)
@@ -117,7 +125,11 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
                 dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},), dynamo=True, verbose=False,
             )  # fmt: skip
         assert program is not None
-        found[f"{name}.onnx"] = program.model_proto.SerializeToString()
+        proto = program.model_proto
+        for node in proto.graph.node:  # where on this machine the exporter found it
+            del node.metadata_props[:]
+            node.doc_string = ""
+        found[f"{name}.onnx"] = proto.SerializeToString()
     return found
 
 

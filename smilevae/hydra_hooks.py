@@ -69,10 +69,11 @@ class ResumableSweeper(BasicSweeper):
                 print(f"to go on: {plan.resume_line()}", file=sys.stderr)
                 raise
         watch.say(f"over: {watch.summary()}")
+        code = 0
         if any(state["status"] == "COMPLETED" for state in watch.states.values()):
             path = os.pathsep.join(filter(None, [str(console.CONF.parent), os.environ.get("PYTHONPATH")]))
             analysis = [sys.executable, "-m", "multirun_analysis", str(plan.folder)]
-            subprocess.run(analysis, env=os.environ | {"PYTHONPATH": path})
+            code = subprocess.run(analysis, env=os.environ | {"PYTHONPATH": path}).returncode
         elsewhere = [name for name, state in watch.states.items() if state["status"] == "RUNNING"]
         if elsewhere:
             print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
@@ -83,6 +84,8 @@ class ResumableSweeper(BasicSweeper):
             lines = [f"{count}; run them with {plan.resume_line()}{again}"]
             lines += [f"{name}: {state['status']}, {state['reason'] or 'not started'}" for name, state in bad.items()]
             raise UserError("\n".join(lines))
+        if code:
+            raise UserError(f"the analysis failed; again with python -m multirun_analysis {runs.short(plan.folder)}")
 
     def _launch(self, plan: sweeps.Plan, names: list[str], watch: sweeps.Watch) -> None:
         """Hand the jobs to the launcher, folder by folder; a signal stops them all first."""

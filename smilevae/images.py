@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # decoded at 3 bytes each; checked before decoding
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS says it better
 BACKGROUND = (255, 255, 255)  # what transparent pixels show
 
 
@@ -68,6 +69,8 @@ def read(data: bytes) -> Image.Image:
                 raise Unreadable(f"{native[0]}x{native[1]} pixels, over the limit of {MAX_PIXELS // 10**6} million")
             animated = getattr(image, "is_animated", False)
             upright = to_rgb8(image)
+            if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":  # of another colour space than these pixels
+                upright.info.pop("icc_profile", None)
             upright.info["note"] = "the first of several frames" if animated else None
             return upright
     except Image.UnidentifiedImageError:
@@ -90,7 +93,7 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
             return Unreadable(error.strerror or "cannot be read")
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; its size warning is our MAX_PIXELS
+        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata
         for start in range(0, len(paths), 512):
             yield from pool.map(one, paths[start : start + 512])
 

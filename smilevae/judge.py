@@ -6,7 +6,8 @@ blur lowers any smile), never on reconstructions.
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Protocol, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -130,6 +131,17 @@ class Judge:
         """Both halves of the features, (2, N, F), of mean 0 and with variances that add up to about 1 each."""
         return np.clip((found - self._mean) / self._sd, -4, 4).swapaxes(0, 1) / np.sqrt(found.shape[2])
 
+    def reader(self, name: str) -> "Reader":
+        """This judge's reading of one attribute as plain numbers, to go with a model."""
+        model, width, low, span = self._models[name]
+        coefficients, bias = model.line()
+        weights, num = np.zeros_like(self._mean), len(self._axes[0].components_)
+        for half in range(width // num):
+            weights[half] = coefficients[half * num : (half + 1) * num] @ self._axes[half].components_
+            bias -= weights[half] @ self._axes[half].mean_
+        mean, sd, slopes = (torch.from_numpy(part).float() for part in (self._mean, self._sd, weights / span))
+        return Reader(mean, sd, slopes, float((bias - low) / span))
+
     def embed(self, x: Tensor) -> Tensor:
         scale = np.sqrt(self._axes[0].explained_variance_[:NUM_FACE])
         codes = self._on_axes(_in_chunks(x))[:, : len(scale)] / scale
@@ -141,6 +153,35 @@ class Judge:
             name: torch.from_numpy((model.score(codes[:, :width]) - low) / span).float()
             for name, (model, width, low, span) in self._models.items()
         }
+
+
+@dataclass
+class Reader:
+    """One attribute read off pictures by a linear model: `mean`, `sd` and `weights` of the features, each (2, F)."""
+
+    mean: Tensor
+    sd: Tensor
+    weights: Tensor
+    bias: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scores of pictures: (B, 3, S, S) -> (B,)."""
+        found = ((features(x) - self.mean) / self.sd).clamp(-4, 4) / self.mean.shape[1] ** 0.5
+        return (found * self.weights).sum((1, 2)) + self.bias
+
+    def plain(self) -> dict[str, Any]:
+        """Its plain numbers, for JSON."""
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+
+
+def reader_from(content: Mapping[str, Any]) -> Reader:
+    """A reader from its plain numbers, as `plain` gave them. Raises ValueError, KeyError or TypeError for others."""
+    shape = features(torch.zeros(1, 3, SIDE, SIDE)).shape[1:]
+    mean, sd, weights = (torch.tensor(content[name], dtype=torch.float32) for name in ("mean", "sd", "weights"))
+    bias = float(content["bias"])
+    if any(t.shape != shape or not torch.isfinite(t).all() for t in (mean, sd, weights)) or not np.isfinite(bias):
+        raise ValueError("not a reader")
+    return Reader(mean, sd, weights, bias)
 
 
 def _unseen(codes: np.ndarray, values: np.ndarray, fold: np.ndarray, two: bool) -> tuple[float, float, float]:
@@ -165,8 +206,10 @@ def outside(name: str) -> MakeJudge:
     """Somebody else's judge by its place, package.module:name. Raises ConfigError."""
     try:
         found = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"judge={name} cannot be imported ({error}); name it as package.module:class") from None
+    except Exception as error:  # whatever somebody's module raises
+        raise ConfigError(
+            f"judge={name} cannot be imported ({type(error).__name__}: {error}); name it as package.module:class"
+        ) from None
     if not callable(found):
         raise ConfigError(f"judge={name} is no class or function; name one that gives a judge.Reads")
     return cast("MakeJudge", found)
@@ -184,6 +227,10 @@ class _Model:
     def fit(self, codes: np.ndarray, values: np.ndarray) -> "_Model":
         self.model.fit(codes, (values == values.max()).astype(int) if self.two else values)
         return self
+
+    def line(self) -> tuple[np.ndarray, float]:
+        """Coefficients (K,) and intercept of the score."""
+        return np.ravel(self.model.coef_), float(np.ravel(self.model.intercept_)[0])
 
     def score(self, codes: np.ndarray) -> np.ndarray:
         return self.model.decision_function(codes) if self.two else self.model.predict(codes)

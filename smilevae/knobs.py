@@ -1,6 +1,7 @@
 """Every knob with its type and range: checked before a run starts and before a checkpoint's settings are believed."""
 
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -92,9 +93,9 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(settings)
     for name, value in SINCE.items():
         group, _, leaf = name.rpartition(".")
-        if group:
-            found[group] = {leaf: value, **found.get(group, {})}
-        else:
+        if group and isinstance(found.setdefault(group, {}), Mapping):
+            found[group] = {leaf: value, **found[group]}
+        elif not group:
             found.setdefault(name, value)
     return found
 
@@ -104,6 +105,8 @@ def check(settings: Mapping[str, Any]) -> None:
     flat = flatten(settings)
     found = [f"{_shown(name)} is not a knob; see python train.py --help" for name in flat if name not in KNOBS]
     found += [problem for name, knob in KNOBS.items() if (problem := _problem(name, knob, flat))]
+    if not isinstance(settings.get("trainer"), Mapping):
+        found.append("trainer is missing")
     if not found:
         found = _problems_together(flat)
     if found:
@@ -138,8 +141,15 @@ def _problem(name: str, knob: Knob, flat: Mapping[str, Any]) -> str | None:
 def _problems_together(flat: Mapping[str, Any]) -> list[str]:
     """What single knobs cannot tell: a folder without a root, an image_size the network cannot halve exactly."""
     found = []
-    if flat["data.source"] == "folder" and not flat.get("data.root"):
-        found.append("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    if flat["warm_start"] == "ppca" and flat["beta"] == 0:
+        found.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
+    try:
+        groups = re.compile(flat.get("data.person_pattern") or "()").groups
+    except re.error:
+        groups = 0
+    if not groups:
+        given = _shown(flat["data.person_pattern"])
+        found.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
     if flat["data.source"] == "synthetic" and flat.get("data.root"):
         found.append("data.root does not apply to drawn faces; add data=folder")
     if flat["data.source"] == "synthetic" and flat.get("data.unlabelled"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from smilevae import CheckpointError, UserError
+from smilevae import UserError
 from smilevae.batches import hash64
 from smilevae.datamodule import VAL_BATCH
 from smilevae.losses import beta_vae_terms, gaussian_kl, squared_error
@@ -50,7 +50,7 @@ class VAEModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.settings["schedule"] == "cosine":
-            done = self.global_step / max(1, self.settings["epochs"] * self.trainer.num_training_batches)
+            done = self.global_step / max(1, self.trainer.estimated_stepping_batches)
             for group in self.plateau.optimizer.param_groups:
                 group["lr"] = self.settings["lr"] * one_cycle(done)
 
@@ -111,8 +111,6 @@ class VAEModule(pl.LightningModule):
             raise Diverged(
                 f"val/loss became {self.epoch_metrics['val/loss']} in epoch {self.current_epoch + 1}; lower lr"
             )
-        # for callbacks that monitor it
-        self.log("val/loss", self.epoch_metrics["val/loss"], logger=False, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         self._close("train")
@@ -166,8 +164,6 @@ class VAEModule(pl.LightningModule):
         checkpoint["sums"] = self._sums  # of an epoch that is not over
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["fingerprint"] != self.fingerprint:
-            raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
         self._restored["plateau"] = checkpoint["plateau"]  # Lightning builds the optimizer later
         self._sums = {stage: sums.to(self.device) for stage, sums in checkpoint["sums"].items()}
 

@@ -15,11 +15,10 @@ added to the photograph, at its own resolution, under a soft mask: its detail st
 sides, S the model's, I intensities.
 """
 
-import copy
-import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,63 +26,41 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smilevae import CheckpointError, ConfigError, DataError, checkpoints, crops, images, runs
-from smilevae.smile import Dial, dial_from
+from smilevae import ConfigError, DataError, checkpoints, crops, dials, images, runs
+from smilevae.smile import Dial
 
 OPTIONS = ("ckpt", "image", "smile", "out", "face", "box", "direction")
 
 
 class Editor:
-    """A checkpoint's model with one of its dials. Raises CheckpointError."""
+    """A checkpoint's model with its dials, one of them chosen. Raises CheckpointError, ConfigError."""
 
     def __init__(self, ckpt: str, direction: str | None = None):
         path = checkpoints.find(ckpt)
         self.vae, _ = checkpoints.load_vae(path)
-        self.side, run = self.vae.image_size, checkpoints.run_of(path)
-        home = run / "evaluation"
-        self.dials = (home if home.exists() else runs.evaluation_folder(run)) / "dials.json"
-        self.dial, self.eyes = read_dial(self.dials, self.vae.latent_dim, direction)
+        self.side, self.dials = self.vae.image_size, dials.read(path, self.vae)
+        self.direction = direction or self.dials.best
+        self.turn(torch.zeros(1, self.vae.latent_dim), [0.0])  # is there such a direction?
 
-    def with_dial(self, direction: str) -> "Editor":
-        """The same model with another dial."""
-        other = copy.copy(self)
-        other.dial, _ = read_dial(self.dials, self.vae.latent_dim, direction)
-        return other
-
-    def names(self) -> list[str]:
-        """The directions there are dials for."""
-        return list(json.loads(self.dials.read_text())["dials"])
+    @property
+    def dial(self) -> Dial:
+        return self.dials.dials[self.direction]
 
     @torch.no_grad()
-    def edit(self, photo: np.ndarray, matrix: np.ndarray, intensities: list[float]) -> list[np.ndarray]:
+    def turn(self, mu: torch.Tensor, intensities: list[float], direction: str | None = None) -> torch.Tensor:
+        """Codes at intensities: (B, D) -> (B, I, D)."""
+        return self.dials.turn(self.vae, mu, torch.tensor(intensities), direction or self.direction)
+
+    @torch.no_grad()
+    def edit(
+        self, photo: np.ndarray, matrix: np.ndarray, intensities: list[float], direction: str | None = None
+    ) -> list[np.ndarray]:
         """The photograph (H, W, 3) uint8 with the face at `matrix` (photograph to crop, 2 x 3) at each intensity."""
         x = torch.from_numpy(crops.cut(photo, matrix, self.side)).permute(2, 0, 1)[None].float() / 255
         mu = self.vae.encode(x)[0]
-        codes = self.dial.turn(mu, torch.tensor(intensities))[0]
+        codes = self.turn(mu, intensities, direction)[0]
         faces = self.vae.decode(torch.cat([mu, codes])).clamp(0, 1)
         return [crops.paste(photo, (face - faces[0]).permute(1, 2, 0).numpy(), matrix) for face in faces[1:]]
-
-
-def read_dial(path: Path, latent_dim: int, direction: str | None) -> tuple[Dial, crops.Points]:
-    """The chosen dial of an evaluation, and where eyes are in its training pictures."""
-    try:
-        content = json.loads(path.read_text())
-        dials = {str(name): dial for name, dial in content["dials"].items()}
-        chosen = direction or str(content["best"])
-        eyes = [[float(v) for v in point] for point in content["eyes"] or crops.EYES]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; run python evaluate.py ckpt={path.parent.parent} first") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is damaged; run python evaluate.py again") from None
-    if chosen not in dials:
-        raise ConfigError(f"direction={chosen} is unknown; choose one of {', '.join(sorted(dials))}")
-    try:
-        dial = dial_from(dials[chosen], latent_dim)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); run python evaluate.py again") from None
-    if np.shape(eyes) != (2, 2) or not all(0 <= v <= 1 for point in eyes for v in point):
-        raise CheckpointError(f"{path} is damaged; run python evaluate.py again")
-    return dial, ((eyes[0][0], eyes[0][1]), (eyes[1][0], eyes[1][1]))
 
 
 def main(arguments: list[str]) -> None:
@@ -91,15 +68,20 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     editor = Editor(options["ckpt"], options.get("direction"))
     source, out = Path(os.path.expanduser(options["image"])), Path(os.path.expanduser(options["out"]))
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"out={out} is the picture's own place; name another")
     if not source.is_dir():
         print(one(editor, source, out, options))
         return
     paths, failed = images.list_images(source), []
     if not paths:
-        raise DataError(f"{source} holds no images")
+        raise DataError(f"{source} holds no images; name another folder")
+    names = Counter(path.with_suffix("") for path in paths)
     for path in paths:
+        name = path.relative_to(source)
+        alone = names[path.with_suffix("")] == 1
         try:
-            print(one(editor, path, out / f"{path.stem}.png", options))
+            print(one(editor, path, out / name.with_name(f"{name.stem if alone else name.name}.png"), options))
         except DataError as error:
             failed.append(str(error))
     if failed:
@@ -136,8 +118,12 @@ def where(photo: np.ndarray, source: Path, options: dict[str, Any], editor: Edit
             if (box == "frame")
             else box
         )
-        if side < crops.MIN_FACE or left < 0 or top < 0 or left + side > width or top + side > height:
-            raise DataError(f"{source}: box={left:g},{top:g},{side:g} does not lie in its {width}x{height} pixels")
+        if side < crops.MIN_FACE:
+            raise DataError(f"{source}: box has {side:g} pixels; the face needs {crops.MIN_FACE} or more")
+        if left < 0 or top < 0 or left + side > width or top + side > height:
+            raise DataError(
+                f"{source}: box={left:g},{top:g},{side:g} does not lie in its {width}x{height} pixels; move it"
+            )
         scale = editor.side / side
         return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
     faces = crops.find_faces(photo)
@@ -152,7 +138,7 @@ def where(photo: np.ndarray, source: Path, options: dict[str, Any], editor: Edit
             f"{source}: face={number}, but only {len(faces)} were found; pass face=1 to {len(faces)} or all"
         )
     chosen = faces if number == "all" else [faces[number - 1]]
-    return [crops.crop_matrix(face, crops.find_eyes(photo, face), editor.side, editor.eyes) for face in chosen]
+    return [crops.crop_matrix(face, crops.find_eyes(photo, face), editor.side, editor.dials.eyes) for face in chosen]
 
 
 def save(pictures: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:
@@ -167,15 +153,19 @@ def save(pictures: list[np.ndarray], out: Path, profile: bytes | None, matrix: n
         shown = faces if max(pictures[0].shape) > crops.LONGEST else pictures
         shown = [*shown, *shown[-2:0:-1]]
         if form == "MP4":
-            return _save_film(shown, out)
+            _save_film(shown, out)
+            return
         frames = [Image.fromarray(p) for p in shown]
         extra: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 80, "loop": 0}
-        return runs.replace_file(out, lambda file: frames[0].save(file, "GIF", **extra))
+        runs.replace_file(out, lambda file: frames[0].save(file, "GIF", **extra))
+        return
     picture = np.hstack(faces)
     quality = {"quality": 95, "subsampling": 0} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
     image = Image.fromarray(picture)
-    runs.replace_file(out, lambda file: image.save(file, form, icc_profile=profile, **quality))
-    return None
+    try:
+        runs.replace_file(out, lambda file: image.save(file, form, icc_profile=profile, **quality))
+    except ValueError as error:  # a side over what the format can hold
+        raise ConfigError(f"out={out}: {error}; end it in .png") from None
 
 
 def _save_film(pictures: list[np.ndarray], out: Path) -> None:
@@ -205,10 +195,8 @@ def parse(arguments: list[str]) -> dict[str, Any]:
             raise ConfigError(f"{key} is not set; python -m smilevae.photo ckpt=RUN image=FILE smile=1 out=FILE")
     try:
         given = options.get("smile", "1").split(":")
-        low, high, num = float(given[0]), float(given[-1]), int(given[2]) if len(given) == 3 else 1
-        if len(given) == 3:
-            low, high = float(given[0]), float(given[1])
-        if len(given) == 2 or not -10 <= low <= 10 or not -10 <= high <= 10 or not 1 <= num <= 100:
+        low, high, num = float(given[0]), float(given[min(1, len(given) - 1)]), int(given[2]) if given[1:] else 1
+        if len(given) not in (1, 3) or not -10 <= low <= 10 or not -10 <= high <= 10 or not 1 <= num <= 100:
             raise ValueError
         options["intensities"] = np.linspace(low, high, num).tolist()
     except (ValueError, IndexError):

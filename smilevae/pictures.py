@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from smilevae import checkpoints, grids, latents, runs
 from smilevae.batches import hash64
 from smilevae.datasets import Faces
+from smilevae.dials import Dials
 from smilevae.measure import batches_of, encode
 from smilevae.sampling import draw_codes, nearest
-from smilevae.smile import Dial, mean_difference
+from smilevae.smile import mean_difference
 from smilevae.vae import VAE
 
 MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
@@ -50,22 +51,21 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dial: Dial | None = None
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dials: Dials | None = None
 ) -> None:
-    """Write every picture of an evaluation into `out`; the smile strip needs a dial, the map draws its direction."""
+    """Write every picture of an evaluation into `out`; the smile strip needs dials, the map their direction."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
     save(grids.pairs(x, vae.decode(mu)), out / "reconstructions.png")
 
     generator = torch.Generator().manual_seed(hash64("samples", seed))
-    train = faces.rows("train")
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
     train_mu, logvar = encode(vae, faces, train)
-    some = {"mu": train_mu[:MAX_REFERENCE], "logvar": logvar[:MAX_REFERENCE]}
-    codes = draw_codes(64, generator, sampler=sampler, temperature=temperature, **some)
+    codes = draw_codes(64, generator, sampler=sampler, temperature=temperature, mu=train_mu, logvar=logvar)
     samples = vae.decode(codes.to(x.device)).cpu()
     save(grids.square(samples), out / "samples.png")
-    seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train[:MAX_REFERENCE])])
+    seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
     close = seen[nearest(samples[:8], seen)]
     save(grids.pairs(samples[:8], close), out / "nearest.png", None, ["new", "seen"])
 
@@ -80,21 +80,22 @@ def draw(
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    if dial and (faces.smile[rows] == 0).any():
-        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dial, out)
-    draw_map(val_mu, faces.smile[np.sort(rows)], dial.direction if dial else None, out / "latent_map.png")
+    if dials and (faces.smile[rows] == 0).any():
+        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dials, out)
+    direction = dials.dials[dials.best].direction if dials else None
+    draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png")
 
 
-def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dial: Dial, out: Path) -> None:
-    """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the dial."""
+def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
+    """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the best dial."""
     x = next(batches_of(vae, faces, rows))
     mu = vae.encode(x)[0].cpu()
-    strip = decode_rows(vae, dial.turn(mu, torch.tensor(INTENSITIES)).to(x.device))
+    strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(INTENSITIES)).to(x.device))
     titles = ["original", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
     save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
 
     there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25)
-    frames = decode_rows(vae, dial.turn(mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
+    frames = decode_rows(vae, dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
     pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
 
     def write(file: IO[bytes]) -> None:

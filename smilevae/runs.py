@@ -99,8 +99,10 @@ class Run:
             self._lock = open(self.dir / ".lock", "w")  # noqa: SIM115, held until the process ends
             if not _locked(self._lock, fcntl.LOCK_EX):
                 raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it")
-            for left in (*self.dir.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):  # by a process that was killed
-                left.unlink(missing_ok=True)
+            for folder in (self.dir, self.checkpoints):
+                for left in folder.glob(".*.[0-9]*.tmp"):  # by a process that was killed
+                    left.unlink(missing_ok=True)
+            self.foreign = set(os.listdir(self.dir)) - {".lock", "train.log"}
         except OSError as error:
             raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
 
@@ -148,6 +150,8 @@ class Run:
         if self.leads and not settings["resume"]:
             if (self.dir / "config.yaml").exists():
                 raise ConfigError(f"{self.dir} already holds a run; go on with {resume_line(self.dir)}")
+            if self.foreign:
+                raise ConfigError(f"{self.dir} is not empty and holds no run; choose another with hydra.run.dir=PATH")
             self.new = True
         self.write_config(settings | {"resume": None})
 
@@ -201,7 +205,7 @@ def state(path: Path) -> dict[str, Any]:
     empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None, "sweep": None}
     held = in_use(path)  # asked first: a process that ends between the two has said how by then
     found: Any = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((path / "status.json").read_text())
     found = empty | found if isinstance(found, dict) else empty
     if (path / "result.json").exists():
@@ -239,9 +243,15 @@ def evaluation_folder(run: Path) -> Path:
     return Path(f"evaluation-{run.resolve().name}")
 
 
+def evaluated(run: Path) -> Path:
+    """Where a run's evaluation is found."""
+    inside = run / "evaluation"
+    return inside if inside.exists() else evaluation_folder(run)
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """result.json of a run folder; {} where there is none or it is not whole."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((path / "result.json").read_text())
         return found if isinstance(found, dict) else {}
     return {}
@@ -251,7 +261,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """A run folder's config.yaml, checked. Raises ConfigError."""
     try:
         settings = yaml.safe_load((Path(path) / "config.yaml").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path} is not a run folder (no config.yaml); pass the one that train.py printed") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it") from None
@@ -265,7 +275,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """metrics.jsonl of a run folder, as far as it is whole; [] where there is none."""
     lines: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in (path / "metrics.jsonl").read_text().splitlines():
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict) and isinstance(line.get("epoch"), int)]
@@ -292,6 +302,8 @@ def settings_of(config: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
     for of_the_sweep in ("sweep", "retry_failed"):
         settings.pop(of_the_sweep, None)
     knobs.check(settings)
+    if settings["data"]["source"] == "folder" and not settings["data"]["root"] and not settings["resume"]:
+        raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
     for name in ("root", "unlabelled", "attributes"):  # found again from any working directory
         if path := settings["data"].get(name):
             settings["data"][name] = os.path.abspath(os.path.expanduser(path))
@@ -368,14 +380,14 @@ def new_run_dir(parent: str, resume: str | None) -> str:
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"python train.py resume={short(path)}"
+    return f"python train.py {typed('resume', path)}"
 
 
 def what_next(run: Path, best: dict[str, Any]) -> str:
     """The closing lines of a run."""
     return (
         f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: python evaluate.py ckpt={short(run)}\n"
+        f"next: python evaluate.py {typed('ckpt', run)}\n"
         f"      tensorboard --logdir {short(run.parent)}"
     )
 
@@ -383,6 +395,12 @@ def what_next(run: Path, best: dict[str, Any]) -> str:
 def short(path: Path) -> str:
     """A path as one would type it: relative where that is shorter, quoted where it must be."""
     return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))
+
+
+def typed(key: str, path: Path) -> str:
+    """key=path as one would type it for Hydra, in a shell."""
+    word = override(key, shlex.split(short(path))[0])
+    return word if "'" not in word else shlex.quote(word)
 
 
 def override(key: str, value: str) -> str:

@@ -44,7 +44,8 @@ def lda(mu: Tensor, smile: Tensor) -> Tensor:
 
     within = torch.cat([mu[smile == label] - mu[smile == label].mean(0) for label in (0, 1)])
     shrunk = LedoitWolf(store_precision=False, assume_centered=True).fit(within.double().numpy())
-    return torch.linalg.solve(torch.from_numpy(shrunk.covariance_), mean_difference(mu, smile).double()).float()
+    difference = mean_difference(mu, smile).double()[:, None]
+    return torch.linalg.lstsq(torch.from_numpy(shrunk.covariance_), difference, driver="gelsd").solution[:, 0].float()
 
 
 def linear(mu: Tensor, smile: Tensor) -> Tensor:
@@ -86,8 +87,12 @@ def directions(
     known = (smile == 0) | (smile == 1)
     label = smile.float().masked_fill(~known, torch.nan)
     confounders = [values.float() for values in (others or {}).values() if abs(correlation(label, values)) > CONFOUNDED]
+    kept_still: list[Tensor] = []
     for values in confounders:
-        known = known & torch.isfinite(values)
+        both = known & torch.isfinite(values)
+        if min((smile[both] == label_).sum() for label_ in (0, 1)) > 1:  # else nothing of the smile would be left
+            known, kept_still = both, [*kept_still, values]
+    confounders = kept_still
     mu, smile = mu[known], smile[known]
     found = {"mean_difference": mean_difference(mu, smile)}
     if confounders:
@@ -98,7 +103,8 @@ def directions(
     kept = [person for person, use in zip(people or [], known.tolist()) if use]
     if people and (within := paired(mu, smile, kept)) is not None:
         found["paired"] = within
-    return {name: d * found["mean_difference"].norm() / d.norm() for name, d in found.items()}
+    length = found["mean_difference"].norm()
+    return {name: d * length / d.norm() for name, d in found.items() if d.norm() > 1e-4 * length}
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
@@ -132,11 +138,13 @@ def angles(
     found: dict[str, list[float]] = {name: [] for name in whole}
     rng = np.random.default_rng(0)
     for _ in range(resamples):
-        rows = np.concatenate([own[g] for g in rng.integers(0, len(own), len(own))])
+        drawn = [own[g] for g in rng.integers(0, len(own), len(own))]
+        rows: Any = np.concatenate(drawn)
+        names = [str(number) for number, one in enumerate(drawn) for _ in one]  # drawn twice is two people
         if len(smile[rows][smile[rows] >= 0].unique()) < 2:
             continue
         some = {name: values[rows] for name, values in others.items()}
-        for name, direction in directions(mu[rows], smile[rows], some, [people[row] for row in rows]).items():
+        for name, direction in directions(mu[rows], smile[rows], some, names).items():
             if name in whole:
                 found[name].append(float(np.degrees(np.arccos(min(1.0, cosine(whole[name], direction))))))
     return {name: float(np.quantile(values, 0.95)) for name, values in found.items() if values}
@@ -240,10 +248,10 @@ def calibrate(dial: Dial, mu: Tensor, look: Look) -> Dial:
     zero = int((where == 0).nonzero()[0, 0])
     promised = 0.5 * (measured[where == 1] - measured[zero])[0]
     whole = clipped <= clipped[zero] + CLIPPED
-    follows = (np.diff(measured) >= 0.25 * promised) & whole[1:] & whole[:-1]
+    follows = (np.diff(measured) >= 0.25 * promised) & whole[1:] & whole[:-1] & (promised > 0)
     up = next((i for i in range(zero, len(follows)) if not follows[i]), len(follows))
     down = next((i + 1 for i in range(zero - 1, -1, -1) if not follows[i]), 0)
-    return replace(dial, low=float(where[min(down, zero - 1)]), high=float(where[max(up, zero + 2)]))
+    return replace(dial, low=float(where[down]), high=float(where[up]))
 
 
 def _means(dial: Dial, mu: Tensor, intensities: Tensor, look: Look) -> list[np.ndarray]:

@@ -4,9 +4,11 @@ Nothing is decoded here; a Listing says which file is whose, and of which class.
 """
 
 import csv
+import errno
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,19 +136,30 @@ def read_attributes(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Columns of a CSV with a column `file`, as numbers for the pictures `names`: (N,) each, NaN where there is none.
 
     A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words,
-    `identity` and `smile` are left out. A file is found by its path below data.root, or by its bare name.
+    `identity` and `smile` are left out. A file is found by its path below data.root, or by its bare name if that
+    is one picture's only.
     Raises DataError.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = [row for row in csv.DictReader(file) if row.get("file")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or "it is not CSV"
         raise DataError(f"data.attributes={path}: {why}; name a CSV table with a column `file`") from None
+    bare = Counter(name.rsplit("/", 1)[-1] for name in names)
+    listed = Counter(row["file"].rsplit("/", 1)[-1] for row in table)
     rows = {row["file"].rsplit("/", 1)[-1]: row for row in table} | {row["file"]: row for row in table}
-    found = [rows.get(name) or rows.get(name.rsplit("/", 1)[-1]) for name in names]
+    found = []
+    for name in names:
+        short = name.rsplit("/", 1)[-1]
+        found.append(rows.get(name) or (rows.get(short) if bare[short] == listed[short] == 1 else None))
     if not any(found):
-        raise DataError(f"data.attributes={path}: its column `file` names none of the {len(names)} pictures")
+        raise DataError(
+            f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} pictures;"
+            " name them as below data.root, or by file names that occur once"
+        )
     columns = {}
     for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
         texts = [(row.get(column) or "").strip() if row else "" for row in found]

@@ -30,6 +30,8 @@ from smilevae import ConfigError, UserError, knobs, runs
 GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
 RANK_BY = "val/nelbo"  # comparable across beta
 SHOWN = (RANK_BY, "val/psnr", "val/kl")
+GROUPS = ("data", "model", "trainer", "experiment", "hydra/launcher")
+LAUNCHING = ("n_jobs", "partition", "account", "qos", "cpus_per_task", "gpus_per_node", "mem_gb", "timeout_min")
 ID = "SMILEVAE_SWEEP"  # environment variable: which sweep a worker belongs to
 MAX_NAME = 150
 MAX_FORECASTS = 4  # sets of faces that are looked at before the first job
@@ -53,8 +55,14 @@ class Plan:
         self._refuse_changes([settings for _, _, settings in new])
         known = {_key(job["settings"]): name for name, job in self.jobs.items()}
         self.wanted: list[str] = []
-        for wish, overrides, settings in new:
+        places: dict[str, list[Any]] = {}
+        for (wish, overrides, settings), (_, _, whole) in zip(new, points):
+            paths = [whole["data"].get("root"), whole["data"].get("unlabelled")]
             name = known.get(_key(settings))
+            if places.setdefault(_key(settings), paths) != paths:
+                raise ConfigError(
+                    "data.root cannot be swept: jobs are told apart by knobs; start a sweep for each folder"
+                )
             if name is None:
                 name = wish if wish not in self.jobs else f"{wish}_{_key(settings)[:8]}"
                 known[_key(settings)] = name
@@ -107,6 +115,8 @@ def read(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / "sweep.json").read_text())
         for job in content["jobs"].values():
             job["settings"] = knobs.SINCE | job["settings"]
+        if not all(isinstance(word, str) for word in content["argv"]):
+            raise ValueError
         return content
     except FileNotFoundError:
         return {}
@@ -122,8 +132,19 @@ def full_command(argv: list[str]) -> list[str]:
             given = [a for a in argv if a != text and a not in ("-m", "--multirun")]
             keys = {a.partition("=")[0] for a in given}
             before = [a for a in read(path).get("argv", []) if a.partition("=")[0] not in keys]
+            if strange := [word for word in before if not _harmless(word)]:
+                raise ConfigError(f"{path}/sweep.json asks for {strange[0]}, which a file may not; type the command")
             return [*before, *given, runs.override("hydra.sweep.dir", str(path))]
     return argv
+
+
+def _harmless(word: str) -> bool:
+    """Whether a word of a sweep.json, which may be a stranger's, may stand on a command line: Hydra believes those."""
+    key, _, value = word.partition("=")
+    if key in GROUPS or key in (f"hydra.launcher.{name}" for name in LAUNCHING):
+        return re.fullmatch(r"[\w.,-]+", value) is not None
+    known = key in knobs.KNOBS or key == "sweep.yes" or key.lstrip("+").startswith("trainer.")
+    return word in ("-m", "--multirun") or (known and "$" not in value and "_target_" not in value)
 
 
 def job_name(varied: list[str]) -> str:
@@ -145,7 +166,7 @@ def _server() -> Any:
     """Forks processes that have torch and Lightning imported already, from a server that has done nothing else."""
     multiprocessing.set_start_method(None, force=True)  # joblib's workers have set one that only joblib knows
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["__main__", "smilevae.training", "smilevae.evaluation", "tensorboard"])
+    server.set_forkserver_preload(["__main__", "smilevae.training", "tensorboard"])
     return server
 
 
@@ -230,10 +251,6 @@ def _job(settings: dict[str, Any], path: Path, sweep: str | None) -> None:
             training.fit(
                 settings | {"resume": str(path) if run.trained else None}, run, stop, _free_device(path.parent)
             )
-        if settings["evaluate"]:
-            from smilevae import evaluation
-
-            logging.info(evaluation.report(str(path)))
     except UserError as error:
         logging.error(str(error))
         sys.exit(error.exit_code)
@@ -349,7 +366,7 @@ class Watch(threading.Thread):
         for name, state in self.states.items():
             if state["status"] == "COMPLETED" and name not in self.scores:
                 self.scores[name] = self._best(name).get(RANK_BY, math.inf)
-        if self.scores:
+        if self.scores and len({job["settings"].get("image_size") for job in self.plan.jobs.values()}) == 1:
             parts.append(f"best {min(self.scores, key=lambda name: (self.scores[name], name))}")
         gone, total = self._epochs() - self._begun, self._epochs(total=True)
         if gone > 0 and self._epochs() < total:

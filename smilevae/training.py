@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import ConfigError, batches, callbacks, checkpoints, datasets, linear, pictures, ppca, runs
+from smilevae import ConfigError, batches, callbacks, checkpoints, datasets, evaluation, linear, pictures, ppca, runs
 from smilevae.datamodule import FaceDataModule
 from smilevae.module import VAEModule
 
@@ -19,7 +19,7 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
     """Build the parts, train, record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
 
     With settings["resume"] the run's last checkpoint is gone on from, if it had come to one. Raises ConfigError,
-    DataError, CheckpointError, module.Diverged.
+    DataError, CheckpointError, module.Diverged. With settings["evaluate"] a run is complete once it is evaluated.
     """
     start, goes_on = time.perf_counter(), settings["resume"] and run.goes_on
     if settings["threads"]:
@@ -55,13 +55,18 @@ def fit(settings: dict[str, Any], run: runs.Run, stop: runs.Stop, devices: list[
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
     if trainer.strategy.root_device.type == "cpu" and "16" in str(trainer.precision) and not halves_pay():
         raise ConfigError(f"trainer.precision={trainer.precision} only slows this processor down; leave it at 32-true")
-    resume = checkpoints.resume_point(run.dir, settings) if goes_on else None
+    resume = checkpoints.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
+    if run.leads:
+        (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete, and this one goes on
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if run.leads:
         record.name_best()  # a resume with nothing left to train has not come to it
         pictures.preview(run.dir, faces)
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
-    run.complete(record.result(settings, faces.fingerprint) | seconds | runs.environment())
+    result = record.result(settings, faces.fingerprint) | seconds | runs.environment()
+    if run.leads and settings["evaluate"]:
+        log.info(evaluation.report(str(run.dir)))
+    run.complete(result)
     return record.best()[0]
 
 

@@ -14,7 +14,7 @@ BASE = {"knobs"}  # and the package itself: errors; no torch
 ARITHMETIC = {"losses", "latents", "metrics", "linear", "ppca", "grids", "smile", "sampling", "judge"}
 MACHINERY = {"networks", "vae", "images", "faces", "sources", "batches", "datasets", "crops", "measure"}
 RECORD = {"runs", "checkpoints"}
-USE = {"evaluation", "pictures", "audit", "photo", "export", "app"}
+USE = {"evaluation", "pictures", "dials", "audit", "photo", "export", "app"}
 GLUE = {"datamodule", "module", "callbacks", "training"}
 EDGE = {"console", "hydra_hooks", "sweeps"}
 ALLOWED = {
@@ -24,11 +24,12 @@ ALLOWED = {
     "runs": BASE,
     "checkpoints": BASE | {"vae", "runs", "console", "export"},  # the last two as a command
     "audit": {"smile", "latents", "judge", "vae", "batches", "datasets", "runs"},
-    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "pictures"},
+    "evaluation": BASE | ARITHMETIC | MACHINERY | RECORD | {"audit", "dials", "pictures"},
     "export": {"audit", "checkpoints", "runs", "vae"},
     "app": {"crops", "photo", "images", "grids", "sampling", "console"},
-    "pictures": BASE | ARITHMETIC | MACHINERY | RECORD,
-    "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"console"},
+    "dials": {"checkpoints", "crops", "judge", "runs", "smile", "vae"},
+    "pictures": {"dials"} | BASE | ARITHMETIC | MACHINERY | RECORD,
+    "photo": BASE | ARITHMETIC | MACHINERY | RECORD | {"dials", "console"},
     **dict.fromkeys(GLUE, BASE | ARITHMETIC | MACHINERY | RECORD | USE | GLUE),
     **dict.fromkeys(EDGE, BASE | {"runs"} | EDGE),
     # the last four in other processes

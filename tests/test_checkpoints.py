@@ -115,15 +115,16 @@ def test_a_run_folder_means_its_best_checkpoint(tiny_run):
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
-    settings = checkpoints.read(copy / "checkpoints" / "last.ckpt")["hyper_parameters"]
-    assert checkpoints.read(checkpoints.resume_point(copy, settings))["epoch"] == 3
+    content = checkpoints.read(copy / "checkpoints" / "last.ckpt")
+    settings = content["hyper_parameters"], content["fingerprint"]
+    assert checkpoints.read(checkpoints.resume_point(copy, *settings))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     assert checkpoints.epoch_of(checkpoints.find(str(copy))) > 0
-    assert checkpoints.read(checkpoints.resume_point(copy, settings))["epoch"] == 2  # of 0 to 3
+    assert checkpoints.read(checkpoints.resume_point(copy, *settings))["epoch"] == 2  # of 0 to 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     (copy / "checkpoints" / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"cannot go on.*last.ckpt"):
-        checkpoints.resume_point(copy, settings)
+        checkpoints.resume_point(copy, *settings)
 
 
 def test_links_fall_back_to_copies(tmp_path, monkeypatch):

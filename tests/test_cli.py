@@ -136,9 +136,10 @@ def test_a_mistake_never_removes_what_was_there_before(call, tmp_path, tiny_run)
     """A thesis in the folder that a careless command names, and a finished run whose checkpoints are gone."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("five years")
-    code, _ = call("train", f"hydra.run.dir={tmp_path / 'precious'}", "data=folder", "data.root=/nowhere")
-    assert code == 3
-    assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis.txt"]
+    (tmp_path / "precious" / "data_card.json").write_text("{}")
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'precious'}", "data=folder", "data.root=/nowhere")
+    assert (code, "is not empty and holds no run" in errors) == (2, True)
+    assert {"thesis.txt", "data_card.json"} <= {p.name for p in (tmp_path / "precious").iterdir()}
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = sorted(p.name for p in (tmp_path / "run").iterdir())

@@ -81,9 +81,8 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     more = tmp_path / "more"
     more.mkdir()
     held_out, trained = (plain.people[plain.rows(part)[0]] for part in ("val", "train"))
-    source = pictures / plain.names[0]
     for number, person in enumerate([held_out, trained, "Somebody_Else"]):
-        shutil.copy(source, more / f"{person}_{number:04d}{source.suffix}")
+        Image.new("RGB", (64, 64), (number, 9, 9)).save(more / f"{person}_{number:04d}.png")
     faces = load(pictures, unlabelled=str(more))
     assert [faces.names[row] for row in faces.rows("val")] == [plain.names[row] for row in plain.rows("val")]
     added = [faces.names[row] for row in faces.rows("train") if faces.names[row].startswith("unlabelled/")]
@@ -129,8 +128,23 @@ def test_labels_of_a_test_folder_with_classes_are_kept(pictures):
 
 def test_a_file_name_without_a_number_is_its_own_person(pictures):
     for index in range(3):
-        shutil.copy(next((pictures / "train" / "smile").iterdir()), pictures / "train" / "smile" / f"me{index}x.png")
+        Image.new("RGB", (64, 64), (index, 9, 9)).save(pictures / "train" / "smile" / f"me{index}x.png")
     assert load(pictures).card()["people"] == 24 + 4 + 3
+
+
+def test_a_picture_under_two_names_lies_on_one_side(pictures, tmp_path):
+    """Copies within the folder and among the unlabelled faces: nobody held out is trained on."""
+    for path in sorted((pictures / "train" / "smile").iterdir()):
+        shutil.copy(path, path.with_name(f"copy_of_{path.stem.replace('_', '-')}.png"))
+    shutil.copytree(pictures / "train" / "non_smile", tmp_path / "more")
+    for number, path in enumerate(sorted((tmp_path / "more").iterdir())):
+        path.rename(path.with_name(f"{number}.png"))
+    faces = load(pictures, unlabelled=str(tmp_path / "more"))
+    sides = {part: {faces.images[row].tobytes() for row in faces.rows(part)} for part in ("train", "val")}
+    assert sides["train"]
+    assert sides["val"]
+    assert not sides["train"] & sides["val"]
+    assert faces.card()["left_out"] > 0
 
 
 def test_identical_images_are_reported(pictures):

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TINY
 from PIL import Image
 
 from smilevae import CheckpointError, ConfigError, checkpoints, evaluation, export, photo
@@ -85,6 +86,26 @@ def test_nothing_of_the_machine_leaves_it_and_the_card_says_what_it_is(exported)
     card = (out / "README.md").read_text()
     for word in ("held-out", "people", "PSNR", "Not for judging people", "encoder.onnx"):
         assert word in card
+
+
+def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictures, tmp_path):
+    small = [word for word in TINY if not word.startswith("data.")]
+    run, out = tmp_path / "run", tmp_path / "given"
+    code, errors = call(
+        "train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *small, "evaluate=true"
+    )
+    assert code == 0, errors
+    export.main(["export", f"ckpt={run}", f"out={out}"])
+    for path in out.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
+    assert photo.Editor(str(out)).dials.best == photo.Editor(str(run)).dials.best
+    with pytest.raises(ConfigError, match="does not say where its pictures are; pass root=PATH"):
+        evaluation.evaluate(checkpoints.find(str(out)))
+    metrics, _ = evaluation.evaluate(checkpoints.find(str(out)), root=str(pictures))
+    before = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-3)
 
 
 def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(exported, tiny_run, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import SMILES
 from PIL import Image, ImageCms
 
-from smilevae import CheckpointError, ConfigError, DataError, crops, photo
+from smilevae import CheckpointError, ConfigError, DataError, checkpoints, crops, dials, photo
 
 cv2 = pytest.importorskip("cv2")
 
@@ -164,7 +165,11 @@ def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
 
 
 def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
-    good = json.loads((model / "evaluation" / "dials.json").read_text())
+    run = tmp_path / "run"
+    shutil.copytree(model, run)
+    path, best = run / "evaluation" / "dials.json", checkpoints.find(str(run))
+    vae, good = checkpoints.load_vae(best)[0], json.loads(path.read_text())
+    assert dials.read(best, vae).best == good["best"]
     for spoil in (
         lambda c: c.pop("dials"),
         lambda c: c["dials"]["mean_difference"].update(direction=[1.0]),
@@ -172,14 +177,34 @@ def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
         lambda c: c["dials"]["mean_difference"].update(gain=float("nan")),
         lambda c: c.update(eyes=[[1e9, 0], [0, 0]]),
         lambda c: c.update(dials=[1]),
+        lambda c: c.update(reader={"mean": [1.0], "sd": [1.0], "weights": [1.0], "bias": 0}),
     ):
         content = json.loads(json.dumps(good))
         spoil(content)
-        (tmp_path / "dials.json").write_text(json.dumps(content))
+        path.write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match="is damaged"):
-            photo.read_dial(tmp_path / "dials.json", 8, None)
-    with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):
-        photo.read_dial(tmp_path / "no" / "dials.json", 8, None)
+            dials.read(best, vae)
+    path.write_text(json.dumps(good))
+    other = next(p for p in (run / "checkpoints").glob("epoch-*.ckpt") if p != best)
+    with pytest.raises(CheckpointError, match=rf"is of another checkpoint than {other.name}; run python evaluate"):
+        photo.Editor(str(other))
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"is missing; run python evaluate\.py"):
+        dials.read(best, vae)
+
+
+def test_a_folder_of_pictures_keeps_every_name_and_its_originals(model, tmp_path):
+    for name in ("a.png", "a.jpg", "deep/a.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(60, 80)).save(tmp_path / "in" / name)
+    call(model, tmp_path / "in", tmp_path / "out", box="frame")
+    found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
+    assert found == {"a.png.png", "a.jpg.png", "deep/a.png"}
+    for source in (tmp_path / "in", tmp_path / "in" / "a.png"):
+        with pytest.raises(ConfigError, match="is the picture's own place"):
+            call(model, source, source, box="frame")
+    with pytest.raises(ConfigError, match="smile=1:2:3:4 must be"):
+        call(model, tmp_path / "in", tmp_path / "out", box="frame", smile="1:2:3:4")
 
 
 @pytest.mark.skipif(not SMILES.exists(), reason="real faces are not here")

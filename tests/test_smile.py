@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from smilevae import ConfigError, DataError, audit, batches, datasets, smile, sources
-from smilevae.judge import Judge, blur, features, outside
+from smilevae.judge import Judge, blur, features, outside, reader_from
 from smilevae.ppca import linear_vae_weights
 from smilevae.vae import VAE
 
@@ -176,6 +178,10 @@ def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
         pictures(drawn, "train"), {n: v[train] for n, v in attributes.items()}, [drawn.people[r] for r in train]
     )
     x = pictures(drawn, "val")
+    for name in attributes:  # what goes with a model reads what the judge reads
+        torch.testing.assert_close(judge.reader(name)(x), judge(x)[name], atol=1e-3, rtol=1e-3)
+    kept = json.loads(json.dumps(judge.reader("smile").plain()))
+    torch.testing.assert_close(reader_from(kept)(x), judge(x)["smile"], atol=1e-3, rtol=1e-3)
     for seen in (x, blur(x)):
         scores = judge(seen)
         for name in ("smile", "glasses"):

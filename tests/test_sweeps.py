@@ -135,6 +135,24 @@ def test_resume_names_a_sweep_and_later_values_win(tmp_path):
     assert sweeps.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("+hydra.callbacks.x={_target_:os.mkdir,path:/tmp/x}", "hydra.launcher.setup=[x]", "experiment=../../x"),
+        *("data.root=${oc.env:HOME}", "--config-dir=/tmp", "trainer.x={_target_:os.system}", "hydra.run.dir=/tmp"),
+    ],
+)
+def test_a_strangers_sweep_asks_for_knobs_only(tmp_path, call, word):
+    plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "hydra/launcher=local", word))
+    code, errors = call("train", "-m", f"resume={tmp_path / 's'}")
+    assert (code, "which a file may not" in errors, len(errors.strip().splitlines())) == (2, True, 1), errors
+
+
+def test_a_sweep_over_folders_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.root cannot be swept"):
+        plan(tmp_path / "s", {"data": {"root": "/a"}}, {"data": {"root": "/b"}})
+
+
 def test_what_is_left_is_what_did_not_end(tmp_path):
     found = plan(tmp_path / "s", *({"beta": b} for b in range(1, 7)))
     states = ("COMPLETED", "FAILED", "INTERRUPTED", "RUNNING", "RUNNING")
