@@ -65,7 +65,7 @@ def main(run: str, out: Path, num: int) -> None:
         found = crops.find_faces(picture)
         if not found:
             continue
-        matrix = crops.crop_matrix(found[0], crops.find_eyes(picture, found[0]), editor.side, editor.eyes)
+        matrix = crops.crop_matrix(found[0], crops.find_eyes(picture, found[0]), editor.side, editor.dials.eyes)
         at = corners(matrix, editor.side), corners(true, len(faces.images[row]))
         width = np.hypot(*(at[1][1] - at[1][0]))
         off.append(np.hypot(*(at[0] - at[1]).T).mean() / width)
