@@ -382,7 +382,8 @@ def test_celeba_missing_is_one_sentence(tmp_path):
 @pytest.mark.skipif(not SMILES.is_dir(), reason="the real faces are not here")
 def test_the_real_faces_have_the_counts_that_their_notes_give():
     card = load(SMILES).card()
-    assert (card["people"] - card["parts"]["test"]["people"], card["skipped"]) == (1121, {})
+    # of 1121 names one stands on a picture that is among the test faces under another
+    assert (card["people"] - card["parts"]["test"]["people"], card["skipped"]) == (1120, {})
     assert card["people_in_train_and_val"] == 0
     parts = card["parts"]
     assert parts["train"]["smiling"] + parts["val"]["smiling"] == 600
