@@ -1,6 +1,6 @@
 # make train   set up and train on drawn faces      make test   set up and test
 # make slow    the long tests                       make check  lint, types, known holes in packages, secrets
-# make scorecard   kills, failing disks, strangers' files: the figures of trust, about an hour
+# make scorecard   kills, failing disks, strangers' files: the figures of trust, half an hour
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin

@@ -105,7 +105,8 @@ def contract(vae: VAE) -> dict[str, Any]:
         "encoder.onnx": {"x": f"float32 (B, 3, {side}, {side}), RGB in [0, 1]", "mu, logvar": f"float32 (B, {dims})"},
         "decoder.onnx": {"z": f"float32 (B, {dims})", "x_hat": f"float32 (B, 3, {side}, {side}), clamp to [0, 1]"},
         "smile": "z = mu + intensity * step * direction; step = gain * max(smiling - (mu . weights + bias), least)"
-        " / (direction . weights), all from evaluation/dials.json",
+        " / (direction . weights), all from evaluation/dials.json; smilevae then measures each face with the reader"
+        " there and corrects the step twice",
     }
 
 
