@@ -11,10 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smilevae import batches, checkpoints, datasets, latents, linear
-from smilevae.losses import beta_vae_terms
-from smilevae.metrics import active_units
-from smilevae.vae import VAE
+from smilevae.data import batches, dataset
+from smilevae.models import latents, linear
+from smilevae.models.losses import beta_vae_terms
+from smilevae.models.metrics import active_units
+from smilevae.models.vae import VAE
+from smilevae.runs import checkpoint
 
 DRAWS = 8
 
@@ -34,19 +36,19 @@ def losses(vae: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def compare(run: str) -> str:
-    vae, content = checkpoints.load_vae(checkpoints.find(run))
+    vae, content = checkpoint.load_vae(checkpoint.find(run))
     settings = content["hyper_parameters"]
-    alone = checkpoints.build_vae(settings).eval()  # its network adds nothing yet
+    alone = checkpoint.build_vae(settings).eval()  # its network adds nothing yet
     alone.linear = vae.linear
-    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
     x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
     (theirs, _), (ours, mu) = (losses(model, x, settings["beta"]) for model in (alone, vae))
     difference = (ours - theirs).double().numpy()
     low, high = stats.ttest_1samp(difference, 0).confidence_interval()
-    expected = linear.linear_vae(datasets.spectrum_of(faces), settings["beta"], settings["latent_dim"])["active_units"]
+    expected = linear.linear_vae(dataset.spectrum_of(faces), settings["beta"], settings["latent_dim"])["active_units"]
     return (
         f"{run}: beta {settings['beta']:g}, {len(faces.rows('train'))} training faces, epoch"
-        f" {checkpoints.epochs_trained(content)}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
+        f" {checkpoint.epochs_trained(content)}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
         f" {difference.mean():+.2f} ({low:+.2f} to {high:+.2f}, n = {len(difference)} faces),"
         f" {difference.mean() / float(theirs.mean()):+.1%}; active {active_units(mu.var(0))}, forecast {expected}"
     )

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from smilevae import batches, checkpoints, datasets, measure
-from smilevae.module import jitter
-from smilevae.sampling import draw_codes
+from smilevae.data import batches, dataset
+from smilevae.evaluation.report import measure
+from smilevae.evaluation.samplers import draw_codes
+from smilevae.runs import checkpoint
+from smilevae.training.module import jitter
 
 SIDE, WIDTH, EPOCHS = 64, 128, 40
 
@@ -86,9 +88,9 @@ def kid(network: FaceNetwork, real: Tensor, other: Tensor) -> str:
 
 @torch.no_grad()
 def compare(run: str) -> None:
-    vae, content = checkpoints.load_vae(checkpoints.find(run))
+    vae, content = checkpoint.load_vae(checkpoint.find(run))
     settings = content["hyper_parameters"]
-    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
+    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
 
     def pictures(part: str) -> Tensor:
         x = batches.to_unit(torch.from_numpy(faces.images[faces.rows(part)]))

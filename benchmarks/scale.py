@@ -17,14 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from smilevae import datasets, runs
+from smilevae import runs
+from smilevae.data import dataset
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300
 
 
 def write_faces(folder: Path, num: int) -> None:
-    drawn = datasets.load_faces(source="synthetic", image_size=64, split_seed=0)
+    drawn = dataset.load_faces(source="synthetic", image_size=64, split_seed=0)
     rng = np.random.default_rng(0)
     for name in ("smile", "non_smile"):
         (folder / name).mkdir(parents=True)

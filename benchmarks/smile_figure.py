@@ -14,22 +14,26 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from smilevae import audit, checkpoints, datasets, measure, runs
+from smilevae import runs
+from smilevae.data import dataset
+from smilevae.editing import scorecard
+from smilevae.evaluation.report import measure
+from smilevae.runs import checkpoint
 
 SHOWN = torch.tensor([-1.0, 0, 1, 2])
 NUM_FACES = 3
 
 
 def main(run: str, out: Path) -> None:
-    vae, content = checkpoints.load_vae(checkpoints.find(run))
+    vae, content = checkpoint.load_vae(checkpoint.find(run))
     settings = content["hyper_parameters"]
-    faces = datasets.load_faces(**settings["data"], image_size=settings["image_size"])
-    found = audit.Audit(vae, faces, lambda rows: measure.encode(vae, faces, rows)[0])
+    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
+    found = scorecard.Audit(vae, faces, lambda rows: measure.encode(vae, faces, rows)[0])
     hair = faces.attributes["hair_length"][found.rows]
     rows = found.rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES]
     mu = measure.encode(vae, faces, rows)[0]
     titles = {
-        audit.PLAIN: "plain: z + k (mean smiling - mean not)",
+        scorecard.PLAIN: "plain: z + k (mean smiling - mean not)",
         found.best.name: f"ours: {found.best.name}, calibrated",
     }
 

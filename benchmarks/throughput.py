@@ -29,9 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets as folders
 from torchvision import transforms
 
-from smilevae import batches, checkpoints, datasets, runs, training
-from smilevae.losses import beta_vae_terms
-from smilevae.networks import NETWORKS
+from smilevae import runs
+from smilevae.data import batches, dataset
+from smilevae.models.losses import beta_vae_terms
+from smilevae.models.networks import NETWORKS
+from smilevae.runs import checkpoint
+from smilevae.training.fit import fit
 
 ROOT = Path(__file__).parents[1]
 ROUNDS, BATCH, SIZE = 7, 64, 128
@@ -80,7 +83,7 @@ def notebook(settings: dict, folder: Path) -> Callable[[], int]:
 
 
 def bare(settings: dict, x: Tensor) -> Callable[[], int]:
-    vae = checkpoints.build_vae(settings).train()
+    vae = checkpoint.build_vae(settings).train()
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
 
     def epoch() -> int:
@@ -180,7 +183,7 @@ class Interleave(pl.Callback):
 
 
 def flops_per_image(settings: dict) -> float:
-    vae, x = checkpoints.build_vae(settings), torch.rand(BATCH, 3, SIZE, SIZE)
+    vae, x = checkpoint.build_vae(settings), torch.rand(BATCH, 3, SIZE, SIZE)
     with FlopCounterMode(display=False) as counter:
         out = vae(x)
         beta_vae_terms(out.x_hat, x, out.mu, out.logvar, 1.0).loss.mean().backward()
@@ -192,7 +195,7 @@ def compare(model: str, root: Path) -> None:
         given = [f"model={model}", "data=folder", f"data.root={root}", f"batch_size={BATCH}", f"epochs={ROUNDS + 1}"]
         config = compose("train", overrides=given)
     settings = runs.settings_of(config, given)
-    faces = datasets.load_faces(**settings["data"], image_size=SIZE)
+    faces = dataset.load_faces(**settings["data"], image_size=SIZE)
     train = torch.from_numpy(faces.images[faces.rows("train")])
     x = batches.to_unit(train)
     with tempfile.TemporaryDirectory() as home:
@@ -201,13 +204,13 @@ def compare(model: str, root: Path) -> None:
         interleave, trainer = Interleave(others), pl.Trainer
         pl.Trainer = lambda callbacks, **kw: trainer(callbacks=[*callbacks, interleave], **kw)  # type: ignore[misc]
         try:
-            training.fit(settings, runs.Run(Path(home) / "run"), runs.Stop())
+            fit.fit(settings, runs.Run(Path(home) / "run"), runs.Stop())
         finally:
             pl.Trainer = trainer  # type: ignore[misc]
     rates = {name: found[1:] for name, found in interleave.rates.items()}
     flops = flops_per_image(settings)
     print(
-        f"model={model}, {sum(p.numel() for p in checkpoints.build_vae(settings).parameters()) / 1e6:.1f} M parameters"
+        f"model={model}, {sum(p.numel() for p in checkpoint.build_vae(settings).parameters()) / 1e6:.1f} M parameters"
     )
     ours = rates["ours"]
     for name in ("ours", "ours, whole", *others):
@@ -232,7 +235,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(home)
         if len(sys.argv) == 1:
-            drawn = datasets.load_faces(source="synthetic", image_size=64, split_seed=0)
+            drawn = dataset.load_faces(source="synthetic", image_size=64, split_seed=0)
             for row, smile in enumerate(drawn.smile):
                 folder = root / "train" / ("smile" if smile == 1 else "non_smile")
                 folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from smilevae import ConfigError, UserError
+from smilevae.errors import ConfigError, UserError
 
 
 def main(arguments: list[str]) -> int:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from smilevae import ConfigError, runs
-from smilevae.linear import Spectrum
+from smilevae import runs
+from smilevae.errors import ConfigError
+from smilevae.models.linear import Spectrum
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed", "diverged", "corrupt")

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from multirun_analysis import collect, rank
-from smilevae.linear import Spectrum, linear_vae, pca_psnr
+from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
 INK = "#3b3f46"  # readable on white paper; replaced by currentColor where a figure is part of the page
 STYLE: dict[Any, Any] = {

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from multirun_analysis.collect import Sweep
-from smilevae import ConfigError
+from smilevae.errors import ConfigError
 
 BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
 COMPARABLE = ("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction")  # for val/loss

@@ -1,35 +1,35 @@
-"""The edge of the two scripts: errors as one sentence with an exit code, resolvers, Lightning's chatter."""
+"""The edge of every program: errors end as one sentence on stderr with an exit code; Lightning's notes are filtered."""
 
 import contextlib
 import difflib
 import errno
+import inspect
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
 
-from smilevae import UserError, knobs, runs, sweeps
+from smilevae import config
+from smilevae.errors import ConfigError, Interrupted, UserError
 
-CONF = Path(__file__).parents[1] / "conf"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
-def run(main: Callable[..., Any]) -> None:
-    """Run a Hydra main; end with the exit codes of design: 0, 1 a job, 2 config, 3 data, 4 checkpoint, 130, 143."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors over instead of printing them its way
-    register_resolvers()
+def run(main: Callable[..., Any], *arguments: Any) -> None:
+    """Call a Hydra main. Exit codes: 0, 1 a job failed, 2 configuration, 3 data, 4 checkpoint, 130 and 143 signals."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
-        sys.argv[1:] = sweeps.full_command(sys.argv[1:])
-        main()
+        main(*arguments)
     except UserError as error:
         end(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
@@ -38,24 +38,22 @@ def run(main: Callable[..., Any]) -> None:
         if error.errno != errno.ENAMETOOLONG:  # Hydra looks for data=NAME among its files
             raise
         end(f"...{str(error.filename)[-60:]} is too long for a name; choose one that is there", 2)
-    except (ValueError, TypeError, AssertionError) as error:  # Hydra's own words for some lines it does not understand
+    except (ValueError, TypeError, AssertionError) as error:  # Hydra's, for some lines that it does not understand
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].partition(".")[0] not in ("hydra", "omegaconf", "antlr4"):
             raise
         end(sentence(error), 2)
-    except (runs.Interrupted, KeyboardInterrupt) as stop:
+    except (Interrupted, KeyboardInterrupt) as stop:
         end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
 
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process on a mistake, before Hydra prints lines of its own about the job."""
+    """End the process on a mistake with its sentence and exit code, before Hydra prints lines about the job."""
     try:
         yield
     except UserError as error:
         end(str(error), error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        end(sentence(error), 2)
     except OSError as error:
         if not error.filename and error.errno not in FULL:
             raise
@@ -64,9 +62,38 @@ def one_sentence() -> Iterator[None]:
         end("interrupted", 130)
 
 
-def register_resolvers() -> None:
-    """What conf/ may call in ${...}; the folder's name is drawn once a process."""
-    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def parse_words(words: Sequence[str], options: type[Options], rest: str | None = None) -> Options:
+    """The key=value words of a command line as options; words without = are collected in the option `rest`.
+
+    The docstring of `options` begins with the command. --help prints it with every option and exits. A value may be
+    quoted as for Hydra. Raises ConfigError.
+    """
+    text = inspect.getdoc(options) or ""
+    usage, known = text.partition("\n")[0], options.model_fields
+    if {"-h", "--help"} & set(words):
+        print(text, *(f"  {name:12} {field.description}" for name, field in known.items()), sep="\n")
+        sys.exit(0)
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if rest and not word.startswith("-") and (not equals or os.path.exists(word)):
+            given.setdefault(rest, []).append(word)
+            continue
+        if not equals or key.startswith("-"):
+            raise ConfigError(f"{word} is not understood; {usage}")
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        given[key] = re.sub(r"\\([\\'])", r"\1", value[1:-1]) if quoted else value
+    for name, field in known.items():
+        if field.is_required() and not given.get(name):
+            raise ConfigError(f"{name} is not set; {usage}")
+    try:
+        return options.model_validate({key: value for key, value in given.items() if value != "null"})
+    except ValidationError as error:
+        not_known = f"an option; there are {', '.join(known)}"
+        raise ConfigError("\n".join(config.sentences(error, known, not_known))) from None
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -83,9 +110,9 @@ def sentence(error: Exception) -> str:
         return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
         name = text.split("'")[1]
-        if name in knobs.KNOBS:
+        if name in config.FIELDS:
             return f"{name} does not apply here; see the file in conf/{name.partition('.')[0]}/ that you chose"
-        near = difflib.get_close_matches(name, knobs.KNOBS, n=1)
+        near = difflib.get_close_matches(name, config.FIELDS, n=1)
         return f"{name} is not a knob" + (f"; did you mean {near[0]}?" if near else "; see python train.py --help")
     if "mismatched input" in text or "token recognition" in text:
         return f"{text.splitlines()[0]}; write key=value, and quote a value that holds = , or brackets: \"key='value'\""
@@ -93,11 +120,11 @@ def sentence(error: Exception) -> str:
 
 
 def quiet_lightning() -> None:
-    """Send Lightning's log through ours without its advertisements; silence warnings that are not about the user."""
+    """Pass Lightning's log through ours without its advertisements; ignore warnings that are not about the user."""
     warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")  # our sampler resumes within an epoch
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):  # imported first, they keep to themselves
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):  # imported first, they keep their own handlers
         logging.getLogger(name).propagate = True
         logging.getLogger(name).handlers.clear()
     for handler in logging.getLogger().handlers:

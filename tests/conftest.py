@@ -32,21 +32,19 @@ def _at_root(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """Run a script's main in this process, as its command line would: call("train", ...) -> (exit code, stderr)."""
+    """Run a command in this process, as its command line would: call("train", ...) -> (exit code, stderr)."""
 
-    def run(script: str, *arguments: object) -> tuple[int, str]:
-        import importlib
-
+    def run(command: str, *arguments: object) -> tuple[int, str]:
         from hydra.core.global_hydra import GlobalHydra
 
-        from smilevae import console
+        from smilevae import cli
 
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", sys.argv)  # cli.main gives Hydra its own
         code = 0
         try:
-            console.run(importlib.import_module(script).main)
+            cli.main([command, *map(str, arguments)])
         except SystemExit as stop:
             code = stop.code
         return code, capfd.readouterr().err
@@ -80,12 +78,13 @@ def evaluated_run(tiny_run, tmp_path_factory):
     """A copy of the tiny run, moved elsewhere and evaluated on one thread, as it was trained; do not write into it."""
     import torch
 
-    from smilevae import checkpoints, evaluation
+    from smilevae.evaluation.options import EvaluateOptions
+    from smilevae.evaluation.report import report
 
     torch.set_num_threads(1)  # their number changes the last bits
     run = tmp_path_factory.mktemp("moved") / "run"
     shutil.copytree(tiny_run, run)
-    evaluation.evaluate(checkpoints.find(str(run)))
+    report(EvaluateOptions(ckpt=str(run)))
     return run
 
 
@@ -100,7 +99,7 @@ def pictures(tmp_path):
     """A folder in the public layout: 12 people smiling, 12 not, two pictures each, and 4 test pictures."""
     from PIL import Image
 
-    from smilevae.faces import SyntheticFaces
+    from smilevae.data.synthetic import SyntheticFaces
 
     drawn = SyntheticFaces(24, 24, 4, seed=7)
     root = tmp_path / "pictures"

@@ -24,8 +24,10 @@ torch.set_num_threads(1)  # a fork inherits no threads
 
 from conftest import TINY  # noqa: E402
 
-import train  # noqa: E402
-from smilevae import CheckpointError, checkpoints, console, hydra_hooks, runs, training  # noqa: E402, F401
+from smilevae import cli, runs  # noqa: E402
+from smilevae.errors import CheckpointError  # noqa: E402
+from smilevae.runs import checkpoint  # noqa: E402
+from smilevae.training import fit  # noqa: E402, F401
 
 KINDS = {
     "full disk": errno.ENOSPC,
@@ -101,9 +103,8 @@ def trained(folder: Path, words: tuple[str, ...], kind: str | None = None, numbe
         os.dup2(out, 1)
         os.dup2(out, 2)
         failing, code = Failing(folder, kind, number), 1
-        sys.argv = ["train.py", *words]
         try:
-            console.run(train.main)
+            cli.main(["train", *words])
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
@@ -120,7 +121,7 @@ def digests(folder: Path) -> dict[str, str]:
     """A hash of all weights by the checkpoint's name, and the names among the result."""
     found = {}
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
-        state = checkpoints.read(path)["state_dict"]
+        state = checkpoint.read(path)["state_dict"]
         whole = b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(state.items()))
         found[path.name] = hashlib.sha256(whole).hexdigest()
     return found
@@ -131,7 +132,7 @@ def readable(folder: Path) -> list[str]:
     found = []
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
         try:
-            checkpoints.load_vae(path)
+            checkpoint.load(path)
             found.append(path.name)
         except CheckpointError:
             found.append(f"not {path.name}")

@@ -18,8 +18,8 @@ from scipy import stats
 
 from multirun_analysis import __main__ as analysis
 from multirun_analysis import collect, rank
-from smilevae import ConfigError
-from smilevae.linear import Spectrum, linear_vae, pca_psnr
+from smilevae.errors import ConfigError
+from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -15,14 +15,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from smilevae import ConfigError, app
+from smilevae.apps import slider
+from smilevae.errors import ConfigError
 
 pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="module")
 def server(evaluated_run):
-    server = app.serve(str(evaluated_run), 0)
+    server = slider.serve(str(evaluated_run), 0)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -120,7 +121,7 @@ def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(serv
     with ThreadPoolExecutor(50) as pool:
         moves = list(pool.map(lambda i: ask(server, "GET", f"/smile?id={first}&value={i / 25}")[0], range(50)))
     assert moves == [200] * 50
-    for _ in range(app.KEPT):
+    for _ in range(slider.KEPT):
         upload(server, picture())
     assert ask(server, "GET", f"/smile?id={first}")[0] == 410
 
@@ -128,7 +129,7 @@ def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(serv
 def test_it_listens_on_loopback_alone_and_leaves_nothing_on_the_disk(evaluated_run, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path)}
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-m", "smilevae.app", f"ckpt={evaluated_run}", "port=0"]
+    command = [sys.executable, "-m", "smilevae.apps.slider", f"ckpt={evaluated_run}", "port=0"]
     before = {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONPATH": str(ROOT)})
     try:
@@ -160,7 +161,7 @@ def test_wrong_words_are_one_sentence(evaluated_run, server):
         ([f"ckpt={evaluated_run}", "share=true"], "takes these words"),
     ):
         with pytest.raises(ConfigError, match=problem):
-            app.main(words)
+            slider.main(words)
 
 
 @pytest.mark.slow

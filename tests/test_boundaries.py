@@ -72,7 +72,7 @@ def test_every_room_keeps_to_its_imports(path: Path):
     assert violations(path.stem, path.read_text()) == []
 
 
-ANALYSIS = {"smilevae", "smilevae.runs", "smilevae.linear", "multirun_analysis"}
+ANALYSIS = {"smilevae", "smilevae.runs", "smilevae.models.linear", "multirun_analysis"}
 ANALYSIS_LIBRARIES = {"pandas", "matplotlib", "numpy", "scipy", "jinja2", "PIL"}
 
 
@@ -92,7 +92,7 @@ def test_the_analysis_knows_run_folders_only(path: Path):
     ("room", "source"),
     [
         ("losses", "import pytorch_lightning as pl"),
-        ("losses", "from smilevae.vae import VAE"),
+        ("losses", "from smilevae.models.vae import VAE"),
         ("vae", "from smilevae import latents, runs"),
         ("runs", "def f():\n    import torch"),
         ("datasets", "from omegaconf import DictConfig"),

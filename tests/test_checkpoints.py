@@ -9,14 +9,16 @@ import pytest
 import torch
 from conftest import ROOT, TINY
 
-from smilevae import CheckpointError, checkpoints, knobs, runs
+from smilevae import config, runs
+from smilevae.errors import CheckpointError
+from smilevae.runs import checkpoint
 
 FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture
 def content(tiny_run):
-    return checkpoints.read(tiny_run / "checkpoints" / "last.ckpt")
+    return checkpoint.read(tiny_run / "checkpoints" / "last.ckpt")
 
 
 def save(path, content):
@@ -25,7 +27,7 @@ def save(path, content):
 
 
 def test_a_checkpoint_rebuilds_its_model(tiny_run, content):
-    vae, again = checkpoints.load_vae(tiny_run / "checkpoints" / "last.ckpt")
+    vae, again = checkpoint.load_vae(tiny_run / "checkpoints" / "last.ckpt")
     assert not vae.training
     assert (vae.image_size, vae.latent_dim) == (64, 8)
     weights = vae.state_dict()
@@ -35,17 +37,17 @@ def test_a_checkpoint_rebuilds_its_model(tiny_run, content):
 
 
 def test_write_then_read_is_the_same(tmp_path, content):
-    checkpoints.write(content, tmp_path / "a.ckpt")
-    again = checkpoints.read(tmp_path / "a.ckpt")
+    checkpoint.write(content, tmp_path / "a.ckpt")
+    again = checkpoint.read(tmp_path / "a.ckpt")
     assert again["hyper_parameters"] == content["hyper_parameters"]
     assert all(torch.equal(v, content["state_dict"][k]) for k, v in again["state_dict"].items())
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path, content):
-    checkpoints.write(content, tmp_path / "a.ckpt")
+    checkpoint.write(content, tmp_path / "a.ckpt")
     before = (tmp_path / "a.ckpt").read_bytes()
     with pytest.raises(ValueError, match="a pickle that names _pytest"):
-        checkpoints.write(content | {"odd": pytest.Item}, tmp_path / "a.ckpt")
+        checkpoint.write(content | {"odd": pytest.Item}, tmp_path / "a.ckpt")
     assert (tmp_path / "a.ckpt").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
@@ -64,7 +66,7 @@ def test_a_strangers_pickle_runs_no_code(tmp_path, content):
         if path.name == "b.ckpt":
             path.write_bytes(pickle.dumps(Canary(canary)))
         with pytest.raises(CheckpointError, match="not a smilevae checkpoint"):
-            checkpoints.read(path)
+            checkpoint.read(path)
     assert not canary.exists()
 
 
@@ -88,7 +90,7 @@ def change(content, **more):
 )
 def test_settings_that_are_not_ours_are_refused(tmp_path, content, spoil, sentence):
     with pytest.raises(CheckpointError, match=sentence):
-        checkpoints.load_vae(save(tmp_path / "a.ckpt", spoil(content)))
+        checkpoint.load_vae(save(tmp_path / "a.ckpt", spoil(content)))
 
 
 def test_other_files_are_refused(tmp_path, tiny_run):
@@ -96,41 +98,41 @@ def test_other_files_are_refused(tmp_path, tiny_run):
     for name, data in (("empty", b""), ("text", b"hello"), ("half", whole[: len(whole) // 2])):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(CheckpointError, match="not a smilevae checkpoint"):
-            checkpoints.read(tmp_path / name)
+            checkpoint.read(tmp_path / name)
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoints.read(tmp_path / "missing.ckpt")
+        checkpoint.read(tmp_path / "missing.ckpt")
     with pytest.raises(CheckpointError, match="is a URL"):
-        checkpoints.find("https://example.org/a.ckpt")
+        checkpoint.find("https://example.org/a.ckpt")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoints.find(str(tmp_path))
+        checkpoint.find(str(tmp_path))
 
 
 def test_a_run_folder_means_its_best_checkpoint(tiny_run):
     lines = sorted(runs.read_metrics(tiny_run), key=lambda line: line["val/loss"])
-    found = checkpoints.ranked(tiny_run)
-    assert [p.name for p in found] == [checkpoints.best_name(line["epoch"]) for line in lines[:2]]
-    assert checkpoints.find(str(tiny_run)) == found[0]
+    found = checkpoint.ranked(tiny_run)
+    assert [p.name for p in found] == [checkpoint.best_name(line["epoch"]) for line in lines[:2]]
+    assert checkpoint.find(str(tiny_run)) == found[0]
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
-    content = checkpoints.read(copy / "checkpoints" / "last.ckpt")
+    content = checkpoint.read(copy / "checkpoints" / "last.ckpt")
     settings = content["hyper_parameters"], content["fingerprint"]
-    assert checkpoints.read(checkpoints.resume_point(copy, *settings))["epoch"] == 3
+    assert checkpoint.read(checkpoint.resume_point(copy, *settings))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
-    assert checkpoints.epoch_of(checkpoints.find(str(copy))) > 0
-    assert checkpoints.read(checkpoints.resume_point(copy, *settings))["epoch"] == 2  # of 0 to 3
+    assert checkpoint.epoch_of(checkpoint.find(str(copy))) > 0
+    assert checkpoint.read(checkpoint.resume_point(copy, *settings))["epoch"] == 2  # of 0 to 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     (copy / "checkpoints" / "previous.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"cannot go on.*last.ckpt"):
-        checkpoints.resume_point(copy, *settings)
+        checkpoint.resume_point(copy, *settings)
 
 
 def test_links_fall_back_to_copies(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x")
-    monkeypatch.setattr(checkpoints.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
-    checkpoints.link(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(checkpoint.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
+    checkpoint.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x"
 
 
@@ -152,7 +154,7 @@ def test_a_run_of_every_release_evaluates_goes_on_and_is_compared(released, call
     assert code == 0, errors
     assert [line["epoch"] for line in runs.read_metrics(released)] == [1, 2, 3]
     assert runs.state(released)["status"] == "COMPLETED"
-    assert runs.read_result(released)["settings"].keys() >= knobs.SINCE.keys()
+    assert runs.read_result(released)["settings"].keys() >= config.SINCE.keys()
     command = [sys.executable, "-m", "multirun_analysis", str(released.parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,10 @@ import pytest
 from conftest import SMILES
 from PIL import Image
 
-from smilevae import DataError, batches, datasets, sources
-from smilevae.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
-from smilevae.datasets import load_faces, split_parts
+from smilevae.data import batches, dataset, sources
+from smilevae.data.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
+from smilevae.data.dataset import load_faces, split_parts
+from smilevae.errors import DataError
 
 BASE = {"image_size": 64, "split_seed": 0}
 
@@ -87,10 +88,10 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     assert [faces.names[row] for row in faces.rows("val")] == [plain.names[row] for row in plain.rows("val")]
     added = [faces.names[row] for row in faces.rows("train") if faces.names[row].startswith("unlabelled/")]
     assert {sources.person(sources.PERSON, name) for name in added} == {trained, "Somebody_Else"}
-    assert all(faces.smile[row] == datasets.UNKNOWN for row in faces.rows("train")[-2:])
+    assert all(faces.smile[row] == dataset.UNKNOWN for row in faces.rows("train")[-2:])
     card = faces.card()
     assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
-    assert "left out of data.unlabelled: 1 images" in datasets.format_card(card)
+    assert "left out of data.unlabelled: 1 images" in dataset.format_card(card)
     assert faces.fingerprint != plain.fingerprint
 
 
@@ -115,7 +116,7 @@ def test_the_bare_layout_gives_the_same_faces(pictures):
 
 def test_pictures_without_classes_have_no_labels(pictures):
     faces = load(pictures / "train" / "smile")
-    assert set(faces.smile) == {datasets.UNKNOWN}
+    assert set(faces.smile) == {dataset.UNKNOWN}
     assert set(faces.part) == {"train", "val"}
 
 
@@ -192,7 +193,7 @@ def test_a_single_person_cannot_be_split(tmp_path):
 
 def test_the_second_start_decodes_nothing_and_changes_nothing(pictures, monkeypatch):
     fresh, first = load(pictures, cache=False), load(pictures)
-    monkeypatch.setattr(datasets, "decode_all", lambda *args: pytest.fail("decoded again"))
+    monkeypatch.setattr(dataset, "decode_all", lambda *args: pytest.fail("decoded again"))
     second = load(pictures)
     assert isinstance(second.images, np.memmap)
     for faces in (first, second):
@@ -216,25 +217,25 @@ def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
         yield next(iter(real(paths, size)))
         raise KeyboardInterrupt
 
-    real = datasets.decode_all
-    monkeypatch.setattr(datasets, "decode_all", breaks)
+    real = dataset.decode_all
+    monkeypatch.setattr(dataset, "decode_all", breaks)
     with pytest.raises(KeyboardInterrupt):
         load(pictures, image_size=72)
-    monkeypatch.setattr(datasets, "decode_all", real)
+    monkeypatch.setattr(dataset, "decode_all", real)
     np.testing.assert_array_equal(
         load(pictures, image_size=72).images, load(pictures, image_size=72, cache=False).images
     )
 
 
 def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
-    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(DataError, match=r"image cache needs .* GB in .*data.cache=false"):
         load(pictures, image_size=80)
 
 
 @pytest.mark.parametrize("torn", ["notes.json", "images.npy"])
 def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
-    monkeypatch.setattr(datasets.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(dataset.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     load(pictures)
     (path,) = (tmp_path / "cache").glob(f"*/{torn}")
     os.truncate(path, path.stat().st_size // 2)
@@ -244,7 +245,7 @@ def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
 
 def test_an_unwritable_cache_is_one_sentence(pictures, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    monkeypatch.setattr(dataset.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     with pytest.raises(DataError, match=r"cannot be used \(Not a directory\).*data.cache=false"):
         load(pictures)
 

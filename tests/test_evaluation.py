@@ -10,9 +10,14 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from smilevae import CheckpointError, batches, checkpoints, datasets, evaluation, measure, runs, smile
-from smilevae.grids import GAP, pairs, square, tile
-from smilevae.ppca import principal_axes, streamed_axes
+from smilevae import runs
+from smilevae.data import batches, dataset
+from smilevae.editing import directions
+from smilevae.errors import CheckpointError
+from smilevae.evaluation.grids import GAP, pairs, square, tile
+from smilevae.evaluation.report import measure, report
+from smilevae.models.axes import principal_axes, streamed_axes
+from smilevae.runs import checkpoint
 
 PICTURES = {
     *("reconstructions.png", "samples.png", "smile_strip.png", "interpolation.png", "traversal.png"),
@@ -27,8 +32,8 @@ def evaluated(evaluated_run):
 
 @pytest.fixture(scope="module")
 def model(tiny_run):
-    vae, content = checkpoints.load_vae(checkpoints.find(str(tiny_run)))
-    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    vae, content = checkpoint.load_vae(checkpoint.find(str(tiny_run)))
+    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
     return vae, faces
 
 
@@ -57,7 +62,7 @@ def test_axes_of_more_faces_than_fit_in_memory_are_the_exact_ones():
 def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch):
     _, faces = model
     exact = faces.axes
-    monkeypatch.setattr(datasets, "AT_ONCE", 20 * faces.images[0].size)
+    monkeypatch.setattr(dataset, "AT_ONCE", 20 * faces.images[0].size)
     many = dataclasses.replace(faces)
     some = int((exact.variances > exact.variances.sum() / 200).sum())
     torch.testing.assert_close(many.axes.variances[:some], exact.variances[:some], rtol=1e-3, atol=0)
@@ -98,18 +103,18 @@ def test_the_metrics_are_consistent(evaluated):
     assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["kl"])
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
-    table = evaluation.format_table(metrics)
+    table = report.format_table(metrics)
     for word in ("this model", "mean face", "PCA-8", "PSNR", "SSIM", "active units", "nELBO"):
         assert word in table
 
 
 def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
     run = train("image_size=96", "epochs=1", "data.num_smiling=10", "data.num_not_smiling=10")
-    metrics, _ = evaluation.evaluate(checkpoints.find(str(run)))
+    metrics, _ = report.evaluate(checkpoint.find(str(run)))
     assert metrics["native_size"] == 64
     for name in ("model", "mean_face", "pca"):
         assert metrics[name]["native_psnr"] == pytest.approx(metrics[name]["psnr"], abs=1.5)
-    assert "MSE 64px" in evaluation.format_table(metrics)
+    assert "MSE 64px" in report.format_table(metrics)
 
 
 def test_every_picture_is_there_and_the_gif_moves(evaluated):
@@ -128,14 +133,14 @@ def test_every_picture_is_there_and_the_gif_moves(evaluated):
 def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     run, metrics = evaluated
     shutil.copytree(run, tmp_path / "again")
-    again, out = evaluation.evaluate(checkpoints.find(str(tmp_path / "again")))
+    again, out = report.evaluate(checkpoint.find(str(tmp_path / "again")))
     assert again == metrics
     assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "smile_strip.png").read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
-    lone = shutil.copy(checkpoints.find(str(tiny_run)), tmp_path / "mine.ckpt")
-    metrics, out = evaluation.evaluate(lone if hasattr(lone, "parent") else tmp_path / "mine.ckpt")
+    lone = shutil.copy(checkpoint.find(str(tiny_run)), tmp_path / "mine.ckpt")
+    metrics, out = report.evaluate(lone if hasattr(lone, "parent") else tmp_path / "mine.ckpt")
     assert out == tmp_path / "evaluation"
     assert metrics["checkpoint"] == "mine.ckpt"
 
@@ -155,7 +160,7 @@ def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, picture
     assert code == 0, errors
     next((tmp_path / "elsewhere" / "train" / "smile").iterdir()).unlink()
     with pytest.raises(CheckpointError, match="other pictures"):
-        evaluation.evaluate(checkpoints.find(str(run)), root=str(tmp_path / "elsewhere"))
+        report.evaluate(checkpoint.find(str(run)), root=str(tmp_path / "elsewhere"))
 
 
 def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pictures, tmp_path):
@@ -191,10 +196,10 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
 
 def test_mean_difference_is_the_difference_of_the_means():
     mu = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [100.0, 100.0]])
-    direction = smile.mean_difference(mu, torch.tensor([1, 1, 0, -1]))
+    direction = directions.mean_difference(mu, torch.tensor([1, 1, 0, -1]))
     assert direction.tolist() == [2.0, -5.0]
     with pytest.raises(ValueError, match="smiling and non-smiling"):
-        smile.mean_difference(mu, torch.tensor([1, 1, 1, -1]))
+        directions.mean_difference(mu, torch.tensor([1, 1, 1, -1]))
 
 
 def test_the_smile_direction_separates_planted_smiles():
@@ -203,7 +208,7 @@ def test_the_smile_direction_separates_planted_smiles():
     planted = torch.randn(16, generator=generator)
     labels = torch.arange(4000) % 2
     mu = torch.randn(4000, 16, generator=generator) + labels[:, None] * planted
-    direction = smile.mean_difference(mu, labels)
+    direction = directions.mean_difference(mu, labels)
     assert torch.cosine_similarity(direction, planted, dim=0) > 0.99
     assert direction.norm() == pytest.approx(planted.norm().item(), rel=0.05)
 

@@ -9,7 +9,10 @@ import torch
 from conftest import ROOT, TINY
 from PIL import Image
 
-from smilevae import CheckpointError, ConfigError, checkpoints, evaluation, export, photo
+from smilevae.apps import export, photo
+from smilevae.errors import CheckpointError, ConfigError
+from smilevae.evaluation.report import report
+from smilevae.runs import checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -29,18 +32,18 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
         "import sys, numpy as np, torch; from smilevae import checkpoints\n"
-        "vae, content = checkpoints.load_vae(checkpoints.find(sys.argv[1]))\n"
+        "vae, content = checkpoint.load_vae(checkpoint.find(sys.argv[1]))\n"
         "x = torch.from_numpy(np.load(sys.argv[2]))\n"
         "with torch.no_grad(): np.save(sys.argv[3], vae.decode(vae.encode(x)[0]).numpy())\n"
-        "print(checkpoints.epochs_trained(content))"
+        "print(checkpoint.epochs_trained(content))"
     )
     words = [moved, tmp_path / "x.npy", tmp_path / "y.npy"]
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    vae, content = checkpoints.load_vae(checkpoints.find(str(run)))
-    assert int(done.stdout) == checkpoints.epochs_trained(content)
+    vae, content = checkpoint.load_vae(checkpoint.find(str(run)))
+    assert int(done.stdout) == checkpoint.epochs_trained(content)
     with torch.no_grad():
         expected = vae.decode(vae.encode(x)[0]).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
@@ -49,7 +52,7 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
 @pytest.mark.parametrize("num", [1, 5])
 def test_onnx_agrees_with_torch(exported, num):
     run, out = exported
-    vae, _ = checkpoints.load_vae(checkpoints.find(str(run)))
+    vae, _ = checkpoint.load_vae(checkpoint.find(str(run)))
     x, z = torch.rand(num, 3, 64, 64), torch.randn(num, 8)
     with torch.no_grad():
         mu, logvar = vae.encode(x)
@@ -73,7 +76,7 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     assert results[0] == results[1]
     copy = tmp_path / "again"
     shutil.copytree(out, copy)
-    metrics, _ = evaluation.evaluate(checkpoints.find(str(copy)))
+    metrics, _ = report.evaluate(checkpoint.find(str(copy)))
     before = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-4)
 
@@ -102,8 +105,8 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
     assert photo.Editor(str(out)).dials.best == photo.Editor(str(run)).dials.best
     with pytest.raises(ConfigError, match="does not say where its pictures are; pass root=PATH"):
-        evaluation.evaluate(checkpoints.find(str(out)))
-    metrics, _ = evaluation.evaluate(checkpoints.find(str(out)), root=str(pictures))
+        report.evaluate(checkpoint.find(str(out)))
+    metrics, _ = report.evaluate(checkpoint.find(str(out)), root=str(pictures))
     before = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-3)
 
@@ -138,4 +141,4 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
         shutil.copytree(out, copy)
         spoil(copy)
         with pytest.raises(CheckpointError):
-            checkpoints.load_vae(checkpoints.find(str(copy)))
+            checkpoint.load_vae(checkpoint.find(str(copy)))

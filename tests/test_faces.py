@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from smilevae.faces import FACTORS, TEETH_FROM, SyntheticFaces, draw_face
+from smilevae.data.synthetic import FACTORS, TEETH_FROM, SyntheticFaces, draw_face
 
 PLAIN = dict.fromkeys(FACTORS, 0.5) | {"yaw": 0.0, "roll": 0.0, "light": 0.0, "glasses": 0.0, "beard": 0.0}
 

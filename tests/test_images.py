@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smilevae.images import MAX_PIXELS, Unreadable, decode, decode_all, list_images, to_rgb8
+from smilevae.data.images import MAX_PIXELS, Unreadable, decode, decode_all, list_images, to_rgb8
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

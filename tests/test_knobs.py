@@ -8,7 +8,8 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from smilevae import ConfigError, console, knobs, runs
+from smilevae import config, console, runs
+from smilevae.errors import ConfigError
 
 
 @functools.cache
@@ -50,11 +51,11 @@ def test_every_recipe_composes_checks_and_opens_with_its_command(group):
 
 
 def test_every_knob_of_the_config_is_checked_and_every_checked_knob_exists():
-    flat = {*knobs.flatten(settings("data=synthetic")), *knobs.flatten(settings("data=folder", "data.root=x"))}
-    assert flat == set(knobs.KNOBS)
+    flat = {*config.flatten(settings("data=synthetic")), *config.flatten(settings("data=folder", "data.root=x"))}
+    assert flat == set(config.KNOBS)
 
 
-@pytest.mark.parametrize(("name", "knob"), [item for item in knobs.KNOBS.items() if item[1].kind in (int, float)])
+@pytest.mark.parametrize(("name", "knob"), [item for item in config.KNOBS.items() if item[1].kind in (int, float)])
 def test_numbers_must_be_finite_and_in_range(name, knob):
     def rejected(value) -> bool:
         config = composed("model=patch")

@@ -1,7 +1,7 @@
 import torch
 from scipy.stats import kstest
 
-from smilevae import latents
+from smilevae.models import latents
 
 
 def test_reparameterise_samples_the_posterior():

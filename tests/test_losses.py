@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from smilevae.losses import beta_vae_terms, gaussian_kl, squared_error
+from smilevae.models.losses import beta_vae_terms, gaussian_kl, squared_error
 
 
 def test_kl_agrees_with_torch_distributions():

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from skimage.metrics import peak_signal_noise_ratio
 
-from smilevae.metrics import active_units, negative_elbo, psnr
+from smilevae.models.metrics import active_units, negative_elbo, psnr
 
 
 def test_psnr_agrees_with_scikit_image():

@@ -8,7 +8,10 @@ import pytest
 from conftest import SMILES
 from PIL import Image, ImageCms
 
-from smilevae import CheckpointError, ConfigError, DataError, checkpoints, crops, dials, photo
+from smilevae.apps import photo
+from smilevae.editing import alignment, dials
+from smilevae.errors import CheckpointError, ConfigError, DataError
+from smilevae.runs import checkpoint
 
 cv2 = pytest.importorskip("cv2")
 
@@ -54,13 +57,13 @@ def test_cutting_and_pasting_are_inverse_wherever_the_face_is_and_however_it_is_
     change = np.stack([0.3 * np.sin(6 * x), 0.2 * np.cos(5 * y), 0.2 * x * y], 2)
     grey = np.full((500, 600, 3), 128, np.uint8)
     for eyes in ((200, 200), (330, 200)), ((220, 180), (300, 240)), ((250, 250), (282, 250)):
-        matrix = crops.crop_matrix((180, 150, 160, 160), eyes, 64, crops.EYES)
-        pasted = crops.paste(grey, change, matrix)
-        back = crops.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
+        matrix = alignment.crop_matrix((180, 150, 160, 160), eyes, 64, alignment.EYES)
+        pasted = alignment.paste(grey, change, matrix)
+        back = alignment.cut(pasted, matrix, 64).astype(float) / 255 - 128 / 255
         inner = slice(16, 48)
         assert np.abs(back[inner, inner] - change[inner, inner]).max() < 0.03
-    off = crops.crop_matrix((-500, -500, 90, 90), None, 64, crops.EYES)
-    assert np.array_equal(crops.paste(grey, change, off), grey)
+    off = alignment.crop_matrix((-500, -500, 90, 90), None, 64, alignment.EYES)
+    assert np.array_equal(alignment.paste(grey, change, off), grey)
 
 
 def place(matrix):
@@ -72,15 +75,15 @@ def place(matrix):
 
 def test_a_crop_lies_between_what_the_box_and_what_the_eyes_say():
     box, typical = (100, 200, 100, 100), ((0.25, 0.25), (0.75, 0.25))
-    middle, side, tilt = place(crops.crop_matrix(box, None, 64, typical))
-    left, top, share = crops.INSET
+    middle, side, tilt = place(alignment.crop_matrix(box, None, 64, typical))
+    left, top, share = alignment.INSET
     assert (side, tilt) == (pytest.approx(100 * share), 0)
     assert middle == pytest.approx([100 + 100 * (left + share / 2), 200 + 100 * (top + share / 2)])
     # eyes that alone would mean a square of 80 pixels around (160, 240), and the same turned by 15 degrees
     for angle, undone in ((0, 0), (3, 0), (-3, 0), (15, 10), (-15, -10)):
         c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
         eyes = tuple((160 + c * x - s * y, 240 + s * x + c * y) for x, y in ((-20, -20), (20, -20)))
-        both = place(crops.crop_matrix(box, eyes, 64, typical))
+        both = place(alignment.crop_matrix(box, eyes, 64, typical))
         assert both[0] == pytest.approx((middle + np.array([160, 240])) / 2)
         assert both[1:] == (pytest.approx(np.sqrt(80 * 100 * share)), pytest.approx(undone, abs=1e-6))
 
@@ -88,7 +91,7 @@ def test_a_crop_lies_between_what_the_box_and_what_the_eyes_say():
 def test_a_large_face_is_cut_without_aliasing():
     stripes = np.zeros((800, 800, 3), np.uint8)
     stripes[:, ::2] = 255
-    found = crops.cut(stripes, np.array([[0.09, 0, -2], [0, 0.09, -2]]), 64)
+    found = alignment.cut(stripes, np.array([[0.09, 0, -2], [0, 0.09, -2]]), 64)
     assert np.abs(found.astype(int) - 127).max() < 12
 
 
@@ -167,8 +170,8 @@ def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
 def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(model, run)
-    path, best = run / "evaluation" / "dials.json", checkpoints.find(str(run))
-    vae, good = checkpoints.load_vae(best)[0], json.loads(path.read_text())
+    path, best = run / "evaluation" / "dials.json", checkpoint.find(str(run))
+    vae, good = checkpoint.load_vae(best)[0], json.loads(path.read_text())
     assert dials.read(best, vae).best == good["best"]
     for spoil in (
         lambda c: c.pop("dials"),
@@ -215,9 +218,9 @@ def test_real_faces_are_found_in_larger_pictures_with_their_eyes():
         face = np.asarray(Image.open(file).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC))
         scene = np.full((500, 700, 3), 110, np.uint8)
         scene[130:370, 250:490] = face
-        if boxes := crops.find_faces(scene):
-            eyes = crops.find_eyes(scene, boxes[0])
-            matrix = crops.crop_matrix(boxes[0], eyes, 64, crops.EYES)
+        if boxes := alignment.find_faces(scene):
+            eyes = alignment.find_eyes(scene, boxes[0])
+            matrix = alignment.crop_matrix(boxes[0], eyes, 64, alignment.EYES)
             corner = np.linalg.solve(matrix[:, :2], -matrix[:, 2])
             right += np.abs(corner - [250, 130]).max() < 40
     assert right >= 14
@@ -225,7 +228,7 @@ def test_real_faces_are_found_in_larger_pictures_with_their_eyes():
 
 def test_the_command_itself_ends_with_a_sentence_and_its_code(model):
     done = subprocess.run(
-        [sys.executable, "-m", "smilevae.photo", f"ckpt={model}", "image=nowhere.png", "out=x.png"],
+        [sys.executable, "-m", "smilevae.apps.photo", f"ckpt={model}", "image=nowhere.png", "out=x.png"],
         capture_output=True,
         text=True,
         timeout=120,

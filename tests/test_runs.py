@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from smilevae import ConfigError, runs
+from smilevae import runs
+from smilevae.errors import ConfigError
 from smilevae.runs import Interrupted, Run
 
 SETTINGS = {

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import evaluate
-from smilevae import sampling
+from smilevae.evaluation.report import samplers
 
 
 def test_the_script_names_every_sampler():
-    assert evaluate.SAMPLERS == sampling.SAMPLERS
+    assert evaluate.SAMPLERS == samplers.SAMPLERS
 
 
 def test_a_mixture_draws_where_the_codes_are():
@@ -19,20 +19,20 @@ def test_a_mixture_draws_where_the_codes_are():
     mu = torch.randn(800, 3, generator=rng) @ mix + torch.tensor([5.0, -3.0, 0.0])
     logvar = torch.full_like(mu, 2 * np.log(0.3))
     some = {"mu": mu, "logvar": logvar, "sampler": "mixture"}
-    drawn = sampling.draw_codes(20_000, torch.Generator().manual_seed(1), **some)
+    drawn = samplers.draw_codes(20_000, torch.Generator().manual_seed(1), **some)
     np.testing.assert_allclose(drawn.mean(0), mu.mean(0), atol=0.1)
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(mu.T) + 0.09 * np.eye(3), atol=0.2)
-    calm = sampling.draw_codes(20_000, torch.Generator().manual_seed(1), temperature=0.5, **some)
+    calm = samplers.draw_codes(20_000, torch.Generator().manual_seed(1), temperature=0.5, **some)
     assert 0.4 < float(calm.std(0)[0] / drawn.std(0)[0]) < 0.6
-    again = sampling.draw_codes(5, torch.Generator().manual_seed(1), **some)
-    assert torch.equal(again, sampling.draw_codes(5, torch.Generator().manual_seed(1), **some))
-    plain = sampling.draw_codes(20_000, rng, mu=mu, logvar=logvar)
+    again = samplers.draw_codes(5, torch.Generator().manual_seed(1), **some)
+    assert torch.equal(again, samplers.draw_codes(5, torch.Generator().manual_seed(1), **some))
+    plain = samplers.draw_codes(20_000, rng, mu=mu, logvar=logvar)
     np.testing.assert_allclose(np.cov(plain.T), np.eye(3), atol=0.05)
     with pytest.raises(ValueError, match="sampler=x"):
-        sampling.draw_codes(1, rng, mu=mu, logvar=logvar, sampler="x")
+        samplers.draw_codes(1, rng, mu=mu, logvar=logvar, sampler="x")
 
 
 def test_the_nearest_is_the_nearest():
     others = torch.rand(20, 3, 8, 8)
     order = [3, 17, 0]
-    assert sampling.nearest(others[order] + 0.01 * torch.rand(3, 3, 8, 8), others).tolist() == order
+    assert samplers.nearest(others[order] + 0.01 * torch.rand(3, 3, 8, 8), others).tolist() == order

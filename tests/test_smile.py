@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae import ConfigError, DataError, audit, batches, datasets, smile, sources
-from smilevae.judge import Judge, blur, features, outside, reader_from
-from smilevae.ppca import linear_vae_weights
-from smilevae.vae import VAE
+from smilevae.data import batches, dataset, sources
+from smilevae.editing import directions, scorecard
+from smilevae.editing.classifier import Judge, blur, features, outside, reader_from
+from smilevae.errors import ConfigError, DataError
+from smilevae.models.axes import linear_vae_weights
+from smilevae.models.vae import VAE
 
 
 def planted(num=4000, dims=6, share=0.6, noise=1.0):
@@ -24,11 +26,11 @@ def planted(num=4000, dims=6, share=0.6, noise=1.0):
 
 def test_balancing_recovers_what_the_mean_difference_mixes():
     mu, label, other = planted(share=0.8)
-    naive, fair = smile.mean_difference(mu, label), smile.balanced(mu, label, other[:, None])
+    naive, fair = directions.mean_difference(mu, label), directions.balanced(mu, label, other[:, None])
     assert naive[1] == pytest.approx(3 * 0.6, abs=0.15)
     assert fair[:2].tolist() == pytest.approx([2, 0], abs=0.15)
     continuous = torch.stack([other + 0.0, torch.randn(len(mu))], 1)
-    assert smile.balanced(mu, label, continuous)[:2].tolist() == pytest.approx([2, 0], abs=0.15)
+    assert directions.balanced(mu, label, continuous)[:2].tolist() == pytest.approx([2, 0], abs=0.15)
 
 
 def test_balancing_one_label_is_the_weighted_mean_of_the_differences_within_its_groups():
@@ -37,9 +39,9 @@ def test_balancing_one_label_is_the_weighted_mean_of_the_differences_within_its_
     for value in (0, 1):
         rows = other == value
         weights.append(float(rows.sum() * label[rows].float().var(correction=0)))
-        within.append(smile.mean_difference(mu[rows], label[rows]))
+        within.append(directions.mean_difference(mu[rows], label[rows]))
     expected = sum(w * d for w, d in zip(weights, within)) / sum(weights)
-    torch.testing.assert_close(smile.balanced(mu, label, other[:, None]), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(directions.balanced(mu, label, other[:, None]), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_lda_whitens_by_the_covariance_within_the_classes():
@@ -47,16 +49,18 @@ def test_lda_whitens_by_the_covariance_within_the_classes():
     scale = torch.tensor([1, 5, 1, 1, 1, 1.0])
     mu = mu * scale
     mu[:, 0] += 0.3 * mu[:, 1]
-    found = smile.lda(mu, label)
+    found = directions.lda(mu, label)
     within = torch.cat([mu[label == v] - mu[label == v].mean(0) for v in (0, 1)]).double()
-    exact = torch.linalg.solve(within.T @ within / len(within), smile.mean_difference(mu, label).double())
-    assert smile.cosine(found.double(), exact) > 0.999
-    assert smile.cosine(smile.linear(mu, label).double(), exact) > 0.99  # logistic regression agrees on Gaussians
+    exact = torch.linalg.solve(within.T @ within / len(within), directions.mean_difference(mu, label).double())
+    assert directions.cosine(found.double(), exact) > 0.999
+    assert (
+        directions.cosine(directions.linear(mu, label).double(), exact) > 0.99
+    )  # logistic regression agrees on Gaussians
 
 
 def test_projecting_out_leaves_nothing_of_the_others():
     direction, others = torch.randn(8), torch.randn(3, 8)
-    found = smile.orthogonal(direction, others)
+    found = directions.orthogonal(direction, others)
     torch.testing.assert_close(others @ found, torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close((direction - found) @ found, torch.tensor(0.0), atol=1e-5, rtol=0)
 
@@ -66,34 +70,36 @@ def test_pairs_compare_people_with_themselves():
     label = torch.tensor([0, 1] * 200)
     own = torch.randn(200, 5).repeat_interleave(2, 0) * 10
     mu = own + label[:, None] * torch.tensor([1.0, 0, 0, 0, 0])
-    torch.testing.assert_close(smile.paired(mu, label, people), torch.tensor([1.0, 0, 0, 0, 0]), atol=1e-5, rtol=0)
-    assert smile.paired(mu, label, [str(i) for i in range(400)]) is None
+    torch.testing.assert_close(directions.paired(mu, label, people), torch.tensor([1.0, 0, 0, 0, 0]), atol=1e-5, rtol=0)
+    assert directions.paired(mu, label, [str(i) for i in range(400)]) is None
 
 
 def test_directions_are_equally_long_and_only_those_the_labels_allow():
     mu, label, other = planted()
     label[:50] = -1
-    found = smile.directions(mu, label, {"hat": other, "coin": torch.randn(len(mu))}, [str(i) for i in range(len(mu))])
+    found = directions.directions(
+        mu, label, {"hat": other, "coin": torch.randn(len(mu))}, [str(i) for i in range(len(mu))]
+    )
     assert set(found) == {"mean_difference", "balanced", "orthogonal", "lda", "linear"}
     assert len({round(float(d.norm()), 4) for d in found.values()}) == 1
-    assert set(smile.directions(mu, label, {"coin": torch.randn(len(mu))})) == {"mean_difference", "lda", "linear"}
+    assert set(directions.directions(mu, label, {"coin": torch.randn(len(mu))})) == {"mean_difference", "lda", "linear"}
     other[:100] = torch.nan
-    assert "balanced" in smile.directions(mu, label, {"hat": other})
+    assert "balanced" in directions.directions(mu, label, {"hat": other})
     with pytest.raises(ValueError, match="smiling and non-smiling"):
-        smile.directions(mu, torch.zeros(len(mu)), {})
+        directions.directions(mu, torch.zeros(len(mu)), {})
 
 
 def test_the_angle_of_a_direction_is_surer_with_more_people():
     mu, label, other = planted(num=1200, dims=20)
     people = [str(i // 2) for i in range(len(mu))]
-    few = smile.angles(mu[:200], label[:200], {"hat": other[:200]}, people[:200], 20)
-    many = smile.angles(mu, label, {"hat": other}, people, 20)
+    few = directions.angles(mu[:200], label[:200], {"hat": other[:200]}, people[:200], 20)
+    many = directions.angles(mu, label, {"hat": other}, people, 20)
     assert all(0 < many[name] < few[name] < 90 for name in ("mean_difference", "balanced"))
 
 
 def dial(**more):
     direction = torch.tensor([2.0, 0, 0])
-    return smile.Dial("d", direction, torch.tensor([0.5, 0.1, 0]), 0.2, 1.0, **more)
+    return directions.Dial("d", direction, torch.tensor([0.5, 0.1, 0]), 0.2, 1.0, **more)
 
 
 def test_zero_is_the_face_as_it_is_and_one_is_an_average_smile_on_every_face():
@@ -129,14 +135,14 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
     def half(codes):
         return 0.5 * (codes @ weights) + 0.2
 
-    found = smile.calibrate(dial(), mu, lambda codes: (half(codes), torch.zeros(len(codes))))
+    found = directions.calibrate(dial(), mu, lambda codes: (half(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(2, rel=0.05)
     assert (found.low, found.high) == (-4, 4)
 
     def stops(codes):
         return (codes @ weights + 0.2).clamp(-0.6, 1.7)
 
-    found = smile.calibrate(dial(), mu, lambda codes: (stops(codes), torch.zeros(len(codes))))
+    found = directions.calibrate(dial(), mu, lambda codes: (stops(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(1, rel=0.05)
     assert -1.5 <= found.low <= -0.5
     assert 1.5 <= found.high <= 2.5
@@ -145,7 +151,7 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
         smiles = codes @ weights + 0.2
         return smiles, 0.05 * (smiles > 2.6)
 
-    found = smile.calibrate(dial(), mu, breaks)
+    found = directions.calibrate(dial(), mu, breaks)
     assert 2 <= found.high <= 3
     assert found.low == -4
 
@@ -153,14 +159,14 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
 def test_the_estimate_from_codes_is_what_was_measured():
     mu = torch.randn(300, 4)
     truth = torch.tensor([0.5, -0.2, 0, 1.0])
-    weights, bias = smile.reader(mu, lambda codes: codes @ truth + 0.7)
+    weights, bias = directions.reader(mu, lambda codes: codes @ truth + 0.7)
     torch.testing.assert_close(weights, truth, atol=0.01, rtol=0.01)
     assert bias == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return datasets.load_faces(
+    return dataset.load_faces(
         source="synthetic", image_size=64, split_seed=0, num_smiling=150, num_not_smiling=150, num_test=0
     )
 
@@ -197,8 +203,8 @@ def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
 
 
 def test_another_judge_is_found_by_its_place():
-    assert outside("smilevae.judge:Judge") is Judge
-    for name in ("no.such:one", "smilevae.judge:nobody", "smilevae.judge:SIDE", "::", ""):
+    assert outside("smilevae.editing.classifier:Judge") is Judge
+    for name in ("no.such:one", "smilevae.editing.classifier:nobody", "smilevae.editing.classifier:SIDE", "::", ""):
         with pytest.raises(ConfigError, match="judge="):
             outside(name)
 
@@ -206,7 +212,7 @@ def test_another_judge_is_found_by_its_place():
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
     """The audit of a linear VAE on drawn faces whose hair goes with the smile."""
-    faces = datasets.load_faces(
+    faces = dataset.load_faces(
         **{"source": "synthetic", "image_size": 64, "split_seed": 0, "confound": 0.5},
         **{"num_smiling": 250, "num_not_smiling": 250, "num_test": 0},
     )
@@ -215,14 +221,14 @@ def card(tmp_path_factory):
     vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
     with torch.no_grad():
         mu = vae.encode(batches.to_unit(torch.from_numpy(np.array(faces.images))))[0]
-    assert audit.possible(faces)
+    assert scorecard.possible(faces)
     judges = []
 
     def make(*known):  # one turns the dials, the other, of other people, scores
         judges.append(Judge(*known))
         return judges[-1]
 
-    found = audit.Audit(vae, faces, lambda rows: mu[rows], make)
+    found = scorecard.Audit(vae, faces, lambda rows: mu[rows], make)
     assert found.judge is judges[1]
     assert len(judges) == 2
     path = tmp_path_factory.mktemp("card") / "card.png"
@@ -239,29 +245,29 @@ def test_the_audit_finds_the_planted_confound_and_what_removes_it(card):
     assert hair["cosine"]["orthogonal"] == pytest.approx(0, abs=1e-5)
     plain, fair = (card["directions"][name]["drift"]["hair_length"] for name in ("mean_difference", "balanced"))
     assert abs(fair) < 0.4 * plain
-    assert "is hair_length: mean_difference" in audit.format_card(card)
+    assert "is hair_length: mean_difference" in scorecard.format_card(card)
     assert "true_smile" in card["judge"]  # drawn faces have the truth beside the label
 
 
 def test_every_dial_is_at_rest_at_zero_and_smiles_at_one(card):
-    where = audit.INTENSITIES.tolist()
+    where = scorecard.INTENSITIES.tolist()
     rest = {round(found["smile"][where.index(0)], 5) for found in card["directions"].values()}
     assert len(rest) == 1
     found = card["directions"]["mean_difference"]
     assert found["success"] > 0.9 > 0.3 > found["success_at_0"]
     assert 0.7 < found["smile"][where.index(1)] < 1.5  # another judge's reading, of people neither judge has seen
     assert found["range"][0] < 0 < 1 <= found["range"][1]
-    assert set(card["angle_degrees"]) == set(card["directions"]) - {audit.PLAIN}
+    assert set(card["angle_degrees"]) == set(card["directions"]) - {scorecard.PLAIN}
 
 
 def test_without_other_attributes_the_card_says_so():
-    assert "attributes=CSV would tell" in audit.confound_sentence({"smile": {"auc": {}}})
-    assert audit.confound_sentence({"smile": {}, "hat": {"correlation": 0.02}}).startswith("no known attribute")
+    assert "attributes=CSV would tell" in scorecard.confound_sentence({"smile": {"auc": {}}})
+    assert scorecard.confound_sentence({"smile": {}, "hat": {"correlation": 0.02}}).startswith("no known attribute")
 
 
 def test_a_plain_dial_has_the_class_means_at_zero_and_one():
     mu, label, _ = planted()
-    dial = smile.plain_dial(mu, label)
+    dial = directions.plain_dial(mu, label)
     reading = mu @ dial.weights + dial.bias
     assert [float(reading[label == v].mean()) for v in (0, 1)] == pytest.approx([0, 1], abs=1e-4)
 

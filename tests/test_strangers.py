@@ -21,17 +21,20 @@ from conftest import ROOT
 from PIL import Image
 from test_images import PHOTO, SIXTEEN, encoded, flat, huge_png
 
-from smilevae import CheckpointError, checkpoints, datasets, knobs
+from smilevae import config
+from smilevae.data import dataset
+from smilevae.errors import CheckpointError
+from smilevae.runs import checkpoint
 
 
 @pytest.fixture(scope="module")
 def best(tiny_run):
-    return checkpoints.find(str(tiny_run))
+    return checkpoint.find(str(tiny_run))
 
 
 @pytest.fixture(scope="module")
 def content(best):
-    return checkpoints.read(best)
+    return checkpoint.read(best)
 
 
 def weights(vae):
@@ -41,7 +44,7 @@ def weights(vae):
 @pytest.mark.scorecard(10, "a checkpoint truncated at 200 places, 200 flipped bytes: exit 4 or identical weights")
 def test_a_damaged_checkpoint_is_refused_or_loads_the_same_weights(best, tmp_path, record_property):
     whole, rng = best.read_bytes(), random.Random(0)
-    expected = weights(checkpoints.load_vae(best)[0])
+    expected = weights(checkpoint.load_vae(best)[0])
     spoilt = [whole[: rng.randrange(len(whole))] for _ in range(200)]
     for _ in range(200):
         place = rng.randrange(len(whole))
@@ -50,7 +53,7 @@ def test_a_damaged_checkpoint_is_refused_or_loads_the_same_weights(best, tmp_pat
     for data in spoilt:
         (tmp_path / "a.ckpt").write_bytes(data)
         try:
-            found = weights(checkpoints.load_vae(tmp_path / "a.ckpt")[0])
+            found = weights(checkpoint.load_vae(tmp_path / "a.ckpt")[0])
         except CheckpointError as error:
             refused += len(str(error).splitlines()) == 1
         else:
@@ -130,17 +133,17 @@ def attacks(home, best, content, canary):
                 file.writestr(next(iter(records)) if name == "two of one name" else "archive/data/bomb", bytes(10**8))
     found["long pickle"] = home / "long pickle.ckpt"
     with zipfile.ZipFile(found["long pickle"], "w") as file:
-        file.writestr("archive/data.pkl", pickle.dumps("x" * (checkpoints.MAX_PLAIN + 1)))
-    found["1 GB header"] = home / "header" / checkpoints.EXPORTED
+        file.writestr("archive/data.pkl", pickle.dumps("x" * (checkpoint.MAX_PLAIN + 1)))
+    found["1 GB header"] = home / "header" / checkpoint.EXPORTED
     found["1 GB header"].parent.mkdir()
     found["1 GB header"].write_bytes((10**9).to_bytes(8, "little") + b"{")
     plain = {"smilevae": content["smilevae"], "hyper_parameters": settings, "fingerprint": "f", "epoch": 1}
     found["1 GB header"].with_suffix(".json").write_text(json.dumps(plain))
-    found["long settings"] = home / "settings" / checkpoints.EXPORTED
+    found["long settings"] = home / "settings" / checkpoint.EXPORTED
     found["long settings"].parent.mkdir()
     found["long settings"].write_bytes(b"")
-    found["long settings"].with_suffix(".json").write_text("[" * (checkpoints.MAX_PLAIN + 1))
-    found["deep settings"] = home / "deep" / checkpoints.EXPORTED
+    found["long settings"].with_suffix(".json").write_text("[" * (checkpoint.MAX_PLAIN + 1))
+    found["deep settings"] = home / "deep" / checkpoint.EXPORTED
     found["deep settings"].parent.mkdir()
     found["deep settings"].write_bytes(b"")
     found["deep settings"].with_suffix(".json").write_text("[" * 100_000)
@@ -161,12 +164,13 @@ ATTACK = """
 import json, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
-from smilevae import CheckpointError, checkpoints
+from smilevae.errors import CheckpointError
+from smilevae.runs import checkpoint
 torch.set_num_threads(1)
 for name, path in json.load(open(sys.argv[2])).items():
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        checkpoints.load_vae(checkpoints.find(path))
+        checkpoint.load_vae(checkpoint.find(path))
         said = "loaded"
     except CheckpointError as error:
         said = f"{error.exit_code}: {error}"
@@ -205,7 +209,7 @@ def test_nothing_in_a_strangers_checkpoint_runs_or_fills_the_memory(best, conten
 
 def test_a_checkpoint_of_ours_names_nothing_else(best, content):
     """Every kind of value that training puts into a checkpoint is on the list of what one may name."""
-    last = checkpoints.read(best.with_name("last.ckpt"))
+    last = checkpoint.read(best.with_name("last.ckpt"))
     assert {"state_dict", "optimizer_states", "callbacks", "loops", "plateau", "sums"} <= set(last)
     assert isinstance(last["state_dict"], OrderedDict)
 
@@ -290,7 +294,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     root.mkdir()
     good, bad = zoo(root)
     good["again.png"] = good.pop("rgb.png")  # the same file under two names is one picture, listed by its first name
-    faces = datasets.load_faces(
+    faces = dataset.load_faces(
         source="folder", root=str(root), image_size=64, split_seed=0, max_skipped=0.5, val_fraction=0.3
     )
     pixels = {name: image.reshape(-1, 3).astype(float) for name, image in zip(faces.names, faces.images)}
@@ -301,7 +305,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     for name, reason in bad.items():
         assert re.search(reason, faces.skipped[name]), (name, faces.skipped[name])
     assert set(faces.noted) == {"moving.gif", "moving.webp", "pages.tiff"}
-    assert "noted of 3 images" in datasets.format_card(faces.card())
+    assert "noted of 3 images" in dataset.format_card(faces.card())
     record_property("figure", f"{len(good)} right to 1/255, {len(bad)} listed with a reason")
 
 
@@ -322,14 +326,14 @@ def test_any_number_of_pictures_trains_or_says_how_many_there_are(call, tmp_path
     where = (f"hydra.run.dir={run}", "data=folder", f"data.root={root}")
     code, errors = call("train", *where, *tiny, f"batch_size={BATCH}")
     if code == 0:
-        assert checkpoints.read(run / "checkpoints" / "last.ckpt")["global_step"] >= 1
+        assert checkpoint.read(run / "checkpoints" / "last.ckpt")["global_step"] >= 1
     else:
         assert (code, run.exists()) == (3, False)
         assert f": {smiling} images" in errors or "usable training images" in errors or "holds no images" in errors
         assert smiling < 2 or calm == "none"
 
 
-WORDS = [*knobs.KNOBS, *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode")]
+WORDS = [*config.KNOBS, *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode")]
 TEXTS = """0 -1 1e400 nan inf true null [] [1,2] {} {a:1} ../.. 1,2 range(3) choice(1,2) ${oc.env:HOME} ${nothing}
  ${beta} ${ a=b ' '' " \\ ??? 0x10 1_000 1e-320 folder synthetic conv patch warm no_such"""
 VALUES = [*TEXTS.split(), "", "\t", "x" * 5000, "1" * 400, "é🙂"]

@@ -18,19 +18,21 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script, slow
 
-from smilevae import ConfigError, knobs, runs, sweeps
+from smilevae import config, runs
+from smilevae.errors import ConfigError
+from smilevae.sweeps.jobs import jobs
 
 SETTINGS = {"beta": 1, "epochs": 3, "lr": 0.1, "seed": 0, "data": {"root": "/a"}, "trainer": {"precision": "32-true"}}
-SETTINGS = knobs.completed(SETTINGS)
+SETTINGS = config.completed(SETTINGS)
 GRID = ("beta=1,10,50", "batch_size=8,10,12")
 
 
 def points(*changes: dict):
-    return [(sweeps.job_name([f"{k}={v}" for k, v in c.items()]), [], SETTINGS | c) for c in changes]
+    return [(jobs.job_name([f"{k}={v}" for k, v in c.items()]), [], SETTINGS | c) for c in changes]
 
 
 def plan(folder, *changes, argv=("-m",)):
-    found = sweeps.Plan(folder, points(*changes), list(argv))
+    found = jobs.Plan(folder, points(*changes), list(argv))
     found.claim()
     return found
 
@@ -60,7 +62,7 @@ def table(folder: Path) -> dict[str, dict]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {name: runs.state(folder / name)["status"] for name in sweeps.read(folder)["jobs"]}
+    return {name: runs.state(folder / name)["status"] for name in jobs.read(folder)["jobs"]}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,11 @@ def statuses(folder: Path) -> dict[str, str]:
     ],
 )
 def test_names_survive_a_command_line(varied, name):
-    assert sweeps.job_name(varied) == name
+    assert jobs.job_name(varied) == name
 
 
 def test_long_names_stay_apart_and_within_the_file_system():
-    names = {sweeps.job_name([f"data.root={'x' * 300}{i}"]) for i in range(3)}
+    names = {jobs.job_name([f"data.root={'x' * 300}{i}"]) for i in range(3)}
     assert len(names) == 3
     assert max(map(len, names)) < 200
 
@@ -104,7 +106,7 @@ def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
 def test_a_plan_of_an_older_release_knows_its_jobs_without_the_knobs_that_came_since(tmp_path):
     plan(tmp_path / "s", {"beta": 1})
     content = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    for name in knobs.SINCE:
+    for name in config.SINCE:
         del content["jobs"]["beta-1"]["settings"][name]
     (tmp_path / "s" / "sweep.json").write_text(json.dumps(content))
     assert plan(tmp_path / "s", {"beta": 1}).wanted == ["beta-1"]
@@ -116,7 +118,7 @@ def test_equal_points_are_one_job_and_equal_names_stay_apart(tmp_path):
     assert plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).wanted == ["beta-1"]
     assert plan(tmp_path / "c", {"beta": 1}, {"beta": 1.0}).wanted == ["beta-1"]
     same = [("x", [], SETTINGS | {"beta": b}) for b in (1, 2)]
-    assert len(set(sweeps.Plan(tmp_path / "b", same, []).wanted)) == 2
+    assert len(set(jobs.Plan(tmp_path / "b", same, []).wanted)) == 2
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
@@ -130,9 +132,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
 
 def test_resume_names_a_sweep_and_later_values_win(tmp_path):
     plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "seed=0", "hydra.sweep.dir=/old"))
-    command = sweeps.full_command(["-m", f"resume={tmp_path / 's'}", "seed=0,1"])
+    command = jobs.full_command(["-m", f"resume={tmp_path / 's'}", "seed=0,1"])
     assert command == ["-m", "beta=1", "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}"]
-    assert sweeps.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
+    assert jobs.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
 
 
 @pytest.mark.parametrize(
@@ -170,12 +172,12 @@ def test_what_is_left_is_what_did_not_end(tmp_path):
 
 
 def test_jobs_take_different_gpus_until_none_is_free(tmp_path):
-    assert sweeps._free_device(tmp_path, 1) is None
-    taken = [sweeps._free_device(tmp_path, 3) for _ in range(4)]
+    assert jobs._free_device(tmp_path, 1) is None
+    taken = [jobs._free_device(tmp_path, 3) for _ in range(4)]
     assert taken[:3] == [[0], [1], [2]]
     assert taken[3][0] in (0, 1, 2)
-    while sweeps._held:
-        sweeps._held.pop().close()
+    while jobs._held:
+        jobs._held.pop().close()
 
 
 def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
@@ -250,7 +252,7 @@ SABOTAGE = """
 import importlib.abc, importlib.machinery, sys
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "smilevae.training":
+        if name != "smilevae.training.fit":
             return None
         sys.meta_path.remove(self)
         found = importlib.machinery.PathFinder.find_spec(name, path)
@@ -260,7 +262,7 @@ class Finder(importlib.abc.MetaPathFinder):
             fit = module.fit
             def broken(settings, *args):
                 import os, signal, sys
-                from smilevae import callbacks
+                from smilevae.training.fit import callbacks
                 def at_end(self, trainer, module):
                     if settings["seed"] == 1: raise ZeroDivisionError("a bug")
                     if settings["seed"] == 3: sys.exit(0)

@@ -16,11 +16,14 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script, slow
 
-from smilevae import checkpoints, datasets, knobs, runs, training
-from smilevae.callbacks import Record
-from smilevae.datamodule import VAL_BATCH
-from smilevae.metrics import negative_elbo
-from smilevae.module import VAEModule, jitter, one_cycle
+from smilevae import runs
+from smilevae.data import dataset
+from smilevae.models.metrics import negative_elbo
+from smilevae.runs import checkpoint
+from smilevae.training.callbacks import Record
+from smilevae.training.datamodule import VAL_BATCH
+from smilevae.training.fit import fit
+from smilevae.training.module import VAEModule, jitter, one_cycle
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
 
@@ -30,7 +33,7 @@ def read(run, name):
 
 
 def weights(run, name="last.ckpt"):
-    return checkpoints.read(run / "checkpoints" / name)
+    return checkpoint.read(run / "checkpoints" / name)
 
 
 def assert_same(one, two):
@@ -56,7 +59,7 @@ def assert_same(one, two):
 def test_the_run_folder_keeps_its_contract(tiny_run):
     assert read(tiny_run, "status.json")["status"] == "COMPLETED"
     config = yaml.safe_load((tiny_run / "config.yaml").read_text())
-    knobs.check(config)
+    config.check(config)
     assert "${" not in (tiny_run / "config.yaml").read_text()
     lines = runs.read_metrics(tiny_run)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -78,10 +81,10 @@ def test_the_run_folder_keeps_its_contract(tiny_run):
 
 
 def test_checkpoints_are_of_the_epochs_in_their_names(tiny_run):
-    for path in checkpoints.ranked(tiny_run):
-        content = checkpoints.read(path)
-        assert content["epoch"] + 1 == checkpoints.epoch_of(path)
-        assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == checkpoints.epoch_of(path)
+    for path in checkpoint.ranked(tiny_run):
+        content = checkpoint.read(path)
+        assert content["epoch"] + 1 == checkpoint.epoch_of(path)
+        assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == checkpoint.epoch_of(path)
 
 
 def test_training_learns(train):
@@ -93,12 +96,12 @@ def test_training_learns(train):
 @pytest.mark.parametrize("ema", [0, 0.9])
 def test_the_first_validation_agrees_with_plain_torch(train, ema):
     """val/loss of epoch 1 again from its checkpoint, in float64, without Lightning."""
-    from smilevae import batches, datasets
-    from smilevae.losses import beta_vae_terms
+    from smilevae.data import batches, dataset
+    from smilevae.models.losses import beta_vae_terms
 
     run = train("epochs=1", "beta=3", f"ema={ema}")
-    vae, content = checkpoints.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
-    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    vae, content = checkpoint.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
+    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
     x = batches.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
     noise = torch.Generator().manual_seed(batches.hash64("noise", "val", 0, 0, 0))
     with torch.no_grad():
@@ -192,8 +195,8 @@ def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, wher
     assert_same(weights(whole), weights(tmp_path / "broken"))
     assert_same(runs.read_metrics(whole), runs.read_metrics(tmp_path / "broken"))
     assert read(whole, "result.json")["checkpoints"] == read(tmp_path / "broken", "result.json")["checkpoints"]
-    for path in checkpoints.ranked(whole):
-        assert_same(checkpoints.read(path), weights(tmp_path / "broken", path.name))
+    for path in checkpoint.ranked(whole):
+        assert_same(checkpoint.read(path), weights(tmp_path / "broken", path.name))
 
 
 def test_a_real_kill_is_resumed_to_the_same_weights(train, tmp_path, call):
@@ -296,7 +299,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
 
 
 def test_half_precision_that_only_slows_down_is_refused(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "halves_pay", lambda: False)
+    monkeypatch.setattr(fit, "halves_pay", lambda: False)
     code, errors = call(
         "train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "trainer=cpu", "trainer.precision=bf16-mixed"
     )
@@ -304,7 +307,7 @@ def test_half_precision_that_only_slows_down_is_refused(call, tmp_path, monkeypa
 
 
 def test_half_precision_layers_give_full_precision_terms(train, monkeypatch):
-    monkeypatch.setattr(training, "halves_pay", lambda: True)
+    monkeypatch.setattr(fit, "halves_pay", lambda: True)
     run = train("trainer.precision=bf16-mixed", "epochs=3")
     lines = runs.read_metrics(run)
     assert lines[-1]["val/loss"] < lines[0]["val/loss"]
@@ -312,7 +315,7 @@ def test_half_precision_layers_give_full_precision_terms(train, monkeypatch):
 
 
 def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call, monkeypatch):
-    monkeypatch.setattr(training, "halves_pay", lambda: True)
+    monkeypatch.setattr(fit, "halves_pay", lambda: True)
     run = train("epochs=1", "trainer.gradient_clip_val=123.0")
     code, errors = call("train", f"resume={run}", "epochs=2", "trainer.precision=bf16-mixed")
     assert (code, "trainer.precision=bf16-mixed would change the result" in errors) == (2, True)
@@ -345,7 +348,7 @@ def test_a_run_killed_before_its_result_is_finished_by_resume(train, call):
 
 
 def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, call, monkeypatch, tmp_path):
-    from smilevae import module
+    from smilevae.training.fit import module
 
     real, calls = module.beta_vae_terms, []
 
@@ -391,8 +394,8 @@ def test_a_warm_start_begins_at_the_linear_optimum(train):
     run = train("warm_start=ppca", "latent_dim=6", "epochs=2", "lr=0.00000001", "data.num_smiling=60")
     first, *_ = runs.read_metrics(run)
     assert first["epoch"] == 0
-    content = checkpoints.read(run / "checkpoints" / "last.ckpt")
-    faces = datasets.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    content = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
     seen = faces.images[faces.rows("train")].astype(float) / 255
     seen = np.concatenate([seen, seen[:, :, ::-1]]).reshape(-1, 3 * 64**2)
     held = faces.images[faces.rows("val")].astype(float).reshape(-1, 3 * 64**2) / 255 - seen.mean(0)
@@ -415,7 +418,7 @@ def test_a_warm_start_resumes_to_the_same_bits(train, tmp_path):
     train("warm_start=ppca", "epochs=1", to="part")
     code = train(f"resume={tmp_path / 'part'}", "epochs=3", to="part")
     assert code == tmp_path / "part"
-    one, two = (checkpoints.read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (whole, code))
+    one, two = (checkpoint.read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (whole, code))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [line["epoch"] for line in runs.read_metrics(code)] == [0, 1, 2, 3]
@@ -438,7 +441,7 @@ def test_the_moving_average_is_one(train, monkeypatch):
     for number, weights_ in enumerate(seen):
         decay = min(0.5, (1 + number) / (10 + number))
         average = {name: (1 - decay) * weights_[name] + decay * a for name, a in average.items()}
-    content = checkpoints.read(run / "checkpoints" / "last.ckpt")["state_dict"]
+    content = checkpoint.read(run / "checkpoints" / "last.ckpt")["state_dict"]
     assert len(seen) == 5
     for name, value in average.items():
         torch.testing.assert_close(content[f"ema.{name}"], value, rtol=1e-4, atol=1e-6)

@@ -19,7 +19,8 @@ from conftest import ROOT, TINY, script, slow
 from test_sweeps import wait_for
 from test_training import assert_same
 
-from smilevae import checkpoints, runs
+from smilevae import runs
+from smilevae.runs import checkpoint
 
 
 def full(*marks, num):
@@ -88,12 +89,12 @@ def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, rec
         assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
         landed += partial.exists()
         for path in run.glob("checkpoints/*.ckpt"):
-            checkpoints.load_vae(path)
+            checkpoint.load_vae(path)
         words = [f"resume={run}"]
     done = script("train", *words)
     assert done.returncode == 0, done.stderr
     assert not list(run.rglob(".*.tmp"))
-    assert_same(checkpoints.read(whole / "checkpoints/last.ckpt"), checkpoints.read(run / "checkpoints/last.ckpt"))
+    assert_same(checkpoint.read(whole / "checkpoints/last.ckpt"), checkpoint.read(run / "checkpoints/last.ckpt"))
     assert landed > kills / 2
     record_property(
         "figure", f"{kills} of {kills} resumable, {landed} kills before the write was over; bits equal in the end"
@@ -102,9 +103,9 @@ def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, rec
 
 # where a signal is to arrive: a function that says so with a file and dawdles
 PHASES = {
-    "scan": ("smilevae.datasets", "decode_all", "data=folder"),
-    "training": ("smilevae.module.VAEModule", "training_step", ""),
-    "validation": ("smilevae.module.VAEModule", "validation_step", ""),
+    "scan": ("smilevae.data.dataset", "decode_all", "data=folder"),
+    "training": ("smilevae.training.module.VAEModule", "training_step", ""),
+    "validation": ("smilevae.training.module.VAEModule", "validation_step", ""),
     "checkpoint": ("smilevae.runs", "replace_file", ""),
     "between jobs": ("", "", "-m"),
 }
@@ -186,7 +187,7 @@ def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path
     expected = json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
     moved = tmp_path / "far" / "away, = 'x'"
     shutil.copytree(evaluated_run, moved, ignore=lambda *_: ["evaluation"])
-    best = checkpoints.find(str(moved))
+    best = checkpoint.find(str(moved))
     lone = Path(shutil.copy(best, tmp_path / "lone.ckpt"))
     code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
     code += (
@@ -250,8 +251,8 @@ def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
         assert re.search(r"error: .*Permission denied; make room there", said)
         assert "Traceback" not in said
         assert runs.state(run)["status"] == "FAILED"
-        checkpoints.load_vae(checkpoints.find(str(run)))
-        checkpoints.load_vae(run / "checkpoints" / "last.ckpt")
+        checkpoint.load_vae(checkpoint.find(str(run)))
+        checkpoint.load_vae(run / "checkpoints" / "last.ckpt")
     done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
     assert done.returncode == 0, done.stderr
     record_property("figure", f"chmod 555: FAILED after {more} more epochs")
@@ -273,7 +274,7 @@ def test_a_disk_that_fills_up_is_loud(tmp_path, small_disk, record_property):
     assert "Traceback" not in said
     assert runs.state(run)["status"] == "FAILED"
     for path in (run / "checkpoints").glob("*.ckpt"):
-        checkpoints.load_vae(path)
+        checkpoint.load_vae(path)
     (small_disk / "rubbish").unlink()
     done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from smilevae import latents
-from smilevae.knobs import size_multiple
-from smilevae.losses import beta_vae_terms
-from smilevae.ppca import linear_vae_weights, principal_axes
-from smilevae.vae import LOGVAR_BOUND, VAE
+from smilevae.config import size_multiple
+from smilevae.models import latents
+from smilevae.models.axes import linear_vae_weights, principal_axes
+from smilevae.models.losses import beta_vae_terms
+from smilevae.models.vae import LOGVAR_BOUND, VAE
 
 CONV = {"network": "conv", "widths": [32, 64, 128, 256], "dropout": 0.1}
 PATCH = {"network": "patch", "widths": [32, 64, 128], "dropout": 0.0}

@@ -1,0 +1,15 @@
+"""The options of the analysis."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AnalyseOptions(BaseModel):
+    """python -m multirun_analysis SWEEP [SWEEP ...] [rank_by=val/nelbo] [out=FOLDER]
+
+    Says which runs are best and what each knob did; writes tables, figures and a page.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    folders: list[str] = Field(description="sweep folders, or run folders")
+    rank_by: str = Field("val/nelbo", description="the metric that ranks: val/nelbo, val/psnr, val/loss, ...")
+    out: str | None = Field(None, description="where to write; <first sweep>/analysis unless given")

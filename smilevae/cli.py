@@ -1,0 +1,144 @@
+"""smilevae train | evaluate | photo | app | export | analyse
+
+  train      one VAE, or with -m a sweep of them        python train.py is the same
+  evaluate   measure and draw a checkpoint              python evaluate.py is the same
+  photo      a smile on your own photograph
+  app        the smile on a slider, in a browser
+  export     a model to give away
+  analyse    the best runs of a sweep                   python -m multirun_analysis is the same
+
+smilevae COMMAND --help shows the options of each.
+"""
+
+import logging
+import os
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from smilevae import console, runs
+from smilevae.config import Settings, checked
+from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
+
+HERE = Path(__file__).parent
+CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # a wheel's, a checkout's
+COMMANDS = {  # the options (no torch is imported before they are parsed) and what they are handed to
+    "evaluate": ("smilevae.evaluation.options:EvaluateOptions", "smilevae.cli:evaluate"),
+    "photo": ("smilevae.apps.options:PhotoOptions", "smilevae.apps.photo:main"),
+    "app": ("smilevae.apps.options:AppOptions", "smilevae.apps.slider:main"),
+    "export": ("smilevae.apps.options:ExportOptions", "smilevae.apps.export:main"),
+    "analyse": ("multirun_analysis.options:AnalyseOptions", "multirun_analysis.report:main"),
+}
+NOT_SETTINGS = ("hydra", "sweep", "retry_failed")
+log = logging.getLogger("smilevae")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one command. Ends the process with its exit code if that is not 0."""
+    words = sys.argv[1:] if words is None else words
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif command == "train":
+        sys.argv = ["smilevae train", *words[1:]]  # Hydra reads it
+        console.run(train)
+    elif command in COMMANDS:
+        with console.one_sentence():
+            options, function = COMMANDS[command]
+            rest = "folders" if command == "analyse" else None
+            parsed = console.parse_words(words[1:], pkgutil.resolve_name(options), rest)
+            console.quiet_lightning()
+            pkgutil.resolve_name(function)(parsed)
+    else:
+        console.end(f"{command} is not a command; there are train, {', '.join(COMMANDS)}", 2)
+
+
+def train() -> Any:
+    """Let Hydra compose conf/train.yaml, and train: one run, or the jobs of a sweep."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+    return hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
+
+
+def task(config: Any) -> float | None:
+    """One run or one job of a sweep; gives val/nelbo of its best epoch, which sweepers minimise."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    job = HydraConfig.get()
+    if job.mode != RunMode.RUN:
+        from smilevae.sweeps import jobs
+
+        return jobs.run_job(settings_from(config, job.overrides.task), Path(job.runtime.output_dir))
+    with console.one_sentence():
+        stop = runs.Stop()
+        stop.install()
+        run = runs.Run(job.runtime.output_dir)
+        try:
+            settings = settings_from(config, job.overrides.task)
+            run.begin(settings)
+            with run.recording():
+                from smilevae.training import fit  # torch is imported only now
+
+                console.quiet_lightning()
+                best = fit.fit(settings, run, stop)
+        except (UserError, Interrupted):
+            run.close()
+            run.discard_if_untrained()
+            raise
+        if run.leads:
+            log.info(runs.what_next(run.dir, best))
+        return best["val/nelbo"]
+
+
+def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
+    """The settings that a composed config and its command line ask for; with `resume` the resumed run's own.
+
+    Raises ConfigError with every problem, one sentence each.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    named = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    try:
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_SETTINGS])
+        content: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    settings = checked(content)
+    if settings.data.source == "folder" and not settings.data.root and not settings.resume:
+        raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    paths = {f"data.{name}": getattr(settings.data, name) for name in ("root", "unlabelled", "attributes")}
+    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
+    settings = settings.with_values(absolute)  # found again from any working directory
+    return runs.continued(settings.resume, settings, named) if settings.resume else settings
+
+
+def evaluate(options: Any) -> None:
+    """Print the report of a checkpoint, or of the best two of a sweep."""
+    from smilevae.evaluation import report
+
+    folder = Path(os.path.expanduser(options.ckpt))
+    if best := top_two(folder):
+        print(report.compare(best, runs.evaluation_folder(folder), options))
+    else:
+        print(report.report(options))
+
+
+def top_two(folder: Path) -> dict[str, Path]:
+    """The best two checkpoints of a sweep's folder by val/nelbo; {} for anything else."""
+    if not (folder / "sweep.json").exists():
+        return {}
+    from multirun_analysis import collect, rank
+
+    sweep = collect.collect([folder])
+    top = rank.best(sweep.completed, rank.usable(sweep, "val/nelbo"))
+    if top.empty:
+        raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
+    return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}

@@ -1,0 +1,293 @@
+"""The settings: one typed tree, nested as on the command line. Everything else about a setting is derived from it.
+
+`python -m smilevae.config` prints the table of docs/knobs.md, `python -m smilevae.config schema` the JSON Schema.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import reprlib
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from smilevae.errors import ConfigError
+
+Number = int | float
+MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer: a resume may change them
+
+
+def knob(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
+    """A field with its default, one line of documentation and an inclusive range.
+
+    `before` is the value of runs that are older than the setting; without it every run must name the setting.
+    `same_result=True` says that a resume may change it: it does not change what a run learns.
+    """
+    return Field(default, description=text, ge=low, le=high, json_schema_extra=more)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Plateau(Section):
+    factor: Number = knob(0.5, "on a plateau of val/loss, lr is multiplied by this", 0.01, 0.99)
+    patience: int = knob(8, "epochs without a better val/loss before that", 0, MANY)
+
+
+class Jitter(Section):
+    shift: Number = knob(0, "training faces move by up to so many pixels", 0, 32, before=0)
+    rotate: Number = knob(0, "and turn by up to so many degrees", 0, 45, before=0)
+    zoom: Number = knob(0, "and change size by up to this share", 0, 0.5, before=0)
+    light: Number = knob(0, "and change brightness and colour by up to this share", 0, 1, before=0)
+
+
+class Model(Section):
+    network: Literal["conv", "patch"] = knob("conv", "the source study's network, or a faster one for CPUs")
+    widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        [32, 64, 128, 256], description="channels of the blocks", min_length=1, max_length=MAX_WIDTHS
+    )
+    dropout: Number = knob(0.1, "share of channels that Dropout2d sets to zero", 0, 0.95)
+
+
+class Data(Section):
+    source: Literal["synthetic", "folder", "smiling_or_not", "celeba"] = knob("synthetic", "where faces come from")
+    root: str | None = knob(None, "the folder of your images", before=None, same_result=True)
+    person_pattern: str = knob(
+        r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person: First_Last_0001.jpg", before=r"^(.+)_\d+\.\w+$"
+    )
+    val_fraction: Number = knob(0.2, "share of the people who are held out", 0.01, 0.9, before=0.2)
+    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED, before=0)
+    max_skipped: Number = knob(0.01, "stop if more of the files than this cannot be read", 0, 1, before=0.01)
+    unlabelled: str | None = knob(None, "a folder of more faces to train on", before=None, same_result=True)
+    attributes: str | None = knob(
+        None, "a CSV table of what else is known: file, gender, ...", before=None, same_result=True
+    )
+    cache: bool = knob(True, "decode once, into the user's cache folder", before=True, same_result=True)
+    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED, before=0)
+    num_smiling: int = knob(600, "how many of them smile", 1, 10 * MANY, before=600)
+    num_not_smiling: int = knob(603, "how many do not", 1, 10 * MANY, before=603)
+    num_test: int = knob(300, "how many more belong to the test part", 0, 10 * MANY, before=300)
+    confound: Number = knob(0.0, "correlation of smile and hair length among them", -0.99, 0.99, before=0.0)
+
+
+class Trainer(Section):
+    """Any argument of Lightning's Trainer, which checks them itself."""
+
+    model_config = ConfigDict(extra="allow", strict=False)
+    accelerator: Any = knob("auto", "cpu, gpu or auto")
+    devices: Any = knob(1, "how many processes train together")
+    precision: Any = knob("32-true", "bf16-mixed where the hardware is faster at it")
+    gradient_clip_val: Any = knob(500.0, "clips the norm of the gradient; tames the first epochs")
+
+
+class Settings(Section):
+    """Everything that a run is trained with. Frozen; `Settings()` is the source study's configuration."""
+
+    beta: Number = knob(1, "weight of the KL: loss = SSE + beta * KL on [0, 1] pixels", 0, 1e6)
+    latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096)
+    batch_size: int = knob(32, "faces a step", 2, 65536)
+    epochs: int = knob(150, "passes over the training faces", 1, MANY)
+    lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1)
+    normalize: bool = knob(False, "the network sees (x - 0.5) / 0.5; the loss never does")
+    image_size: int = knob(128, "side of the images in pixels", 64, 256)
+    seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED)
+    augment: bool = knob(True, "mirror half of the training faces")
+    warm_start: Literal["none", "ppca"] = knob("none", "ppca: begin at the optimum of the linear VAE", before="none")
+    schedule: Literal["plateau", "cosine"] = knob(
+        "plateau", "cosine: lr rises for a tenth of the training, then falls to 1%", before="plateau"
+    )
+    plateau: Plateau = Plateau()
+    weight_decay: Number = knob(0, "above 0: AdamW", 0, 1, before=0)
+    ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999, before=0)
+    jitter: Jitter = Field(Jitter(), json_schema_extra={"before": {}})
+    threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
+    num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
+    log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
+    evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)
+    resume: str | None = knob(None, "a run folder to continue", same_result=True)
+    data: Data = Data()
+    model: Model = Model()
+    trainer: Trainer = Trainer()
+
+    def plain(self) -> dict[str, Any]:
+        """Nested plain values, for config.yaml and checkpoints."""
+        return self.model_dump()
+
+    def flat(self) -> dict[str, Any]:
+        """{"group.name": value} without the trainer's."""
+        found: dict[str, Any] = {}
+        for name, value in self.model_dump(exclude={"trainer"}).items():
+            found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        return found
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that change a run's result beyond its last bits, flat, the trainer's among them."""
+        flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT and k != "threads"}
+        flat |= {f"trainer.{k}": v for k, v in self.trainer.model_dump().items() if k not in HARDWARE}
+        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in flat.items()}
+
+    def identity(self, fingerprint: str) -> str:
+        """A hash of everything that changes a run's result: settings and data."""
+        flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT}
+        text = json.dumps([flat, self.trainer.model_dump(), fingerprint], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def with_values(self, flat: Mapping[str, Any]) -> "Settings":
+        """The same with some values, named as on the command line, replaced. Raises ConfigError."""
+        nested = self.plain()
+        for name, value in flat.items():
+            group, _, leaf = name.rpartition(".")
+            (nested[group] if group else nested)[leaf] = value
+        return checked(nested)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Settings":
+        problems = []
+        if self.warm_start == "ppca" and self.beta == 0:
+            problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
+        try:
+            groups = re.compile(self.data.person_pattern or "()").groups
+        except re.error:
+            groups = 0
+        if not groups:
+            given = _shown(self.data.person_pattern)
+            problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
+        for name in ("root", "unlabelled") if self.data.source == "synthetic" else ():
+            if getattr(self.data, name):
+                problems.append(f"data.{name} does not apply to drawn faces; add data=folder")
+        multiple, size = size_multiple(self.model.network, len(self.model.widths)), self.image_size
+        if size % multiple:
+            sizes = range(-(-64 // multiple) * multiple, 257, multiple)
+            near = " and ".join(map(str, sorted(sorted(sizes, key=lambda n: abs(n - size))[:2])))
+            problems.append(
+                f"image_size={size} does not fit this network; the nearest are {near or 'none: fewer widths'}"
+            )
+        if problems:
+            raise PydanticCustomError("together", "{text}", {"text": "\n".join(problems)})
+        return self
+
+
+def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every setting by its name on the command line, the trainer's left out."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            found[prefix + name] = field
+        elif field.annotation is not Trainer:
+            found |= fields(field.annotation, f"{name}.")
+    return found
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+FIELDS = fields()
+SAME_RESULT = [name for name, field in FIELDS.items() if _extra(field).get("same_result")]
+BEFORE = {name: _extra(field)["before"] for name, field in FIELDS.items() if "before" in _extra(field)}
+
+
+def checked(content: Any) -> Settings:
+    """Settings from the plain content of a command line, run folder or checkpoint, older ones included.
+
+    Raises ConfigError with every problem, one sentence each.
+    """
+    if not isinstance(content, Mapping):
+        raise ConfigError("these are no settings; restore them")
+    nested = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+    for name, value in BEFORE.items():
+        group, _, leaf = name.rpartition(".")
+        place = nested.setdefault(group, {}) if group else nested
+        if isinstance(place, dict):
+            place.setdefault(leaf, value)
+    missing = [f"{name} is missing" for name in FIELDS if not _has(nested, name)]
+    missing += ["trainer is missing"] * (not isinstance(nested.get("trainer"), Mapping))
+    try:
+        settings = Settings.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join([*sentences(error, FIELDS, "a knob; see python train.py --help"), *missing])
+        ) from None
+    if missing:
+        raise ConfigError("\n".join(missing))
+    return settings
+
+
+def _has(nested: Mapping[str, Any], name: str) -> bool:
+    group, _, leaf = name.rpartition(".")
+    place = nested.get(group) if group else nested
+    return isinstance(place, Mapping) and leaf in place
+
+
+def size_multiple(network: str, num_blocks: int) -> int:
+    """What image_size must be a multiple of: conv halves it in each block, patch by 4 and in all blocks but one."""
+    return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
+
+
+def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
+    """One sentence for every setting that pydantic refused."""
+    found: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"]]
+        name = next((n for n in (".".join(parts[:2]), parts[0] if parts else "") if n in known), ".".join(parts[:2]))
+        if problem["type"] == "together":
+            return problem["ctx"]["text"].splitlines()
+        if problem["type"] == "missing":
+            found[name] = f"{name} is missing"
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            found[name] = f"{_shown(name)} is not {'a knob; did you mean ' + near[0] + '?' if near else not_known}"
+        else:
+            found[name] = _sentence(name, known[name], problem["input"], problem)
+    return list(found.values())
+
+
+def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any]) -> str:
+    given = f"{name}={_shown(value)}"
+    kinds = get_args(field.annotation) or (field.annotation,)
+    limits = {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
+    if value is None or value == "":
+        return f"{name} is empty; give it a value"
+    if problem["type"] in ("value_error", "assertion_error"):
+        return f"{given} {problem['ctx']['error']}"
+    if isinstance(kinds[0], str):
+        return f"{given} is unknown; choose one of {', '.join(kinds)}"
+    if name.endswith("widths"):
+        given = given if isinstance(value, list) else name
+        return f"{given} must be 1 to {MAX_WIDTHS} whole numbers from 1 to 4096"
+    if bool in kinds:
+        return f"{given} must be true or false"
+    if "ge" in limits:
+        kind = "a number" if float in kinds else "a whole number"
+        return f"{given} must be {kind} from {limits['ge']:g} to {limits['le']:g}"
+    return f"{given} must be {'a whole number' if int in kinds else 'a text'}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can hold it, whoever wrote it."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:100]
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| knob | default | range | |", "|---|---|---|---|"]
+    for name, field in FIELDS.items():
+        kinds = get_args(field.annotation)
+        limits = {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
+        choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
+        span = f"{limits['ge']:g} to {limits['le']:g}" if "ge" in limits else choices
+        default = json.dumps(field.default) if field.default is not None else ""
+        default = default.replace("|", "\\|").strip('"')
+        lines.append(f"| `{name}` | {default and f'`{default}`'} | {span} | {field.description} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(json.dumps(Settings.model_json_schema(), indent=1) if sys.argv[1:] == ["schema"] else table())

@@ -1,0 +1,27 @@
+"""Random changes of training faces. Shapes: B batch, S image side."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
+    """Faces (B, 3, S, S) moved, turned, zoomed and relit; the border is repeated, values stay in [0, 1].
+
+    Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size and e^(`zoom` / 2) in aspect; light
+    multiplies all channels by up to e^`light`, and each by a third of that again. `uniform` (B, 9) in [-1, 1] says how
+    far: down, across, angle, size, aspect, all channels, each channel.
+    """
+    if shift or rotate or zoom:
+        down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]
+        angle, size, aspect = uniform[:, 2] * math.radians(rotate), uniform[:, 3] * zoom, uniform[:, 4] * zoom / 2
+        sin, cos, wide, high = angle.sin(), angle.cos(), (-size - aspect).exp(), (-size + aspect).exp()
+        rows = [cos * wide, sin * wide, -across], [-sin * high, cos * high, -down]
+        grid = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+    if light:
+        by = uniform[:, 5:6] + uniform[:, 6:] / 3
+        x = (x * (light * by).exp()[:, :, None, None]).clamp(0, 1)
+    return x

@@ -1,0 +1,157 @@
+"""What a VAE does, as pictures: reconstructions, new faces, what lies between two, each dimension, smiles, a map.
+
+Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
+"""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+from smilevae import runs
+from smilevae.data.batches import hash64
+from smilevae.data.dataset import Faces
+from smilevae.editing.dials import Dials
+from smilevae.editing.directions import mean_difference
+from smilevae.evaluation import grids
+from smilevae.evaluation.measure import batches_of, encode
+from smilevae.evaluation.samplers import draw_codes, nearest
+from smilevae.models import latents
+from smilevae.models.vae import VAE
+from smilevae.runs import checkpoint
+
+MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
+INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
+
+
+@torch.no_grad()
+def preview(run: Path, faces: Faces, side: int = 64) -> None:
+    """preview.png of a run's best checkpoint, two rows: six held-out faces above their reconstructions; twelve samples;
+    two faces that do not smile, moved along the smile direction. The same faces and noise in every run on a split.
+    """
+    vae = checkpoint.load(checkpoint.find(str(run))).vae
+    rows = np.random.default_rng(0).permutation(faces.rows("val"))
+    x = next(batches_of(vae, faces, np.resize(rows, 6)))
+    noise = torch.randn(12, vae.latent_dim, generator=torch.Generator().manual_seed(0))
+    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(noise).unflatten(0, (2, 6))]
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    calm = rows[faces.smile[rows] == 0]
+    smile = torch.from_numpy(faces.smile[train])
+    if (smile == 1).any() and (smile == 0).any() and len(calm):
+        x = next(batches_of(vae, faces, np.resize(calm, 2)))
+        mu = vae.encode(x)[0]
+        direction = mean_difference(encode(vae, faces, train)[0], smile)
+        strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES)))
+        blocks.append(torch.cat([x[:, None], strip], dim=1))
+    tiles = torch.cat(blocks, dim=1)
+    small = F.interpolate(tiles.flatten(0, 1), (side, side), mode="bicubic", antialias=True, align_corners=False)
+    save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
+
+
+@torch.no_grad()
+def draw(
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dials: Dials | None = None
+) -> None:
+    """Write every picture of an evaluation into `out`; the smile strip needs dials, the map their direction."""
+    rows = np.random.default_rng(seed).permutation(faces.rows("val"))
+    x = next(batches_of(vae, faces, rows[:16]))
+    mu = vae.encode(x)[0]
+    save(grids.pairs(x, vae.decode(mu)), out / "reconstructions.png")
+
+    generator = torch.Generator().manual_seed(hash64("samples", seed))
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    train_mu, logvar = encode(vae, faces, train)
+    codes = draw_codes(64, generator, sampler=sampler, temperature=temperature, mu=train_mu, logvar=logvar)
+    samples = vae.decode(codes.to(x.device)).cpu()
+    save(grids.square(samples), out / "samples.png")
+    seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
+    close = seen[nearest(samples[:8], seen)]
+    save(grids.pairs(samples[:8], close), out / "nearest.png", None, ["new", "seen"])
+
+    if half := min(len(mu) // 2, 6):
+        between = latents.interpolate(mu[:half], mu[half : 2 * half], 8)
+        save(grids.tile(decode_rows(vae, between)), out / "interpolation.png")
+
+    val_mu = encode(vae, faces, np.sort(rows))[0]
+    active = val_mu.var(0, correction=0).argsort(descending=True)[:8].tolist()
+    values = torch.linspace(-3, 3, 7, device=x.device)
+    walks = torch.cat([latents.traverse(mu[:1], dim, values) for dim in active])
+    titles = [f"{v:+.0f} sd" for v in values.tolist()]
+    save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
+
+    if dials and (faces.smile[rows] == 0).any():
+        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dials, out)
+    direction = dials.dials[dials.best].direction if dials else None
+    draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png")
+
+
+def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
+    """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the best dial."""
+    x = next(batches_of(vae, faces, rows))
+    mu = vae.encode(x)[0].cpu()
+    strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(INTENSITIES)).to(x.device))
+    titles = ["original", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
+    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
+
+    there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25)
+    frames = decode_rows(vae, dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
+    pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+
+    def write(file: IO[bytes]) -> None:
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
+
+    runs.replace_file(out / "smile.gif", write)
+
+
+def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
+    """Held-out codes in two dimensions: along the smile direction of the training faces (if any) and principal axes."""
+    if len(mu) < 3:
+        return
+    from matplotlib.figure import Figure
+
+    centred = mu - mu.mean(0)
+    axes = torch.linalg.svd(centred, full_matrices=False)[2][:2]
+    label = "1st principal axis"
+    if direction is not None:
+        unit = direction / direction.norm()
+        rest = centred - (centred @ unit)[:, None] * unit
+        axes = torch.stack([unit, torch.linalg.svd(rest, full_matrices=False)[2][0]])
+        label = "smile direction of the training faces"
+    across, along = (centred @ axes.T).T.numpy()
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    plot = figure.subplots()
+    for value, name, colour in ((1, "smiling", "#d95f02"), (0, "not smiling", "#1b6ca8"), (-1, "no label", "#777777")):
+        if (smile == value).any():
+            plot.scatter(across[smile == value], along[smile == value], s=14, alpha=0.7, c=colour, label=name)
+    plot.set(xlabel=label, ylabel="principal axis across it", title=f"{len(mu)} held-out faces, codes mu")
+    plot.legend()
+    runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
+    """Decode rows of codes: (R, C, D) -> (R, C, 3, S, S)."""
+    return vae.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+
+def save(picture: Tensor, path: Path, columns: list[str] | None = None, rows: list[str] | None = None) -> None:
+    """Write a (3, H, W) picture in [0, 1] as PNG, with titles above its columns and beside its rows."""
+    image = _image(picture)
+    font = ImageFont.load_default(size=14)
+    top, left = 20 if columns else 0, 36 if rows else 0
+    canvas = Image.new("RGB", (image.width + left, image.height + top), "white")
+    canvas.paste(image, (left, top))
+    pen = ImageDraw.Draw(canvas)
+    for index, text in enumerate(columns or ()):
+        centre = left + image.width * (index + 0.5) / len(columns or ())
+        pen.text((centre, top / 2), text, fill="black", font=font, anchor="mm")
+    for index, text in enumerate(rows or ()):
+        pen.text((left / 2, top + image.height * (index + 0.5) / len(rows or ())), text, "black", font, anchor="mm")
+    runs.replace_file(path, lambda file: canvas.save(file, format="PNG"))
+
+
+def _image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,0 +1,101 @@
+"""Numbers of a VAE on faces it has not seen, beside linear references.
+
+Everything is in eval mode; codes are mu, not samples, unless a line says otherwise. Shapes: B batch, N examples,
+S image side, D latent dimensions.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from smilevae.data.batches import gather, hash64, in_order, to_unit
+from smilevae.data.dataset import Faces
+from smilevae.models import latents
+from smilevae.models.losses import beta_vae_terms, gaussian_kl
+from smilevae.models.metrics import active_units, negative_elbo, psnr
+from smilevae.models.vae import VAE
+
+BATCH = 128
+
+
+@torch.no_grad()
+def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """mu and logvar of some faces, on the CPU: (N, D) twice."""
+    was_training = vae.training
+    vae.eval()
+    codes = [[t.cpu() for t in vae.encode(x)] for x in batches_of(vae, faces, rows)]
+    vae.train(was_training)
+    return torch.cat([mu for mu, _ in codes]), torch.cat([logvar for _, logvar in codes])
+
+
+@torch.no_grad()
+def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> dict[str, Any]:
+    """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
+
+    "model", "mean_face" and "pca" each hold mse, psnr and ssim of the image size and, as `native_*`, of both
+    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training; with
+    `refine` the codes are refined by so many steps first.
+    """
+    rows = faces.rows("val")
+    mean, basis = faces.axes.mean, faces.axes.basis[:, : vae.latent_dim]
+    sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
+    terms, codes = torch.zeros(3, dtype=torch.float64), []
+    for index, x in enumerate(batches_of(vae, faces, rows)):
+        generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
+        mu, logvar = vae.refine(x, beta, refine, generator) if refine else vae.encode(x)
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        x_hat = vae.decode(latents.reparameterise(mu, logvar, noise))
+        terms += torch.stack(beta_vae_terms(x_hat, x, mu, logvar, beta)).double().sum(1).cpu()
+        codes.append(torch.stack([mu, logvar]).cpu())
+        flat = x.flatten(1).cpu()
+        guesses = {
+            "model": vae.decode(mu).cpu(),
+            "mean_face": mean.expand_as(flat).view(x.shape),
+            "pca": (mean + (flat - mean) @ basis @ basis.T).view(x.shape),
+        }
+        for name, guess in guesses.items():
+            for key, value in _distortion(guess, x.cpu(), faces.native_size).items():
+                sums[name][key] = sums[name].get(key, 0.0) + value
+    table: dict[str, Any] = {}
+    for name, total in sums.items():
+        found = {key: value / len(rows) for key, value in total.items()}
+        table[name] = found | {key.replace("mse", "psnr"): psnr(v) for key, v in found.items() if key.endswith("mse")}
+    loss, recon, kl = (terms / len(rows)).tolist()
+    mu, logvar = torch.cat(codes, dim=1)
+    return table | {
+        "loss": loss,
+        "recon": recon,
+        "kl": kl,
+        "nelbo": negative_elbo(recon, kl, 3 * vae.image_size**2),
+        "loss_study_units": 4 * recon + kl,  # SSE on [-1, 1] pixels + KL
+        "active_units": active_units(mu.var(0, correction=min(1, len(mu) - 1))),
+        "latent_dim": vae.latent_dim,
+        "pca_dim": basis.shape[1],
+        "kl_per_dim": gaussian_kl(mu, logvar).mean(0).tolist(),
+    }
+
+
+def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
+    """Sums over a batch of mse and ssim, at the pictures' size and at the native one where that is smaller."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    found = {}
+    for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
+        if side != x.shape[-1]:
+            guess, x = (
+                F.interpolate(t, (side, side), mode="bicubic", antialias=True, align_corners=False) for t in (guess, x)
+            )
+        found[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
+        found[f"{prefix}ssim"] = float(ssim(guess, x, data_range=1.0, reduction="sum"))  # type: ignore[arg-type]
+    return found
+
+
+def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
+    """Faces in the given order as [0, 1] batches (B, 3, S, S) on the network's device."""
+    device = next(vae.parameters()).device
+    for chunk, _ in in_order(rows, BATCH):
+        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)

@@ -1,0 +1,33 @@
+"""The options of `evaluate.py`. Importing this costs no torch."""
+
+from typing import Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+
+class EvaluateOptions(BaseModel):
+    """python evaluate.py ckpt=RUN|FILE|SWEEP [option=value ...]
+
+    Measures and draws a checkpoint: a run's best, one file, or the best two of a sweep side by side. Prints a table
+    and writes pictures into the run's evaluation folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    ckpt: str = Field(description="a run folder, a checkpoint file or a sweep folder")
+    root: str | None = Field(None, description="where the images are now, if they moved")
+    unlabelled: str | None = Field(None, description="where those of data.unlabelled are now, if they moved")
+    smile: bool = Field(True, description="measure the smile directions, where there are labels")
+    attributes: str | None = Field(
+        None, description="a CSV table of what else is known of the faces: file, gender, ..."
+    )
+    classifier: str | None = Field(
+        None,
+        validation_alias=AliasChoices("classifier", "judge"),
+        description="package.module:class, an attribute classifier of your own in place of the built-in one",
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
+    sampler: Literal["prior", "mixture"] = Field(
+        "prior", description="of new faces: prior, or a Gaussian mixture fitted to the codes of the training faces"
+    )
+    temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are safer and more alike")
+    refine: int = Field(0, ge=0, le=10_000, description="steps that improve each code before it is measured; try 40")

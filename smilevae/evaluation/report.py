@@ -1,0 +1,151 @@
+"""What a checkpoint is worth: numbers on held-out people, pictures and, where there are labels, the smile's audit."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from smilevae import runs
+from smilevae.data.batches import gather
+from smilevae.data.dataset import Faces, load_faces
+from smilevae.editing import dials, scorecard
+from smilevae.editing.alignment import EYES, typical_eyes
+from smilevae.editing.classifier import Judge, MakeJudge, outside
+from smilevae.editing.directions import mean_difference, plain_dial
+from smilevae.errors import CheckpointError, ConfigError
+from smilevae.evaluation.figures import draw
+from smilevae.evaluation.measure import encode, measure
+from smilevae.evaluation.options import EvaluateOptions
+from smilevae.models.vae import VAE
+from smilevae.runs import checkpoint
+
+SMILES = ("smile_scorecard.png", "smile_strip.png", "smile.gif")
+MAX_EYES = 100  # training faces in which eyes are looked for
+
+
+def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
+    """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces.
+
+    Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder. Raises
+    CheckpointError, DataError or ConfigError.
+    """
+    make_judge = outside(options.classifier) if options.classifier else Judge
+    vae, settings, fingerprint, epoch = checkpoint.load(path)
+    places = {name: getattr(options, name) for name in ("root", "unlabelled", "attributes")}
+    settings = settings.with_values({f"data.{name}": value for name, value in places.items() if value})
+    if settings.data.source == "folder" and not settings.data.root:
+        raise ConfigError(f"{path} does not say where its pictures are; pass root=PATH")
+    faces = load_faces(settings.data, settings.image_size)
+    if faces.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"{path} was trained on other pictures than {settings.data.root or settings.data.source} now"
+            " holds, so its held-out people are not known; pass root=PATH of the original ones"
+        )
+    out = runs.evaluation_folder(checkpoint.run_of(path))
+    metrics = {
+        "checkpoint": str(path.relative_to(checkpoint.run_of(path))),
+        "epoch": epoch,
+        "num_images": len(faces.rows("val")),
+        "image_size": settings.image_size,
+        "native_size": faces.native_size,
+        "weights": checkpoint.digest(vae),
+        "beta": settings.beta,
+        "refine": options.refine,
+        **measure(vae, faces, settings.beta, options.seed, options.refine),
+    }
+    runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    for name in (dials.NAME, *SMILES):  # of an earlier evaluation
+        (out / name).unlink(missing_ok=True)
+    found = None
+    if options.smile and faces.labelled("train"):
+        found, audited = _directions(vae, faces, make_judge)
+        if found:
+            dials.write(out, vae, found)
+        if audited:
+            metrics["smile"] = audited.card
+            audited.draw(out / SMILES[0])
+    runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    draw(vae, faces, out, options.seed, options.sampler, options.temperature, found)
+    return metrics, out
+
+
+def _directions(vae: VAE, faces: Faces, make_judge: MakeJudge) -> tuple[dials.Dials | None, scorecard.Audit | None]:
+    """The dials of a model, audited if there are faces enough, and what smilevae.apps.photo needs of the training faces.
+
+    None where the codes do not tell smiling from other faces at all.
+    """
+    train = faces.rows("train")
+    mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
+    if mean_difference(mu, label).norm() < 1e-3:
+        return None, None
+    eyes = typical_eyes(gather(faces.images, faces.rows("train")[:MAX_EYES])) or EYES
+    if scorecard.possible(faces):
+        found = scorecard.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0], make_judge)
+        return dials.Dials(found.best.name, found.dials, found.reader, eyes), found
+    dial = plain_dial(mu, label)
+    return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
+
+
+def report(options: EvaluateOptions) -> str:
+    """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
+    metrics, out = evaluate(checkpoint.find(options.ckpt), options)
+    smile = f"{scorecard.format_card(metrics['smile'])}\n" if "smile" in metrics else ""
+    return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
+
+
+def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
+    """Evaluate several checkpoints and put them side by side: one table, and their pictures under one another in `out`.
+
+    Each also gets its own evaluation folder, as `evaluate` gives it.
+    """
+    found = {name: evaluate(path, options) for name, path in named.items()}
+    width = max(map(len, [*found, "mean face"])) + 2
+    lines = [
+        " " * width + "".join(f"{title:>12}" for title in ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta"))
+    ]
+    for name, (m, _) in found.items():
+        cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
+        lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12g}")
+    first = next(iter(found.values()))[0]
+    for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
+        lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
+    if len({m["num_images"] for m, _ in found.values()}) > 1:
+        lines.append("these hold out different people; the references are those of the first")
+    font = ImageFont.load_default(size=14)
+    for picture in ("reconstructions.png", "samples.png", "smile_strip.png"):
+        parts = [(name, Image.open(p)) for name, (_, where) in found.items() if (p := where / picture).exists()]
+        if parts:
+            sheet = Image.new("RGB", (max(i.width for _, i in parts), sum(i.height + 20 for _, i in parts)), "white")
+            top = 0
+            for name, image in parts:
+                ImageDraw.Draw(sheet).text((2, top + 10), name, fill="black", font=font, anchor="lm")
+                sheet.paste(image, (0, top + 20))
+                top += image.height + 20
+            runs.replace_file(out / picture, partial(sheet.save, format="PNG"))
+    return "\n".join([*lines, f"side by side: {runs.short(out)}/"])
+
+
+def format_table(metrics: dict[str, Any]) -> str:
+    """The metrics as a table for a terminal."""
+    size, native = metrics["image_size"], metrics["native_size"]
+    columns = [("mse", f"MSE {size}px"), ("psnr", "PSNR dB"), ("ssim", "SSIM")]
+    if native < size:
+        columns += [("native_mse", f"MSE {native}px"), ("native_psnr", "PSNR dB"), ("native_ssim", "SSIM")]
+    names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
+    lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:g}, mu decoded"]
+    lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
+    lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
+    for name, title in names.items():
+        cells = (
+            f"{metrics[name][key]:12.2f}" if "psnr" in key else f"{metrics[name][key]:12.5f}" for key, _ in columns
+        )
+        lines.append(f"{title:12}" + "".join(cells))
+    lines.append(
+        f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:g} x KL {metrics['kl']:.1f} nats"
+        f" (sampled codes); nELBO {metrics['nelbo']:.0f} nats; in the study's units {metrics['loss_study_units']:.0f}"
+    )
+    lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""Principal components, the linear bound that every model is read against. Shapes: N examples, P pixels, K axes."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from smilevae.models.linear import Spectrum
+
+SPARE_AXES = 64  # beyond those asked for, so that the last of them converge too
+PASSES = 4
+
+
+class Axes(NamedTuple):
+    """Mean (P,), orthonormal basis (P, K) and variances (K,), descending; K is at most the rank."""
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+
+
+def principal_axes(x: Tensor, num: int) -> Axes:
+    """The first principal axes of the examples (N, P), exactly.
+
+    Through the N by N Gram matrix in float64: P may be far larger than N (Turk & Pentland 1991, section 2).
+    """
+    mean = x.mean(0)
+    centred = x - mean
+    eigenvalues, vectors = torch.linalg.eigh((centred @ centred.T).double())
+    keep = torch.argsort(eigenvalues, descending=True)[: min(num, len(x) - 1)]
+    keep = keep[eigenvalues[keep] > eigenvalues.max() * 1e-9]
+    basis = centred.T @ (vectors[:, keep] / eigenvalues[keep].sqrt()).to(x.dtype)
+    return Axes(mean, basis, eigenvalues[keep] / len(x))
+
+
+def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
+    """The first principal axes of more examples than fit in memory, read PASSES + 1 times in batches (B, P).
+
+    Randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4): memory is (num + SPARE_AXES) rows of P.
+    """
+    count, total = 0, torch.zeros(())
+    for x in batches():
+        count, total = count + len(x), total + x.sum(0, dtype=torch.float64)
+    mean = (total / count).float()
+    width = min(num + SPARE_AXES, len(mean), count)
+    basis = torch.randn(len(mean), width, generator=torch.Generator().manual_seed(0))
+    for _ in range(PASSES):
+        basis = torch.linalg.qr(basis)[0]
+        image = torch.zeros_like(basis)
+        for x in batches():
+            centred = x - mean
+            image.addmm_(centred.T, centred @ basis)
+        small = basis.T @ image  # the covariance within the subspace, times the count
+        basis, before = image, basis
+    eigenvalues, vectors = torch.linalg.eigh(small.double())
+    keep = torch.argsort(eigenvalues, descending=True)[: min(num, count - 1)]
+    return Axes(mean, before @ vectors[:, keep].float(), eigenvalues[keep] / count)
+
+
+def linear_vae_weights(axes: Axes, beta: float, latent_dim: int) -> dict[str, Tensor]:
+    """The linear VAE's optimum under SSE + beta * KL: see linear.linear_vae for the source.
+
+    mean (P,); encoder and decoder (D, P), so that mu = encoder (x - mean) and x_hat = mean + decoder^T z; logvar (D,).
+    Dimensions that the optimum leaves dead, or that there are no axes for, are zero; their posterior is the prior.
+    """
+    mean, basis, variances = axes
+    s = beta / 2
+    live = int((variances[:latent_dim] > s).sum())
+    v, rows = variances[:live], basis[:, :live].T
+    weights = {"mean": mean, "logvar": torch.zeros(latent_dim)}
+    weights |= {name: torch.zeros(latent_dim, len(mean)) for name in ("encoder", "decoder")}
+    weights["encoder"][:live] = ((v - s).sqrt() / v).to(rows.dtype)[:, None] * rows
+    weights["decoder"][:live] = (v - s).sqrt().to(rows.dtype)[:, None] * rows
+    weights["logvar"][:live] = (s / v).log()
+    return weights
+
+
+def spectrum(axes: Axes, held_out: Tensor) -> Spectrum:
+    """The spectrum of training examples and how held-out ones (M, P) fall on it."""
+    apart = held_out - axes.mean
+    squares = (apart @ axes.basis).double().square().mean(0)
+    total = apart.double().square().sum(1).mean().item()
+    return Spectrum(axes.variances.tolist(), squares.tolist(), total, held_out.shape[1])

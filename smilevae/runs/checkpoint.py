@@ -1,0 +1,190 @@
+"""The only writer and the only reader of model files. A checkpoint may come from a stranger: it is data, never code.
+
+last.ckpt, previous.ckpt, epoch-0042.ckpt   plain tensors and settings; see checkpoint_files.py for their names
+model.safetensors, model.json               what `smilevae export` writes
+"""
+
+import hashlib
+import json
+import os
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from smilevae.config import SAME_RESULT, Settings, checked
+from smilevae.errors import CheckpointError, ConfigError
+from smilevae.models.vae import VAE, build_vae
+from smilevae.runs.checkpoint_files import (
+    EXPORTED,
+    best_name,
+    epoch_of,
+    find,
+    keep_previous,
+    link,
+    prune,
+    ranked,
+    run_of,
+)
+from smilevae.runs.files import replace_file
+
+__all__ = [
+    *("Loaded", "digest", "epochs_trained", "load", "read", "resume_point", "write"),
+    *("EXPORTED", "best_name", "epoch_of", "find", "keep_previous", "link", "prune", "ranked", "run_of"),
+]
+
+FORMAT = 1
+MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
+STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
+KEYS = {
+    *("smilevae", "hyper_parameters", "fingerprint", "epoch", "state_dict", "callbacks"),
+    *("global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums", "MixedPrecision"),  # to go on
+    *("pytorch-lightning_version", "contract"),
+}
+# what a checkpoint's pickle may name; more could be asked for memory without bound even under weights_only
+GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *(f"torch {s}Storage" for s in STORAGES)}
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all; it is read back first, as a stranger's would be."""
+    content["smilevae"] = {"format": FORMAT}
+
+    def save(file: IO[bytes]) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch.save wraps the OSError; raise the original
+            raise error.__context__ if isinstance(error.__context__, OSError) else error  # noqa: B904
+
+    replace_file(path, save, _plain_content)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The plain content of a checkpoint, with its checked Settings as "settings". Raises CheckpointError."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("a device, a pipe or a folder")
+        exported = Path(path).name == EXPORTED
+        content = _exported(Path(path)) if exported else _plain_content(Path(path))
+        if (number := content["smilevae"]["format"]) != FORMAT:
+            raise CheckpointError(f"{path} has the format {number}; this smilevae reads {FORMAT}")
+        settings = checked(content["hyper_parameters"])
+        kinds = {"state_dict": dict, "fingerprint": str, "epoch": int}
+        if set(content) - KEYS or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
+            raise TypeError("a part of another kind")
+        epochs_trained(content)
+        return content | {"settings": settings}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} holds settings out of range ({str(error).splitlines()[0]}); not loaded"
+        ) from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike
+        raise CheckpointError(f"{path} is not a smilevae checkpoint ({type(error).__name__}); pass another") from None
+
+
+def _plain_content(path: Path) -> dict[str, Any]:
+    """What torch.save wrote, if every record is whole (CRC-32), none is larger than the file and all are plain tensors.
+
+    Raises whatever a file of another kind makes zipfile, pickletools and torch raise, OSError if it cannot be read.
+    """
+    with zipfile.ZipFile(path) as file:
+        records = file.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("compressed records")
+        if len({record.filename for record in records}) < len(records):
+            raise ValueError("two records of one name")
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise ValueError("records larger than the file")
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
+        (plain,) = [record for record in records if record.filename.endswith("data.pkl")]
+        if plain.file_size > MAX_PLAIN:
+            raise ValueError("a pickle over the limit")
+        for opcode, argument, _ in pickletools.genops(file.read(plain)):
+            odd = opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
+            if odd or (opcode.name == "GLOBAL" and argument not in GLOBALS):
+                raise ValueError(f"a pickle that names {argument}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    """An exported folder's content, laid out as a checkpoint's."""
+    from safetensors.torch import load_file
+
+    if path.with_suffix(".json").stat().st_size > MAX_PLAIN:
+        raise ValueError("settings over the limit")
+    content = json.loads(path.with_suffix(".json").read_text())
+    prefix = "ema." if content["hyper_parameters"]["ema"] else "vae."
+    content["state_dict"] = {prefix + name: tensor for name, tensor in load_file(path).items()}
+    return content | {"callbacks": {"Record": {"epochs": [{"epoch": int(content["epoch"])}]}}}
+
+
+class Loaded(NamedTuple):
+    """A checkpoint's VAE in eval mode, its settings, the fingerprint of its data and the epochs it was trained."""
+
+    vae: VAE
+    settings: Settings
+    fingerprint: str
+    epoch: int
+
+
+def load(path: str | Path) -> Loaded:
+    """The VAE of a checkpoint, rebuilt from its own settings. Raises CheckpointError."""
+    content = read(path)
+    settings = content["settings"]
+    with torch.device("meta"):  # no memory is taken before the shapes are known to fit
+        vae = build_vae(settings)
+    prefix = "ema." if settings.ema else "vae."
+    weights = {str(k).removeprefix(prefix): v for k, v in content["state_dict"].items() if str(k).startswith(prefix)}
+    expected, given = (
+        {name: (tuple(t.shape), t.dtype) if isinstance(t, torch.Tensor) else None for name, t in part.items()}
+        for part in (vae.state_dict(), weights)
+    )
+    if expected != given:
+        raise CheckpointError(f"{path}: the weights do not fit the network in its own settings; not loaded")
+    vae.load_state_dict(weights, assign=True)
+    vae = vae.to(memory_format=torch.channels_last).eval()
+    return Loaded(vae, settings, content["fingerprint"], epochs_trained(content))
+
+
+def digest(vae: VAE) -> str:
+    """A hash of a VAE's weights. Dials and measures belong to one set of weights."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(vae.state_dict().items()):
+        whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
+    """The checkpoint that a run continues from: last.ckpt; if it cannot be read, previous.ckpt takes its place.
+
+    Raises CheckpointError if neither can, or if `settings` or the pictures' `fingerprint` are not those that it was
+    trained with.
+    """
+    last = run / "checkpoints" / "last.ckpt"
+    try:
+        content = read(last)
+    except CheckpointError as problem:
+        previous = last.with_name("previous.ckpt")
+        try:
+            content = read(previous)
+        except CheckpointError:
+            raise CheckpointError(f"{run} cannot go on, nor from previous.ckpt: {problem}") from None
+        link(previous, last)
+    if content["fingerprint"] != fingerprint:
+        raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
+    now, then = settings.flat(), content["settings"].flat()
+    for name in now:
+        if name not in (*SAME_RESULT, "epochs") and now[name] != then[name]:
+            raise CheckpointError(f"{run} cannot go on: config.yaml says {name}={now[name]}, trained was {then[name]}")
+    return last
+
+
+def epochs_trained(content: dict[str, Any]) -> int:
+    """How many epochs a checkpoint's weights have seen; 0 for a warm start as it began."""
+    return max((int(line["epoch"]) for line in content["callbacks"]["Record"]["epochs"]), default=0)

@@ -1,0 +1,159 @@
+"""A claimed run folder: its lock, its status, its config and its result."""
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from smilevae.config import Settings
+from smilevae.errors import ConfigError, Interrupted, UserError
+from smilevae.runs.commands import resume_line, short, typed
+from smilevae.runs.files import write_text
+from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_metrics
+
+BEFORE_TRAINING = (  # what a run writes before it has learnt anything
+    *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", LOCK),
+)
+RUNS = "runs"  # where conf/train.yaml puts runs
+
+
+class Run:
+    """A claimed run folder. The claim is a lock that ends with the process.
+
+    Of several processes that train together (trainer.devices=2) only the one that `leads` claims and writes.
+    Raises ConfigError if another process holds the folder or it cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.dir, self.new = Path(path), False
+        self.sweep: str | None = None  # the id of the sweep that started this run, and that alone may stop it
+        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning sets it for the processes it starts
+        if not self.leads:
+            return
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.dir / LOCK, timeout=LOCK_TIMEOUT)
+            self._lock.acquire()
+            for folder in (self.dir, self.checkpoints):
+                for left in folder.glob(".*.[0-9]*.tmp"):  # of a killed process
+                    left.unlink(missing_ok=True)
+            self.foreign = set(os.listdir(self.dir)) - {LOCK, "train.log"}
+        except Timeout:
+            raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
+        except OSError as error:
+            raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is a checkpoint, of this process or an earlier one."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a resume has a checkpoint to continue from, or should have one."""
+        return self.trained or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator["Run"]:
+        """Keep status.json true while the body runs: RUNNING, then FAILED or INTERRUPTED if it raises."""
+        if not self.leads:
+            yield self
+            return
+        try:
+            self.status("RUNNING")
+            yield self
+        except (Interrupted, KeyboardInterrupt) as stop:
+            self.status("INTERRUPTED", str(stop))
+            print(f"to go on: {resume_line(self.dir)}" if self.trained else "nothing was learnt yet", file=sys.stderr)
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.status("FAILED", reason, type(error).__name__)
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self.leads:
+            self._lock.release()
+
+    def begin(self, settings: Settings) -> None:
+        """Write config.yaml. Raises ConfigError if the folder holds a run that is not resumed, or anything else."""
+        if self.leads and not settings.resume:
+            if (self.dir / "config.yaml").exists():
+                raise ConfigError(f"{self.dir} already holds a run; go on with {resume_line(self.dir)}")
+            if self.foreign:
+                raise ConfigError(f"{self.dir} is not empty and holds no run; choose another with hydra.run.dir=PATH")
+            self.new = True
+        self.write_config(settings)
+
+    def discard_if_untrained(self) -> None:
+        """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
+        if self.new and not self.trained:
+            for path in (*map(self.dir.joinpath, BEFORE_TRAINING), *self.dir.glob("events.out.tfevents.*")):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder holds files of somebody else
+                self.dir.rmdir()
+                if self.dir.parent == Path(RUNS).resolve():
+                    self.dir.parent.rmdir()
+
+    def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
+        """Write status.json. With a full disk a failure overwrites the old file in place."""
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
+        content = {"status": state, "reason": reason, "error": error, **where}
+        try:
+            self.write_json("status.json", content)
+        except OSError:
+            if state not in ("FAILED", "INTERRUPTED"):
+                raise
+            with contextlib.suppress(OSError), open(self.dir / "status.json", "r+") as file:
+                file.write(json.dumps(content) + "\n")
+                file.truncate()
+
+    def write_json(self, name: str, content: Any) -> None:
+        if self.leads:
+            write_text(self.dir / name, json.dumps(content, indent=2, allow_nan=True) + "\n")
+
+    def write_config(self, settings: Settings) -> None:
+        if self.leads:
+            content = settings.plain() | {"resume": None}
+            write_text(self.dir / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+
+    def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl: one JSON object an epoch."""
+        write_text(self.dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in epochs))
+
+    def complete(self, result: dict[str, Any]) -> None:
+        """Write result.json, then the status: a run with a result is COMPLETED."""
+        self.write_json("result.json", result)
+        self.status("COMPLETED")
+
+
+def new_run_dir(parent: str, resume: str | None) -> str:
+    """The folder of a run: the one it resumes, or a new one named by the second with a random suffix."""
+    if resume:
+        return resume.rstrip("/")
+    return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
+
+
+def what_next(run: Path, best: dict[str, Any]) -> str:
+    """The closing lines of a run."""
+    return (
+        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
+        f"next: python evaluate.py {typed('ckpt', run)}\n"
+        f"      tensorboard --logdir {short(run.parent)}"
+    )

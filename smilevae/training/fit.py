@@ -1,0 +1,100 @@
+"""One training, from settings to a complete run folder."""
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from smilevae import runs
+from smilevae.config import Settings
+from smilevae.data import Faces, format_card, load_faces, spectrum_of
+from smilevae.data.batches import hash64
+from smilevae.errors import ConfigError
+from smilevae.evaluation import figures, report
+from smilevae.evaluation.options import EvaluateOptions
+from smilevae.models import axes, linear
+from smilevae.models.vae import build_vae
+from smilevae.runs import checkpoint
+from smilevae.training.datamodule import FaceDataModule
+from smilevae.training.module import VAEModule
+from smilevae.training.progress import Progress
+from smilevae.training.record import PlainCheckpointIO, Record, TimeLimit
+from smilevae.training.tensorboard import TensorBoard
+
+log = logging.getLogger(__name__)
+
+
+def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None) -> dict[str, Any]:
+    """Train and record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
+
+    With settings.resume the run's last checkpoint is continued, if it has one. With settings.evaluate a run is
+    complete once it is evaluated. Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted.
+    """
+    start, goes_on = time.perf_counter(), settings.resume and run.goes_on
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    faces = load_faces(settings.data, settings.image_size)
+    describe(faces, settings, run)
+    torch.manual_seed(hash64("weights", settings.seed))
+    vae = build_vae(settings)
+    if vae.linear and not goes_on:
+        vae.linear.load_state_dict(axes.linear_vae_weights(faces.axes, settings.beta, settings.latent_dim))
+    module = VAEModule(vae, settings, faces.fingerprint)
+    max_time = (settings.trainer.model_extra or {}).get("max_time")
+    trainer, record = build_trainer(settings, run, stop, faces, devices, TimeLimit(max_time) if max_time else None)
+    resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
+    if run.leads:
+        (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete, and this one goes on
+    trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
+    if run.leads:
+        record.name_best()  # a resume with nothing left to train has not come to it
+        figures.preview(run.dir, faces)
+    seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
+    result = record.result(settings, faces.fingerprint) | seconds | runs.environment()
+    if run.leads and settings.evaluate:
+        log.info(report.report(EvaluateOptions(ckpt=str(run.dir))))
+    run.complete(result)
+    return record.best()[0]
+
+
+def describe(faces: Faces, settings: Settings, run: runs.Run) -> None:
+    """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE."""
+    run.write_json("data_card.json", faces.card())
+    log.info(format_card(faces.card()))
+    spectrum = spectrum_of(faces, settings.data.cache)
+    run.write_json("spectrum.json", spectrum._asdict())
+    run.write_json("forecast.json", linear.linear_vae(spectrum, settings.beta, settings.latent_dim))
+    log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
+
+
+def build_trainer(
+    settings: Settings,
+    run: runs.Run,
+    stop: runs.Stop,
+    faces: Faces,
+    devices: list[int] | None = None,
+    limit: TimeLimit | None = None,
+) -> tuple[pl.Trainer, Record]:
+    """Lightning's trainer with our callbacks. Raises ConfigError for an argument that Lightning refuses."""
+    arguments = settings.trainer.model_dump(exclude={"max_time"}) | ({"devices": devices} if devices else {})
+    record = Record(run, stop, limit)
+    several = torch.cuda.is_available() and arguments["devices"] != 1 and not devices
+    try:
+        trainer = pl.Trainer(
+            max_epochs=settings.epochs,
+            logger=False,  # TensorBoard writes under the run folder's own name
+            callbacks=[record, TensorBoard(record, faces, settings), Progress(record), *([limit] if limit else [])],
+            plugins=[PlainCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # the linear optimum is epoch 0
+            use_distributed_sampler=False,  # EpochBatches shares batches out itself
+            sync_batchnorm=several,
+            **arguments,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
+    return trainer, record

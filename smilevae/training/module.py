@@ -1,0 +1,219 @@
+"""How a VAE is trained: one step for every stage, Adam, a schedule that a resume reproduces to the bit."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from smilevae.config import Settings
+from smilevae.data.augment import augment
+from smilevae.data.batches import hash64
+from smilevae.errors import Diverged
+from smilevae.models.losses import beta_vae_terms, gaussian_kl, squared_error
+from smilevae.models.metrics import active_units, negative_elbo, psnr
+from smilevae.models.vae import VAE
+from smilevae.training.datamodule import VAL_BATCH
+
+
+@dataclass
+class EpochState:
+    """What callbacks read of a module: the model that is evaluated, and the numbers of the last and the running epoch.
+
+    `eval_model` is validated, drawn and rebuilt from checkpoints: the moving average of the weights if one is kept.
+    `metrics` maps `stage/term` to the last epoch's mean; `kl_per_dim` (D,) is in nats, of the last validation. `sums`
+    maps a stage that is under way to (5,): examples, loss, recon, KL, squared error of mu's decoding.
+    """
+
+    eval_model: VAE
+    kl_per_dim: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, stage: str, sums: Tensor) -> None:
+        """Add a batch's sums. A resume within an epoch restores them before the model moves to its device."""
+        self.sums[stage] = self.sums[stage].to(sums.device) + sums if stage in self.sums else sums
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether a training epoch is under way."""
+        return "train" in self.sums
+
+    def running_means(self) -> tuple[float, float, float]:
+        """Loss, recon and KL over the running training epoch so far."""
+        num, loss, recon, kl, _ = self.sums["train"].tolist()
+        return loss / num, recon / num, kl / num
+
+
+class VAEModule(pl.LightningModule):
+    """Trains `vae` on loss = SSE + beta * KL; callbacks read `epoch`.
+
+    Noise (the posterior's and dropout's) in a batch depends on (seed, stage, epoch, batch) alone: neither validation
+    nor a resume changes training. `train/psnr` is of sampled reconstructions; `val/psnr` decodes mu, as every table
+    does. The settings go into the checkpoint, which rebuilds itself from them.
+    """
+
+    def __init__(self, vae: VAE, settings: Settings, fingerprint: str):
+        super().__init__()
+        self.vae, self.settings, self.seed = vae, settings, settings.seed
+        self.ema = _follower(vae) if settings.ema else None
+        self.fingerprint = fingerprint  # of the data: evaluation refuses other images
+        self.epoch = EpochState(self.vae if self.ema is None else self.ema, torch.zeros(vae.latent_dim))
+        self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
+        self._restored: dict[str, Any] = {}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> "VAEModule":
+        """The module of a checkpoint file, rebuilt from its own settings, in eval mode. Raises CheckpointError.
+
+        As Lightning's, but it reads files only, and plain tensors only (weights_only).
+        """
+        from smilevae.models.vae import build_vae
+        from smilevae.runs import checkpoint
+
+        content = checkpoint.read(Path(checkpoint_path))
+        module = cls(build_vae(content["settings"]), content["settings"], content["fingerprint"])
+        module.load_state_dict(content["state_dict"])
+        return module.to(map_location or "cpu").eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions of faces (B, 3, S, S) in [0, 1]: mu decoded."""
+        return self.epoch.eval_model.decode(self.epoch.eval_model.encode(x)[0])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x, amounts = batch[0], self.settings.jitter.model_dump()
+        if any(amounts.values()):
+            uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 9)
+            x = augment(x, uniform * 2 - 1, **amounts)
+        return self._step(x, "train", self.current_epoch, batch_idx)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.settings.schedule == "cosine":
+            done = self.global_step / max(1, self.trainer.estimated_stepping_batches)
+            for group in self.plateau.optimizer.param_groups:
+                group["lr"] = self.settings.lr * one_cycle(done)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:  # here and not in a later hook: a checkpoint within an epoch must hold it
+            ramp = (1 + self.global_step) / (10 + self.global_step)  # forgets the first weights soon
+            decay = min(self.settings.ema, ramp)
+            with torch.no_grad():
+                get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), self.global_step)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch: only the weights differ
+
+    def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
+        """The batch's mean loss; its terms are added to the stage's sums."""
+        torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))  # dropout's
+        vae = self.vae if stage == "train" else self.epoch.eval_model
+        out = vae(x, self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim))
+        terms = beta_vae_terms(out.x_hat, x, out.mu, out.logvar, self.settings.beta)
+        loss = terms.loss.mean()
+        if stage == "train" and not torch.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss.item()} in epoch {epoch + 1}, step {self.global_step} (recon"
+                f" {terms.recon.mean().item():g}, kl {terms.kl.mean().item():g}, lr {self.lr:g}); lower lr"
+            )
+        with torch.no_grad():
+            mu_error = terms.recon
+            if stage == "val":
+                mu_error = squared_error(vae.decode(out.mu), x)
+                kl = gaussian_kl(out.mu, out.logvar)
+                self._moments = self._moments.to(x.device) + torch.stack([out.mu, out.mu.square(), kl]).sum(1)
+            sums = torch.stack([torch.ones_like(mu_error), *terms, mu_error]).to(self._wide).sum(1)
+            self.epoch.add(stage, sums)
+        return loss
+
+    def _noise(self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int) -> Tensor:
+        """This process's `num` rows of a batch's noise. The batch's noise is the same for any number of processes."""
+        seed = hash64("noise", stage, self.seed, epoch, batch_idx)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        whole = VAL_BATCH if stage == "val" else self.settings.batch_size
+        drawn = draw(whole, width, generator=generator, device=self.device)
+        return drawn[self.global_rank :: self.trainer.world_size][:num]
+
+    def on_validation_epoch_end(self) -> None:
+        num = self._close("val")
+        mean, square, kl = self.trainer.strategy.reduce(self._moments, reduce_op="sum").cpu() / num
+        self._moments = torch.zeros_like(self._moments)
+        self.epoch.kl_per_dim = kl
+        variance = (square - mean.square()) * num / max(num - 1, 1)
+        self.epoch.metrics["val/active_units"] = active_units(variance)
+        if not math.isfinite(loss := self.epoch.metrics["val/loss"]):  # before anything is saved
+            raise Diverged(f"val/loss became {loss} in epoch {self.current_epoch + 1}; lower lr")
+
+    def on_train_epoch_end(self) -> None:
+        self._close("train")
+        self.epoch.metrics["lr"] = self.lr
+        if self.settings.schedule == "plateau":
+            self.plateau.step(self.epoch.metrics["val/loss"])
+
+    def _close(self, stage: str) -> float:
+        """Turn a stage's sums into its metrics; gives the number of examples."""
+        num, *sums = self.trainer.strategy.reduce(self.epoch.sums.pop(stage), reduce_op="sum").tolist()
+        loss, recon, kl, mu_error = (total / num for total in sums)
+        num_pixels = 3 * self.vae.image_size**2
+        nelbo = negative_elbo(recon, kl, num_pixels)
+        terms = {"loss": loss, "recon": recon, "kl": kl, "nelbo": nelbo, "psnr": psnr(mu_error / num_pixels)}
+        self.epoch.metrics |= {f"{stage}/{term}": value for term, value in terms.items()}
+        return num
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        decay = {"weight_decay": self.settings.weight_decay} if self.settings.weight_decay else {}
+        optimizer = (torch.optim.AdamW if decay else torch.optim.Adam)(
+            self.vae.parameters(), lr=self.settings.lr, **decay
+        )
+        # Lightning's automatic plateau schedule loses an update on resume; this one is stepped and saved here
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **self.settings.plateau.model_dump())
+        if "plateau" in self._restored:
+            self.plateau.load_state_dict(self._restored.pop("plateau"))
+        return optimizer
+
+    @property
+    def lr(self) -> float:
+        return self.plateau.optimizer.param_groups[0]["lr"]
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.float32 if self.device.type == "mps" else torch.float64  # float64 does not exist on Apple GPUs
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"] = self.settings.plain()
+        checkpoint["fingerprint"] = self.fingerprint
+        checkpoint["plateau"] = self.plateau.state_dict()
+        checkpoint["sums"] = self.epoch.sums  # of an epoch that is not over
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored["plateau"] = checkpoint["plateau"]  # Lightning builds the optimizer later
+        self.epoch.sums = dict(checkpoint["sums"])
+
+
+def one_cycle(done: float) -> float:
+    """The share of the peak rate after a share `done` of training: up over a tenth, then down along a cosine to 1%.
+
+    A closed form of the step: a resume needs no state, unlike SequentialLR of LinearLR and CosineAnnealingLR.
+    """
+    if done < 0.1:
+        return 0.04 + 0.96 * done / 0.1
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
+
+
+def _follower(vae: VAE) -> VAE:
+    """A copy that is not trained. It shares the linear path, which is fixed."""
+    linear, vae.linear = vae.linear, None
+    follower = copy.deepcopy(vae).requires_grad_(False)
+    vae.linear = follower.linear = linear
+    return follower
+
+
+def _moving(vae: VAE) -> list[Tensor]:
+    """Everything of a VAE that training changes, but for counters: weights and BatchNorm's running statistics."""
+    buffers = [b for name, b in vae.named_buffers() if b.is_floating_point() and not name.startswith("linear.")]
+    return [*vae.parameters(), *buffers]

@@ -1,0 +1,142 @@
+"""Writes metrics.jsonl and the checkpoints at every epoch's end; stops where a signal or the time limit asks for it."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins import CheckpointIO
+
+from smilevae.config import Settings
+from smilevae.errors import DataError, Interrupted
+from smilevae.runs import Run, Stop, checkpoint
+
+log = logging.getLogger(__name__)
+NUM_BEST = 2
+
+
+class PlainCheckpointIO(CheckpointIO):
+    """Lightning's checkpoints through our one writer and one reader."""
+
+    def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint.write(checkpoint_, Path(path))
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return checkpoint.read(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class TimeLimit(pl.callbacks.Timer):
+    """Measures trainer.max_time. Record ends the training, so that a checkpoint within an epoch is a whole one."""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def on_fit_start(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # every start has the whole time
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Record(pl.callbacks.Checkpoint):
+    """The record of a training: its state is the list of epochs so far, from which the best checkpoints follow.
+
+    Raises Interrupted after a checkpoint where `stop` holds a signal or `limit` is over.
+    """
+
+    def __init__(self, run: Run, stop: Stop, limit: TimeLimit | None = None):
+        self.run, self.stop, self.limit = run, stop, limit
+        self.epochs: list[dict[str, Any]] = []
+        self._start = self.images_per_second = 0.0
+
+    def best(self) -> list[dict[str, Any]]:
+        """The epochs of the best checkpoints, best first."""
+        return sorted(self.epochs, key=lambda line: (line["val/loss"], line["epoch"]))[:NUM_BEST]
+
+    def result(self, settings: Settings, fingerprint: str) -> dict[str, Any]:
+        """The training's part of result.json, with paths relative to the run. Raises DataError without an epoch."""
+        if not self.epochs:
+            raise DataError("no training step was made; add pictures")
+        best = self.best()
+        return {
+            "identity": settings.identity(fingerprint),
+            "data_fingerprint": fingerprint,
+            "settings": settings.flat(),
+            "checkpoints": [f"checkpoints/{checkpoint.best_name(line['epoch'])}" for line in best],
+            "best": best[0],
+            "final": self.epochs[-1],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = [dict(line) for line in state["epochs"]]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._start, self._seen = time.perf_counter(), 0
+        self.stop.install(deferred=True)  # after Lightning's own handlers
+        if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start is worth a checkpoint
+            log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
+            self._close_epoch(trainer, pl_module, 0)
+        elif trainer.is_global_zero and self.epochs and not pl_module.epoch.within_epoch:
+            self.name_best()  # a kill may have come between last.ckpt and its second name
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop.deferred = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._end_if_asked()
+        self._start, self._seen = time.perf_counter(), 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._seen += len(batch[0]) * trainer.world_size
+        self.images_per_second = self._seen / (time.perf_counter() - self._start)
+        if batch_idx + 1 < trainer.num_training_batches and self._asked():
+            self._save(trainer)
+            self._end_if_asked()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close_epoch(trainer, pl_module, trainer.current_epoch + 1)
+
+    def _asked(self) -> bool:
+        return bool(self.stop.signum) or (self.limit is not None and (self.limit.time_remaining() or 0) <= 0)
+
+    def _end_if_asked(self) -> None:
+        if self.stop.signum:
+            raise Interrupted(self.stop.signum)
+        if self._asked():
+            raise Interrupted(text="trainer.max_time is over")
+
+    def _close_epoch(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
+        speed = round(self.images_per_second, 1)
+        self.epochs.append({"epoch": epoch, **pl_module.epoch.metrics, "images_per_second": speed})
+        if trainer.is_global_zero:
+            self.run.write_metrics(self.epochs)
+        self._save(trainer)
+        if trainer.is_global_zero:
+            self.name_best()
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        last = self.run.checkpoints / "last.ckpt"
+        if trainer.is_global_zero:
+            checkpoint.keep_previous(last)
+        trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
+
+    def name_best(self) -> None:
+        """Give last.ckpt, if its epoch is among the best, that epoch's name; remove those that no longer are."""
+        epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
+        name = self.run.checkpoints / checkpoint.best_name(epoch)
+        if epoch in keep and not name.exists():
+            checkpoint.link(self.run.checkpoints / "last.ckpt", name)
+        checkpoint.prune(self.run.checkpoints, keep)
