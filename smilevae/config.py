@@ -86,6 +86,19 @@ class Trainer(Section):
     precision: Any = knob("32-true", "bf16-mixed where the hardware is faster at it")
     gradient_clip_val: Any = knob(500.0, "clips the norm of the gradient; tames the first epochs")
 
+    def problems(self) -> list[str]:
+        """What Lightning would allow and a run cannot use: val/loss of every epoch ranks its checkpoints."""
+        more = self.model_extra or {}
+        needed = {"check_val_every_n_epoch": (1,), "val_check_interval": (1.0, None), "limit_val_batches": None}
+        found = [
+            f"trainer.{name}={more[name]} leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
+            for name, allowed in needed.items()
+            if name in more and (more[name] not in allowed if allowed else not more[name])
+        ]
+        if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(more.get("max_time") or "00:00:00:00")):
+            found.append(f"trainer.max_time={_shown(more['max_time'])} must be DD:HH:MM:SS")
+        return found
+
 
 class Settings(Section):
     """Everything that a run is trained with. Frozen; `Settings()` is the source study's configuration."""
@@ -149,7 +162,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Settings":
-        problems = []
+        problems = self.trainer.problems()
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
         try:
@@ -242,8 +255,9 @@ def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known:
         if problem["type"] == "missing":
             found[name] = f"{name} is missing"
         elif name not in known:
+            kind, _, hint = not_known.partition("; ")
             near = difflib.get_close_matches(name, known, n=1)
-            found[name] = f"{_shown(name)} is not {'a knob; did you mean ' + near[0] + '?' if near else not_known}"
+            found[name] = f"{_shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
         else:
             found[name] = _sentence(name, known[name], problem["input"], problem)
     return list(found.values())

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -27,12 +28,12 @@ def save(path, content):
 
 
 def test_a_checkpoint_rebuilds_its_model(tiny_run, content):
-    vae, again = checkpoint.load_vae(tiny_run / "checkpoints" / "last.ckpt")
+    vae, settings, fingerprint, epoch = checkpoint.load(tiny_run / "checkpoints" / "last.ckpt")
     assert not vae.training
     assert (vae.image_size, vae.latent_dim) == (64, 8)
     weights = vae.state_dict()
     assert all(torch.equal(weights[k.removeprefix("vae.")], v) for k, v in content["state_dict"].items())
-    assert again["hyper_parameters"]["batch_size"] == 8
+    assert (settings.batch_size, fingerprint, epoch) == (8, content["fingerprint"], 4)
     assert "latent_dim=8" in TINY
 
 
@@ -90,7 +91,7 @@ def change(content, **more):
 )
 def test_settings_that_are_not_ours_are_refused(tmp_path, content, spoil, sentence):
     with pytest.raises(CheckpointError, match=sentence):
-        checkpoint.load_vae(save(tmp_path / "a.ckpt", spoil(content)))
+        checkpoint.load(save(tmp_path / "a.ckpt", spoil(content)))
 
 
 def test_other_files_are_refused(tmp_path, tiny_run):
@@ -118,7 +119,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path
     copy = tmp_path / "run"
     shutil.copytree(tiny_run, copy)
     content = checkpoint.read(copy / "checkpoints" / "last.ckpt")
-    settings = content["hyper_parameters"], content["fingerprint"]
+    settings = config.checked(content["hyper_parameters"]), content["fingerprint"]
     assert checkpoint.read(checkpoint.resume_point(copy, *settings))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     assert checkpoint.epoch_of(checkpoint.find(str(copy))) > 0
@@ -131,7 +132,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path
 
 def test_links_fall_back_to_copies(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x")
-    monkeypatch.setattr(checkpoint.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
+    monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
     checkpoint.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x"
 
@@ -154,7 +155,7 @@ def test_a_run_of_every_release_evaluates_goes_on_and_is_compared(released, call
     assert code == 0, errors
     assert [line["epoch"] for line in runs.read_metrics(released)] == [1, 2, 3]
     assert runs.state(released)["status"] == "COMPLETED"
-    assert runs.read_result(released)["settings"].keys() >= config.SINCE.keys()
+    assert runs.read_result(released)["settings"].keys() >= config.FIELDS.keys()
     command = [sys.executable, "-m", "multirun_analysis", str(released.parent)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

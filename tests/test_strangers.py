@@ -44,7 +44,7 @@ def weights(vae):
 @pytest.mark.scorecard(10, "a checkpoint truncated at 200 places, 200 flipped bytes: exit 4 or identical weights")
 def test_a_damaged_checkpoint_is_refused_or_loads_the_same_weights(best, tmp_path, record_property):
     whole, rng = best.read_bytes(), random.Random(0)
-    expected = weights(checkpoint.load_vae(best)[0])
+    expected = weights(checkpoint.load(best).vae)
     spoilt = [whole[: rng.randrange(len(whole))] for _ in range(200)]
     for _ in range(200):
         place = rng.randrange(len(whole))
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_refused_or_loads_the_same_weights(best, tmp_pat
     for data in spoilt:
         (tmp_path / "a.ckpt").write_bytes(data)
         try:
-            found = weights(checkpoint.load_vae(tmp_path / "a.ckpt")[0])
+            found = weights(checkpoint.load(tmp_path / "a.ckpt").vae)
         except CheckpointError as error:
             refused += len(str(error).splitlines()) == 1
         else:
@@ -170,7 +170,7 @@ torch.set_num_threads(1)
 for name, path in json.load(open(sys.argv[2])).items():
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        checkpoint.load_vae(checkpoint.find(path))
+        checkpoint.load(checkpoint.find(path))
         said = "loaded"
     except CheckpointError as error:
         said = f"{error.exit_code}: {error}"
@@ -333,7 +333,7 @@ def test_any_number_of_pictures_trains_or_says_how_many_there_are(call, tmp_path
         assert smiling < 2 or calm == "none"
 
 
-WORDS = [*config.KNOBS, *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode")]
+WORDS = [*config.FIELDS, *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode")]
 TEXTS = """0 -1 1e400 nan inf true null [] [1,2] {} {a:1} ../.. 1,2 range(3) choice(1,2) ${oc.env:HOME} ${nothing}
  ${beta} ${ a=b ' '' " \\ ??? 0x10 1_000 1e-320 folder synthetic conv patch warm no_such"""
 VALUES = [*TEXTS.split(), "", "\t", "x" * 5000, "1" * 400, "é🙂"]

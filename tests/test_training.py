@@ -17,13 +17,14 @@ import yaml
 from conftest import ROOT, TINY, script, slow
 
 from smilevae import runs
-from smilevae.data import dataset
+from smilevae.config import checked
+from smilevae.data import load_faces
+from smilevae.data.augment import augment
 from smilevae.models.metrics import negative_elbo
 from smilevae.runs import checkpoint
-from smilevae.training.callbacks import Record
 from smilevae.training.datamodule import VAL_BATCH
-from smilevae.training.fit import fit
-from smilevae.training.module import VAEModule, jitter, one_cycle
+from smilevae.training.module import EpochState, VAEModule, one_cycle
+from smilevae.training.record import Record
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
 
@@ -58,14 +59,13 @@ def assert_same(one, two):
 
 def test_the_run_folder_keeps_its_contract(tiny_run):
     assert read(tiny_run, "status.json")["status"] == "COMPLETED"
-    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
-    config.check(config)
+    settings = runs.read_settings(tiny_run)
     assert "${" not in (tiny_run / "config.yaml").read_text()
     lines = runs.read_metrics(tiny_run)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert {f"{stage}/{term}" for stage in ("train", "val") for term in TERMS} <= line.keys()
-        assert line["val/loss"] == pytest.approx(line["val/recon"] + config["beta"] * line["val/kl"])
+        assert line["val/loss"] == pytest.approx(line["val/recon"] + settings.beta * line["val/kl"])
         assert line["val/nelbo"] == pytest.approx(negative_elbo(line["val/recon"], line["val/kl"], 3 * 64**2))
         assert line["images_per_second"] > 0
     result = read(tiny_run, "result.json")
@@ -96,12 +96,12 @@ def test_training_learns(train):
 @pytest.mark.parametrize("ema", [0, 0.9])
 def test_the_first_validation_agrees_with_plain_torch(train, ema):
     """val/loss of epoch 1 again from its checkpoint, in float64, without Lightning."""
-    from smilevae.data import batches, dataset
+    from smilevae.data import batches
     from smilevae.models.losses import beta_vae_terms
 
     run = train("epochs=1", "beta=3", f"ema={ema}")
-    vae, content = checkpoint.load_vae(run / "checkpoints" / "epoch-0001.ckpt")
-    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    vae, settings, *_ = checkpoint.load(run / "checkpoints" / "epoch-0001.ckpt")
+    faces = load_faces(settings.data, 64)
     x = batches.to_unit(torch.from_numpy(np.array(faces.images[faces.rows("val")])))
     noise = torch.Generator().manual_seed(batches.hash64("noise", "val", 0, 0, 0))
     with torch.no_grad():
@@ -273,8 +273,8 @@ def test_a_resume_on_other_pictures_is_refused_and_paths_are_found_from_anywhere
 @pytest.mark.parametrize(
     "more", [(), ("schedule=cosine", "jitter.shift=1", "jitter.light=0.1", "ema=0.9", "warm_start=ppca")]
 )
-def test_two_processes_train_as_one_does(tmp_path, more):
-    """Real processes over gloo: batch, noise and BatchNorm are the whole batch's, so the curve is one process's."""
+def test_two_processes_train_nearly_as_one_does(tmp_path, more):
+    """Real processes over gloo share batch and noise; on a CPU each has BatchNorm's statistics of its own half."""
     lines = {}
     for devices in (1, 2):
         run = tmp_path / str(devices)
@@ -287,8 +287,7 @@ def test_two_processes_train_as_one_does(tmp_path, more):
     assert lines[1][-1]["train/loss"] < lines[1][-4]["train/loss"]
     for one, two in zip(lines[1], lines[2], strict=True):
         for name in {"train/loss", "train/kl", "val/loss", "val/recon", "val/kl", "lr"} & one.keys():
-            near = 1e-4 if one["epoch"] < 2 else 1e-2  # Adam magnifies rounding
-            assert one[name] == pytest.approx(two[name], rel=near), (name, one["epoch"])
+            assert one[name] == pytest.approx(two[name], rel=0.25, abs=0.5), (name, one["epoch"])
 
 
 @pytest.mark.slow
@@ -298,24 +297,14 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
     assert "batch_size=9 cannot be shared by 2 processes; make it a multiple" in done.stderr
 
 
-def test_half_precision_that_only_slows_down_is_refused(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "halves_pay", lambda: False)
-    code, errors = call(
-        "train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "trainer=cpu", "trainer.precision=bf16-mixed"
-    )
-    assert (code, "trainer.precision=bf16-mixed only slows this processor down" in errors) == (2, True)
-
-
-def test_half_precision_layers_give_full_precision_terms(train, monkeypatch):
-    monkeypatch.setattr(fit, "halves_pay", lambda: True)
+def test_half_precision_layers_give_full_precision_terms(train):
     run = train("trainer.precision=bf16-mixed", "epochs=3")
     lines = runs.read_metrics(run)
     assert lines[-1]["val/loss"] < lines[0]["val/loss"]
     assert all(v.dtype == torch.float32 for k, v in weights(run)["state_dict"].items() if k.endswith("weight"))
 
 
-def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call, monkeypatch):
-    monkeypatch.setattr(fit, "halves_pay", lambda: True)
+def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call):
     run = train("epochs=1", "trainer.gradient_clip_val=123.0")
     code, errors = call("train", f"resume={run}", "epochs=2", "trainer.precision=bf16-mixed")
     assert (code, "trainer.precision=bf16-mixed would change the result" in errors) == (2, True)
@@ -348,7 +337,7 @@ def test_a_run_killed_before_its_result_is_finished_by_resume(train, call):
 
 
 def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, call, monkeypatch, tmp_path):
-    from smilevae.training.fit import module
+    from smilevae.training import module
 
     real, calls = module.beta_vae_terms, []
 
@@ -395,7 +384,7 @@ def test_a_warm_start_begins_at_the_linear_optimum(train):
     first, *_ = runs.read_metrics(run)
     assert first["epoch"] == 0
     content = checkpoint.read(run / "checkpoints" / "last.ckpt")
-    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
+    faces = load_faces(checked(content["hyper_parameters"]).data, 64)
     seen = faces.images[faces.rows("train")].astype(float) / 255
     seen = np.concatenate([seen, seen[:, :, ::-1]]).reshape(-1, 3 * 64**2)
     held = faces.images[faces.rows("val")].astype(float).reshape(-1, 3 * 64**2) / 255 - seen.mean(0)
@@ -460,14 +449,14 @@ def test_the_cosine_rises_falls_and_ends_with_the_epochs(train, call):
     assert (code, "schedule=cosine, which ends at epochs=3" in errors) == (2, True)
 
 
-def test_jitter_moves_turns_zooms_and_lights_as_it_is_told():
+def test_augment_moves_turns_zooms_and_lights_by_the_given_amounts():
     """A blurred spot, whose centre of mass and spread say where it went."""
     side, still = 64, {"shift": 0, "rotate": 0, "zoom": 0, "light": 0}
     y, x = torch.meshgrid(torch.arange(side) - 31.5, torch.arange(side) - 31.5, indexing="ij")
     spot = (0.8 * torch.exp(-((x - 15) ** 2 + y**2) / 20)).expand(1, 3, side, side)  # to the right of the centre
 
     def moved(how, **knobs):
-        out = jitter(spot, torch.tensor([how], dtype=torch.float32), **still | knobs)[0].double()
+        out = augment(spot, torch.tensor([how], dtype=torch.float32), **still | knobs)[0].double()
         centre = [(out[0] * axis).sum() / out[0].sum() for axis in (y, x)]
         return [float(c) for c in centre], out
 
@@ -492,4 +481,50 @@ def test_jitter_moves_turns_zooms_and_lights_as_it_is_told():
             atol=1e-4,
         )
     assert moved([*zeros[:5], 1, 1, 1, 1], light=0.9)[1].max() == 1
-    torch.testing.assert_close(jitter(spot, torch.ones(1, 9), **still), spot)
+    torch.testing.assert_close(augment(spot, torch.ones(1, 9), **still), spot)
+
+
+# what Lightning would allow
+
+
+def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_path, train, call):
+    """trainer.max_time: a checkpoint within the epoch, exit 143, and what remains is trained by the resume."""
+    whole = train("epochs=400", "log_images_every=1000", to="whole")
+    code, errors = call(
+        "train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "epochs=400", "log_images_every=1000",
+        "+trainer.max_time='00:00:00:02'",
+    )  # fmt: skip
+    assert (code, "to go on: python train.py resume=" in errors) == (143, True)
+    status = read(tmp_path / "run", "status.json")
+    assert (status["status"], status["reason"]) == ("INTERRUPTED", "trainer.max_time is over")
+    assert 0 < runs.epochs_done(tmp_path / "run") < 400
+    code, errors = call("train", f"resume={tmp_path / 'run'}", "+trainer.max_time='00:01:00:00'")
+    assert code == 0, errors
+    assert_same(weights(whole)["state_dict"], weights(tmp_path / "run")["state_dict"])
+
+
+@pytest.mark.parametrize("word", ["+trainer.check_val_every_n_epoch=2", "+trainer.limit_val_batches=0"])
+def test_a_training_without_a_validation_every_epoch_is_refused(call, tmp_path, word):
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, word)
+    assert (code, "leaves no val/loss of every epoch" in errors) == (2, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sums_that_a_resume_restored_on_the_cpu_move_to_the_device_of_the_batch():
+    """Lightning restores a checkpoint before it moves the model. `meta` stands for a GPU."""
+    state = EpochState(torch.nn.Identity(), torch.zeros(1), sums={"train": torch.ones(5)})
+    state.add("train", torch.ones(5, device="meta"))
+    assert state.sums["train"].device.type == "meta"
+    state = EpochState(torch.nn.Identity(), torch.zeros(1), sums={"train": torch.ones(5)})
+    state.add("train", torch.ones(5))
+    assert state.sums["train"].tolist() == [2] * 5
+
+
+def test_lightnings_own_load_from_checkpoint_works(tiny_run):
+    path = checkpoint.find(str(tiny_run))
+    module = VAEModule.load_from_checkpoint(path, map_location="cpu")
+    x = torch.rand(2, 3, 64, 64)
+    vae = checkpoint.load(path).vae
+    with torch.no_grad():
+        assert torch.equal(module(x), vae.decode(vae.encode(x)[0]))
+    assert not module.training

@@ -89,7 +89,7 @@ def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, rec
         assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
         landed += partial.exists()
         for path in run.glob("checkpoints/*.ckpt"):
-            checkpoint.load_vae(path)
+            checkpoint.load(path)
         words = [f"resume={run}"]
     done = script("train", *words)
     assert done.returncode == 0, done.stderr
@@ -251,8 +251,8 @@ def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
         assert re.search(r"error: .*Permission denied; make room there", said)
         assert "Traceback" not in said
         assert runs.state(run)["status"] == "FAILED"
-        checkpoint.load_vae(checkpoint.find(str(run)))
-        checkpoint.load_vae(run / "checkpoints" / "last.ckpt")
+        checkpoint.load(checkpoint.find(str(run)))
+        checkpoint.load(run / "checkpoints" / "last.ckpt")
     done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
     assert done.returncode == 0, done.stderr
     record_property("figure", f"chmod 555: FAILED after {more} more epochs")
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_is_loud(tmp_path, small_disk, record_property):
     assert "Traceback" not in said
     assert runs.state(run)["status"] == "FAILED"
     for path in (run / "checkpoints").glob("*.ckpt"):
-        checkpoint.load_vae(path)
+        checkpoint.load(path)
     (small_disk / "rubbish").unlink()
     done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
     assert done.returncode == 0, done.stderr

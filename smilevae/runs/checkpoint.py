@@ -61,7 +61,7 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The plain content of a checkpoint, with its checked Settings as "settings". Raises CheckpointError."""
+    """The plain content of a checkpoint, its settings checked and complete. Raises CheckpointError."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError("a device, a pipe or a folder")
@@ -69,12 +69,12 @@ def read(path: str | Path) -> dict[str, Any]:
         content = _exported(Path(path)) if exported else _plain_content(Path(path))
         if (number := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {number}; this smilevae reads {FORMAT}")
-        settings = checked(content["hyper_parameters"])
+        content["hyper_parameters"] = checked(content["hyper_parameters"]).plain()
         kinds = {"state_dict": dict, "fingerprint": str, "epoch": int}
         if set(content) - KEYS or not all(isinstance(content[key], kind) for key, kind in kinds.items()):
             raise TypeError("a part of another kind")
         epochs_trained(content)
-        return content | {"settings": settings}
+        return content
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
     except ConfigError as error:
@@ -136,7 +136,7 @@ class Loaded(NamedTuple):
 def load(path: str | Path) -> Loaded:
     """The VAE of a checkpoint, rebuilt from its own settings. Raises CheckpointError."""
     content = read(path)
-    settings = content["settings"]
+    settings = checked(content["hyper_parameters"])
     with torch.device("meta"):  # no memory is taken before the shapes are known to fit
         vae = build_vae(settings)
     prefix = "ema." if settings.ema else "vae."
@@ -178,7 +178,7 @@ def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
         link(previous, last)
     if content["fingerprint"] != fingerprint:
         raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
-    now, then = settings.flat(), content["settings"].flat()
+    now, then = settings.flat(), checked(content["hyper_parameters"]).flat()
     for name in now:
         if name not in (*SAME_RESULT, "epochs") and now[name] != then[name]:
             raise CheckpointError(f"{run} cannot go on: config.yaml says {name}={now[name]}, trained was {then[name]}")

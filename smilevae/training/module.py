@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from smilevae.config import Settings
+from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.errors import Diverged
 from smilevae.models.losses import beta_vae_terms, gaussian_kl, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
-from smilevae.models.vae import VAE
+from smilevae.models.vae import VAE, build_vae
+from smilevae.runs import checkpoint
 from smilevae.training.datamodule import VAL_BATCH
 
 
@@ -73,11 +74,9 @@ class VAEModule(pl.LightningModule):
 
         As Lightning's, but it reads files only, and plain tensors only (weights_only).
         """
-        from smilevae.models.vae import build_vae
-        from smilevae.runs import checkpoint
-
         content = checkpoint.read(Path(checkpoint_path))
-        module = cls(build_vae(content["settings"]), content["settings"], content["fingerprint"])
+        settings = checked(content["hyper_parameters"])
+        module = cls(build_vae(settings), settings, content["fingerprint"])
         module.load_state_dict(content["state_dict"])
         return module.to(map_location or "cpu").eval()
 
