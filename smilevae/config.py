@@ -3,11 +3,9 @@
 `python -m smilevae.config` prints the table of docs/knobs.md, `python -m smilevae.config schema` the JSON Schema.
 """
 
-import difflib
 import hashlib
 import json
 import re
-import reprlib
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -16,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from smilevae.errors import ConfigError
+from smilevae.errors import ConfigError, limits, sentences, shown
 
 Number = int | float
+Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer: a resume may change them
 
@@ -32,6 +31,11 @@ def knob(default: Any, text: str, low: Number | None = None, high: Number | None
     return Field(default, description=text, ge=low, le=high, json_schema_extra=more)
 
 
+def added(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
+    """A knob that older runs do not name: they had its default."""
+    return knob(default, text, low, high, before=default, **more)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -42,10 +46,10 @@ class Plateau(Section):
 
 
 class Jitter(Section):
-    shift: Number = knob(0, "training faces move by up to so many pixels", 0, 32, before=0)
-    rotate: Number = knob(0, "and turn by up to so many degrees", 0, 45, before=0)
-    zoom: Number = knob(0, "and change size by up to this share", 0, 0.5, before=0)
-    light: Number = knob(0, "and change brightness and colour by up to this share", 0, 1, before=0)
+    shift: Number = added(0, "training faces move by up to so many pixels", 0, 32)
+    rotate: Number = added(0, "and turn by up to so many degrees", 0, 45)
+    zoom: Number = added(0, "and change size by up to this share", 0, 0.5)
+    light: Number = added(0, "and change brightness and colour by up to this share", 0, 1)
 
 
 class Model(Section):
@@ -58,23 +62,19 @@ class Model(Section):
 
 class Data(Section):
     source: Literal["synthetic", "folder", "smiling_or_not", "celeba"] = knob("synthetic", "where faces come from")
-    root: str | None = knob(None, "the folder of your images", before=None, same_result=True)
-    person_pattern: str = knob(
-        r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person: First_Last_0001.jpg", before=r"^(.+)_\d+\.\w+$"
-    )
-    val_fraction: Number = knob(0.2, "share of the people who are held out", 0.01, 0.9, before=0.2)
-    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED, before=0)
-    max_skipped: Number = knob(0.01, "stop if more of the files than this cannot be read", 0, 1, before=0.01)
-    unlabelled: str | None = knob(None, "a folder of more faces to train on", before=None, same_result=True)
-    attributes: str | None = knob(
-        None, "a CSV table of what else is known: file, gender, ...", before=None, same_result=True
-    )
-    cache: bool = knob(True, "decode once, into the user's cache folder", before=True, same_result=True)
-    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED, before=0)
-    num_smiling: int = knob(600, "how many of them smile", 1, 10 * MANY, before=600)
-    num_not_smiling: int = knob(603, "how many do not", 1, 10 * MANY, before=603)
-    num_test: int = knob(300, "how many more belong to the test part", 0, 10 * MANY, before=300)
-    confound: Number = knob(0.0, "correlation of smile and hair length among them", -0.99, 0.99, before=0.0)
+    root: Text | None = added(None, "the folder of your images", same_result=True)
+    person_pattern: Text = added(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
+    val_fraction: Number = added(0.2, "share of the people who are held out", 0.01, 0.9)
+    split_seed: int = added(0, "which people are held out; follows seed", 0, MAX_SEED)
+    max_skipped: Number = added(0.01, "stop if more of the files than this cannot be read", 0, 1)
+    unlabelled: Text | None = added(None, "a folder of more faces to train on", same_result=True)
+    attributes: Text | None = added(None, "a CSV table: file, gender, ...; known attributes", same_result=True)
+    cache: bool = added(True, "decode once, into the user's cache folder", same_result=True)
+    draw_seed: int = added(0, "which synthetic faces are drawn", 0, MAX_SEED)
+    num_smiling: int = added(600, "how many of them smile", 1, 10 * MANY)
+    num_not_smiling: int = added(603, "how many do not", 1, 10 * MANY)
+    num_test: int = added(300, "how many more belong to the test part", 0, 10 * MANY)
+    confound: Number = added(0.0, "correlation of smile and hair length among them", -0.99, 0.99)
 
 
 class Trainer(Section):
@@ -96,7 +96,7 @@ class Trainer(Section):
             if name in more and (more[name] not in allowed if allowed else not more[name])
         ]
         if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(more.get("max_time") or "00:00:00:00")):
-            found.append(f"trainer.max_time={_shown(more['max_time'])} must be DD:HH:MM:SS")
+            found.append(f"trainer.max_time={shown(more['max_time'])} must be DD:HH:MM:SS")
         return found
 
 
@@ -112,19 +112,17 @@ class Settings(Section):
     image_size: int = knob(128, "side of the images in pixels", 64, 256)
     seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED)
     augment: bool = knob(True, "mirror half of the training faces")
-    warm_start: Literal["none", "ppca"] = knob("none", "ppca: begin at the optimum of the linear VAE", before="none")
-    schedule: Literal["plateau", "cosine"] = knob(
-        "plateau", "cosine: lr rises for a tenth of the training, then falls to 1%", before="plateau"
-    )
+    warm_start: Literal["none", "ppca"] = added("none", "ppca: begin at the optimum of the linear VAE")
+    schedule: Literal["plateau", "cosine"] = added("plateau", "cosine: lr rises for a tenth, then falls to 1%")
     plateau: Plateau = Plateau()
-    weight_decay: Number = knob(0, "above 0: AdamW", 0, 1, before=0)
-    ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999, before=0)
-    jitter: Jitter = Field(Jitter(), json_schema_extra={"before": {}})
+    weight_decay: Number = added(0, "above 0: AdamW", 0, 1)
+    ema: Number = added(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
+    jitter: Jitter = Jitter()
     threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
     num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
     log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)
-    resume: str | None = knob(None, "a run folder to continue", same_result=True)
+    resume: Text | None = knob(None, "a run folder to continue", same_result=True)
     data: Data = Data()
     model: Model = Model()
     trainer: Trainer = Trainer()
@@ -135,10 +133,7 @@ class Settings(Section):
 
     def flat(self) -> dict[str, Any]:
         """{"group.name": value} without the trainer's."""
-        found: dict[str, Any] = {}
-        for name, value in self.model_dump(exclude={"trainer"}).items():
-            found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return found
+        return flatten(self.model_dump(exclude={"trainer"}))
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that change a run's result beyond its last bits, flat, the trainer's among them."""
@@ -166,11 +161,11 @@ class Settings(Section):
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
         try:
-            groups = re.compile(self.data.person_pattern or "()").groups
+            groups = re.compile(self.data.person_pattern).groups
         except re.error:
             groups = 0
         if not groups:
-            given = _shown(self.data.person_pattern)
+            given = shown(self.data.person_pattern)
             problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
         for name in ("root", "unlabelled") if self.data.source == "synthetic" else ():
             if getattr(self.data, name):
@@ -220,23 +215,24 @@ def checked(content: Any) -> Settings:
         place = nested.setdefault(group, {}) if group else nested
         if isinstance(place, dict):
             place.setdefault(leaf, value)
-    missing = [f"{name} is missing" for name in FIELDS if not _has(nested, name)]
-    missing += ["trainer is missing"] * (not isinstance(nested.get("trainer"), Mapping))
+    flat = flatten(nested)
+    problems = [f"{name} is missing" for name in FIELDS if name not in flat]
+    problems += ["trainer is missing"] * (not isinstance(nested.get("trainer"), Mapping))
     try:
         settings = Settings.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join([*sentences(error, FIELDS, "a knob; see python train.py --help"), *missing])
-        ) from None
-    if missing:
-        raise ConfigError("\n".join(missing))
+        problems = sentences(error, FIELDS, "a knob; see python train.py --help") + problems
+    if problems:
+        raise ConfigError("\n".join(problems))
     return settings
 
 
-def _has(nested: Mapping[str, Any], name: str) -> bool:
-    group, _, leaf = name.rpartition(".")
-    place = nested.get(group) if group else nested
-    return isinstance(place, Mapping) and leaf in place
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by their names on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        flat |= {f"{name}.{leaf}": v for leaf, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def size_multiple(network: str, num_blocks: int) -> int:
@@ -244,62 +240,15 @@ def size_multiple(network: str, num_blocks: int) -> int:
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 
-def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
-    """One sentence for every setting that pydantic refused."""
-    found: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"]]
-        name = next((n for n in (".".join(parts[:2]), parts[0] if parts else "") if n in known), ".".join(parts[:2]))
-        if problem["type"] == "together":
-            return problem["ctx"]["text"].splitlines()
-        if problem["type"] == "missing":
-            found[name] = f"{name} is missing"
-        elif name not in known:
-            kind, _, hint = not_known.partition("; ")
-            near = difflib.get_close_matches(name, known, n=1)
-            found[name] = f"{_shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
-        else:
-            found[name] = _sentence(name, known[name], problem["input"], problem)
-    return list(found.values())
-
-
-def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any]) -> str:
-    given = f"{name}={_shown(value)}"
-    kinds = get_args(field.annotation) or (field.annotation,)
-    limits = {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
-    if value is None or value == "":
-        return f"{name} is empty; give it a value"
-    if problem["type"] in ("value_error", "assertion_error"):
-        return f"{given} {problem['ctx']['error']}"
-    if isinstance(kinds[0], str):
-        return f"{given} is unknown; choose one of {', '.join(kinds)}"
-    if name.endswith("widths"):
-        given = given if isinstance(value, list) else name
-        return f"{given} must be 1 to {MAX_WIDTHS} whole numbers from 1 to 4096"
-    if bool in kinds:
-        return f"{given} must be true or false"
-    if "ge" in limits:
-        kind = "a number" if float in kinds else "a whole number"
-        return f"{given} must be {kind} from {limits['ge']:g} to {limits['le']:g}"
-    return f"{given} must be {'a whole number' if int in kinds else 'a text'}"
-
-
-def _shown(value: Any) -> str:
-    """A value as a sentence can hold it, whoever wrote it."""
-    return (value if isinstance(value, str) else reprlib.repr(value))[:100]
-
-
 def table() -> str:
     """The settings as a Markdown table."""
     lines = ["| knob | default | range | |", "|---|---|---|---|"]
     for name, field in FIELDS.items():
-        kinds = get_args(field.annotation)
-        limits = {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
+        kinds, span = get_args(field.annotation), limits(field)
         choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
-        span = f"{limits['ge']:g} to {limits['le']:g}" if "ge" in limits else choices
-        default = json.dumps(field.default) if field.default is not None else ""
-        default = default.replace("|", "\\|").strip('"')
-        lines.append(f"| `{name}` | {default and f'`{default}`'} | {span} | {field.description} |")
+        reach = f"{span['ge']:g} to {span['le']:g}" if "ge" in span else choices
+        default = "" if field.default is None else json.dumps(field.default).strip('"')
+        lines.append(f"| `{name}` | {default and f'`{default}`'} | {reach} | {field.description} |")
     return "\n".join(lines)
 
 

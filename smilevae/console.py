@@ -16,9 +16,10 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from smilevae import config
-from smilevae.errors import ConfigError, Interrupted, UserError
+from smilevae.errors import ConfigError, Interrupted, UserError, sentences
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it looks for fonts
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
@@ -93,7 +94,7 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
         return options.model_validate({key: value for key, value in given.items() if value != "null"})
     except ValidationError as error:
         not_known = f"an option; there are {', '.join(known)}"
-        raise ConfigError("\n".join(config.sentences(error, known, not_known))) from None
+        raise ConfigError("\n".join(sentences(error, known, not_known))) from None
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -129,4 +130,3 @@ def quiet_lightning() -> None:
         logging.getLogger(name).handlers.clear()
     for handler in logging.getLogger().handlers:
         handler.addFilter(lambda record: not record.getMessage().strip().startswith(NOISE))
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)

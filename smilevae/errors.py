@@ -1,6 +1,13 @@
 """The errors that a user can cause: one sentence (what, where, what to do) and an exit code each."""
 
+import difflib
+import reprlib
 import signal
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 
 class UserError(Exception):
@@ -37,3 +44,49 @@ class Interrupted(BaseException):
     def __init__(self, signum: int = signal.SIGTERM, text: str | None = None):
         super().__init__(text or f"stopped by signal {int(signum)}")
         self.exit_code = 128 + signum
+
+
+def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
+    """One sentence for every setting that pydantic refused."""
+    found: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        parts = [str(part) for part in problem["loc"]][:2]
+        name = parts[0] if parts and parts[0] in known else ".".join(parts)
+        if problem["type"] == "together":
+            return problem["ctx"]["text"].splitlines()
+        if name not in known:
+            kind, _, hint = not_known.partition("; ")
+            near = difflib.get_close_matches(name, known, n=1)
+            found[name] = f"{shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
+        else:
+            found[name] = _sentence(name, known[name], problem["input"], problem)
+    return list(found.values())
+
+
+def limits(field: FieldInfo) -> dict[str, float]:
+    return {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
+
+
+def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any]) -> str:
+    given, span = f"{name}={shown(value)}", limits(field)
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if value is None or value == "":
+        return f"{name} is empty; give it a value"
+    if problem["type"] in ("value_error", "assertion_error"):
+        return f"{given} {problem['ctx']['error']}"
+    if isinstance(kinds[0], str):
+        return f"{given} is unknown; choose one of {', '.join(kinds)}"
+    if "list" in str(field.annotation):
+        given = given if isinstance(value, list) else name
+        return f"{given} must be 1 to 6 whole numbers from 1 to 4096"
+    if bool in kinds:
+        return f"{given} must be true or false"
+    if "ge" in span:
+        kind = "a number" if float in kinds else "a whole number"
+        return f"{given} must be {kind} from {span['ge']:g} to {span['le']:g}"
+    return f"{given} must be {'a whole number' if int in kinds else 'a text'}"
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence can hold it, whoever wrote it."""
+    return (value if isinstance(value, str) else reprlib.repr(value))[:100]

@@ -12,6 +12,8 @@ from conftest import ROOT, TINY, script
 from PIL import Image
 from test_images import huge_png
 
+from smilevae import cli
+
 CONFIG_MISTAKES = [
     ("beta=-1", "beta=-1 must be a number from 0"),
     ("beta=nan", "beta=nan must be a number"),
@@ -185,12 +187,29 @@ def test_two_pictures_train_and_evaluate(call, tmp_path):
 def test_help_and_cfg_answer_without_torch():
     for flag in (["--help"], ["--cfg", "job"]):
         code = (
-            f"import sys; sys.argv = ['train.py', *{flag}]; import train, smilevae.console as c\n"
-            "try: c.run(train.main)\nfinally: assert 'torch' not in sys.modules"
+            f"import sys; from smilevae import cli\n"
+            f"try: cli.main(['train', *{flag}])\nfinally: assert 'torch' not in sys.modules"
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "latent_dim: 120" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in cli.COMMANDS)])
+def test_help_of_every_command_helps_without_torch(command):
+    code = f"import sys; from smilevae import cli\nsys.argv = ['x']\ntry: cli.main([*{command}, '--help'])\n"
+    code += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("ckpt" if command else "smilevae train") in done.stdout or command == ["analyse"]
+    assert len(done.stdout.splitlines()) > 4
+
+
+def test_a_misspelt_command_is_one_sentence(call):
+    code, errors = call("evalute")
+    assert (code, errors.strip()) == (
+        2, "error: evalute is not a command; there are train, evaluate, photo, app, export, analyse",
+    )  # fmt: skip
 
 
 def test_the_whole_command_line_runs_as_documented(tmp_path):

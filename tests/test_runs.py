@@ -6,16 +6,8 @@ import os
 import pytest
 
 from smilevae import runs
-from smilevae.errors import ConfigError
-from smilevae.runs import Interrupted, Run
-
-SETTINGS = {
-    "beta": 1,
-    "epochs": 3,
-    "evaluate": False,
-    "data": {"root": "/a", "val_fraction": 0.2},
-    "trainer": {"devices": 1},
-}
+from smilevae.errors import ConfigError, Interrupted
+from smilevae.runs import Run, folder
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -91,23 +83,10 @@ def test_the_status_tells_how_the_body_ended(tmp_path, error, status, reason):
 
 def test_the_result_comes_before_the_word_completed(tmp_path, monkeypatch):
     run, order = Run(tmp_path), []
-    monkeypatch.setattr(runs, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text)))
+    monkeypatch.setattr(folder, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text)))
     run.complete({"a": 1})
     assert order == [("result.json", False), ("status.json", True)]
     run.close()
-
-
-def test_the_identity_changes_with_what_changes_the_result_only():
-    base = runs.identity(SETTINGS, "f")
-    assert base == runs.identity({**SETTINGS, "evaluate": True}, "f")
-    assert base == runs.identity({**SETTINGS, "data": {"root": "/moved", "val_fraction": 0.2}}, "f")
-    others = [
-        runs.identity({**SETTINGS, "beta": 2}, "f"),
-        runs.identity({**SETTINGS, "data": {"root": "/a", "val_fraction": 0.3}}, "f"),
-        runs.identity({**SETTINGS, "trainer": {"devices": 2}}, "f"),
-        runs.identity(SETTINGS, "g"),
-    ]
-    assert len({base, *others}) == 5
 
 
 def test_new_run_folders_of_one_second_differ_and_survive_a_command_line():

@@ -51,8 +51,8 @@ def test_whatever_write_fails_nothing_is_lost(tmp_path, stride, record_property)
 SLOW_WRITES = """
 import os, sys, time
 sys.path.insert(0, os.getcwd())
-from smilevae import runs
-replace = runs.replace_file
+from smilevae.runs import checkpoint
+replace = checkpoint.replace_file
 def slow(path, write, check=None):
     def gently(file):
         class Slow:
@@ -62,7 +62,7 @@ def slow(path, write, check=None):
                 return file.write(data)
         return write(Slow())
     return replace(path, gently, check)
-runs.replace_file = slow
+checkpoint.replace_file = slow
 import runpy
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("train.py", run_name="__main__")
@@ -106,7 +106,7 @@ PHASES = {
     "scan": ("smilevae.data.dataset", "decode_all", "data=folder"),
     "training": ("smilevae.training.module.VAEModule", "training_step", ""),
     "validation": ("smilevae.training.module.VAEModule", "validation_step", ""),
-    "checkpoint": ("smilevae.runs", "replace_file", ""),
+    "checkpoint": ("smilevae.runs.checkpoint", "replace_file", ""),
     "between jobs": ("", "", "-m"),
 }
 DAWDLE = """

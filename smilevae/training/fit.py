@@ -21,7 +21,7 @@ from smilevae.runs import checkpoint
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
-from smilevae.training.record import PlainCheckpointIO, Record, TimeLimit
+from smilevae.training.record import PlainCheckpointIO, Record
 from smilevae.training.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,10 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if vae.linear and not goes_on:
         vae.linear.load_state_dict(axes.linear_vae_weights(faces.axes, settings.beta, settings.latent_dim))
     module = VAEModule(vae, settings, faces.fingerprint)
-    max_time = (settings.trainer.model_extra or {}).get("max_time")
-    trainer, record = build_trainer(settings, run, stop, faces, devices, TimeLimit(max_time) if max_time else None)
+    arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
+    record = Record(run, stop, arguments.pop("max_time", None))
+    callbacks = [record, TensorBoard(record, faces, settings), Progress(record)]
+    trainer = build_trainer(settings, callbacks, arguments)
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
     if run.leads:
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete, and this one goes on
@@ -70,31 +72,20 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> None:
     log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
 
 
-def build_trainer(
-    settings: Settings,
-    run: runs.Run,
-    stop: runs.Stop,
-    faces: Faces,
-    devices: list[int] | None = None,
-    limit: TimeLimit | None = None,
-) -> tuple[pl.Trainer, Record]:
-    """Lightning's trainer with our callbacks. Raises ConfigError for an argument that Lightning refuses."""
-    arguments = settings.trainer.model_dump(exclude={"max_time"}) | ({"devices": devices} if devices else {})
-    record = Record(run, stop, limit)
-    several = torch.cuda.is_available() and arguments["devices"] != 1 and not devices
+def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:
+    """Lightning's trainer. Raises ConfigError for an argument that Lightning refuses."""
     try:
-        trainer = pl.Trainer(
+        return pl.Trainer(
             max_epochs=settings.epochs,
             logger=False,  # TensorBoard writes under the run folder's own name
-            callbacks=[record, TensorBoard(record, faces, settings), Progress(record), *([limit] if limit else [])],
+            callbacks=callbacks,
             plugins=[PlainCheckpointIO()],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # the linear optimum is epoch 0
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
-            sync_batchnorm=several,
+            sync_batchnorm=torch.cuda.is_available() and arguments["accelerator"] != "cpu",
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    return trainer, record

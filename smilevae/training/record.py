@@ -1,6 +1,7 @@
 """Writes metrics.jsonl and the checkpoints at every epoch's end; stops where a signal or the time limit asks for it."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,35 +30,18 @@ class PlainCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class TimeLimit(pl.callbacks.Timer):
-    """Measures trainer.max_time. Record ends the training, so that a checkpoint within an epoch is a whole one."""
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def on_fit_start(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}  # every start has the whole time
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
 class Record(pl.callbacks.Checkpoint):
     """The record of a training: its state is the list of epochs so far, from which the best checkpoints follow.
 
-    Raises Interrupted after a checkpoint where `stop` holds a signal or `limit` is over.
+    Raises Interrupted after a checkpoint where `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over. Lightning's
+    own timer would end an epoch early and count it as whole.
     """
 
-    def __init__(self, run: Run, stop: Stop, limit: TimeLimit | None = None):
-        self.run, self.stop, self.limit = run, stop, limit
+    def __init__(self, run: Run, stop: Stop, max_time: str | None = None):
+        self.run, self.stop, self.max_time = run, stop, max_time
         self.epochs: list[dict[str, Any]] = []
         self._start = self.images_per_second = 0.0
+        self._end = math.inf
 
     def best(self) -> list[dict[str, Any]]:
         """The epochs of the best checkpoints, best first."""
@@ -85,6 +69,9 @@ class Record(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start, self._seen = time.perf_counter(), 0
+        if self.max_time:
+            days, hours, minutes, seconds = map(int, self.max_time.split(":"))
+            self._end = self._start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         self.stop.install(deferred=True)  # after Lightning's own handlers
         if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start is worth a checkpoint
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
@@ -96,26 +83,23 @@ class Record(pl.callbacks.Checkpoint):
         self.stop.deferred = False
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._end_if_asked()
+        self._interrupt()
         self._start, self._seen = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._seen += len(batch[0]) * trainer.world_size
         self.images_per_second = self._seen / (time.perf_counter() - self._start)
-        if batch_idx + 1 < trainer.num_training_batches and self._asked():
+        if batch_idx + 1 < trainer.num_training_batches and (self.stop.signum or time.perf_counter() > self._end):
             self._save(trainer)
-            self._end_if_asked()
+            self._interrupt()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._close_epoch(trainer, pl_module, trainer.current_epoch + 1)
 
-    def _asked(self) -> bool:
-        return bool(self.stop.signum) or (self.limit is not None and (self.limit.time_remaining() or 0) <= 0)
-
-    def _end_if_asked(self) -> None:
+    def _interrupt(self) -> None:
         if self.stop.signum:
             raise Interrupted(self.stop.signum)
-        if self._asked():
+        if time.perf_counter() > self._end:
             raise Interrupted(text="trainer.max_time is over")
 
     def _close_epoch(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
