@@ -158,7 +158,8 @@ def test_command_lines_use_options_that_exist(page: Path):
 
 
 def test_a_wrong_command_line_is_noticed():
-    text = "    $ python train.py batch=3   # no\n`smilevae photo shine=2`, `python train.py beta=-1` or `python train.py data=cats`"
+    text = "    $ python train.py batch=3   # no\n    smilevae train beta=-1\n"
+    text += "`smilevae photo shine=2` and `smilevae train data=cats`"
     assert [bool(problem(command)) for command in commands(text)] == [True] * 4
 
 
