@@ -1,6 +1,8 @@
-# make train   set up and train on drawn faces      make test   set up and test
-# make slow    the long tests                       make check  lint, types, known holes in packages, secrets
-# make scorecard   kills, failing disks, strangers' files: the figures of trust, half an hour
+# make train      set up, train on synthetic faces, evaluate
+# make test       set up, run the tests
+# make slow       the long tests: minutes of training, TensorBoard, a browser
+# make scorecard  kills, full disks, damaged files: the table of docs/trust.md; half an hour
+# make check      lint, types, known holes in packages, secrets
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
