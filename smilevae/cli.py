@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if command in ("-h", "--help"):
         print(__doc__)
     elif command == "train":
-        sys.argv = ["smilevae train", *words[1:]]  # Hydra reads it
+        sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads it
         console.run(train)
     elif command in COMMANDS:
         with console.one_sentence():

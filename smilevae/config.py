@@ -41,15 +41,15 @@ class Section(BaseModel):
 
 
 class Plateau(Section):
-    factor: Number = knob(0.5, "on a plateau of val/loss, lr is multiplied by this", 0.01, 0.99)
-    patience: int = knob(8, "epochs without a better val/loss before that", 0, MANY)
+    factor: Number = knob(0.5, "lr is multiplied by this on a plateau of val/loss", 0.01, 0.99)
+    patience: int = knob(8, "epochs without a better val/loss that make a plateau", 0, MANY)
 
 
 class Jitter(Section):
-    shift: Number = added(0, "training faces move by up to so many pixels", 0, 32)
-    rotate: Number = added(0, "and turn by up to so many degrees", 0, 45)
-    zoom: Number = added(0, "and change size by up to this share", 0, 0.5)
-    light: Number = added(0, "and change brightness and colour by up to this share", 0, 1)
+    shift: Number = added(0, "training faces move by at most so many pixels", 0, 32)
+    rotate: Number = added(0, "training faces turn by at most so many degrees", 0, 45)
+    zoom: Number = added(0, "training faces change size by at most this share", 0, 0.5)
+    light: Number = added(0, "training faces change brightness and colour by at most this share", 0, 1)
 
 
 class Model(Section):
@@ -68,13 +68,13 @@ class Data(Section):
     split_seed: int = added(0, "which people are held out; follows seed", 0, MAX_SEED)
     max_skipped: Number = added(0.01, "stop if more of the files than this cannot be read", 0, 1)
     unlabelled: Text | None = added(None, "a folder of more faces to train on", same_result=True)
-    attributes: Text | None = added(None, "a CSV table: file, gender, ...; known attributes", same_result=True)
+    attributes: Text | None = added(None, "a CSV table of known attributes: file, gender, ...", same_result=True)
     cache: bool = added(True, "decode once, into the user's cache folder", same_result=True)
     draw_seed: int = added(0, "which synthetic faces are drawn", 0, MAX_SEED)
-    num_smiling: int = added(600, "how many of them smile", 1, 10 * MANY)
-    num_not_smiling: int = added(603, "how many do not", 1, 10 * MANY)
-    num_test: int = added(300, "how many more belong to the test part", 0, 10 * MANY)
-    confound: Number = added(0.0, "correlation of smile and hair length among them", -0.99, 0.99)
+    num_smiling: int = added(600, "how many synthetic faces smile", 1, 10 * MANY)
+    num_not_smiling: int = added(603, "how many synthetic faces do not smile", 1, 10 * MANY)
+    num_test: int = added(300, "how many more synthetic faces make the test part", 0, 10 * MANY)
+    confound: Number = added(0.0, "correlation of smile and hair length among synthetic faces", -0.99, 0.99)
 
 
 class Trainer(Section):
@@ -246,8 +246,9 @@ def table() -> str:
     for name, field in FIELDS.items():
         kinds, span = get_args(field.annotation), limits(field)
         choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
-        reach = f"{span['ge']:g} to {span['le']:g}" if "ge" in span else choices
-        default = "" if field.default is None else json.dumps(field.default).strip('"')
+        reach = f"{span['ge']:,} to {span['le']:,}" if "ge" in span else choices
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
+        default = "" if field.default is None else default
         lines.append(f"| `{name}` | {default and f'`{default}`'} | {reach} | {field.description} |")
     return "\n".join(lines)
 

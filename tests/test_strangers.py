@@ -22,7 +22,8 @@ from PIL import Image
 from test_images import PHOTO, SIXTEEN, encoded, flat, huge_png
 
 from smilevae import config
-from smilevae.data import dataset
+from smilevae.config import Data
+from smilevae.data import format_card, load_faces
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
 
@@ -294,9 +295,8 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     root.mkdir()
     good, bad = zoo(root)
     good["again.png"] = good.pop("rgb.png")  # the same file under two names is one picture, listed by its first name
-    faces = dataset.load_faces(
-        source="folder", root=str(root), image_size=64, split_seed=0, max_skipped=0.5, val_fraction=0.3
-    )
+    data = Data(source="folder", root=str(root), max_skipped=0.5, val_fraction=0.3)
+    faces = load_faces(data, 64)
     pixels = {name: image.reshape(-1, 3).astype(float) for name, image in zip(faces.names, faces.images)}
     assert sorted(pixels) == sorted(good)
     for name, colour in good.items():
@@ -305,7 +305,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     for name, reason in bad.items():
         assert re.search(reason, faces.skipped[name]), (name, faces.skipped[name])
     assert set(faces.noted) == {"moving.gif", "moving.webp", "pages.tiff"}
-    assert "noted of 3 images" in dataset.format_card(faces.card())
+    assert "noted of 3 images" in format_card(faces.card())
     record_property("figure", f"{len(good)} right to 1/255, {len(bad)} listed with a reason")
 
 

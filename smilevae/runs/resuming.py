@@ -48,7 +48,9 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
         if named & {"trainer", f"trainer.{name}"} and value != before.get(name):
             values[f"trainer.{name}"] = value
             if name not in HARDWARE:
-                problems.append(f"trainer.{name}={value} would change the result of {resume}, which has {before.get(name)}")
+                problems.append(
+                    f"trainer.{name}={value} would change the result of {resume}, which has {before.get(name)}"
+                )
     if problems:
         raise ConfigError("\n".join(problems))
     return settings.with_values(values)
