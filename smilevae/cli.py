@@ -13,6 +13,7 @@ smilevae COMMAND --help shows the options of each.
 import logging
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -38,19 +39,27 @@ log = logging.getLogger("smilevae")
 def main(words: Sequence[str] | None = None) -> None:
     """Run one command. Ends the process with its exit code if that is not 0."""
     words = sys.argv[1:] if words is None else words
-    command = words[0] if words else "--help"
+    try:
+        run(words[0] if words else "--help", words[1:])
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def run(command: str, words: Sequence[str]) -> None:
     if command in ("-h", "--help"):
-        print(__doc__)
+        print(__doc__, flush=True)
     elif command == "train":
-        sys.argv = [sys.argv[0], *words[1:]]  # Hydra reads it
+        sys.argv = [sys.argv[0], *words]  # Hydra reads it
         console.run(train)
     elif command in COMMANDS:
         with console.one_sentence():
             options, function = COMMANDS[command]
             rest = "folders" if command == "analyse" else None
-            parsed = console.parse_words(words[1:], pkgutil.resolve_name(options), rest)
+            parsed = console.parse_words(words, pkgutil.resolve_name(options), rest)
             console.quiet_lightning()
             pkgutil.resolve_name(function)(parsed)
+            sys.stdout.flush()
     else:
         console.end(f"{command} is not a command; there are train, {', '.join(COMMANDS)}", 2)
 
@@ -142,3 +151,7 @@ def top_two(folder: Path) -> dict[str, Path]:
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
+
+
+if __name__ == "__main__":
+    main()

@@ -55,6 +55,8 @@ def one_sentence() -> Iterator[None]:
         yield
     except UserError as error:
         end(str(error), error.exit_code)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if not error.filename and error.errno not in FULL:
             raise

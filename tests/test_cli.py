@@ -221,3 +221,10 @@ def test_the_whole_command_line_runs_as_documented(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "PCA-8" in done.stdout
     assert (tmp_path / "run" / "evaluation" / "smile_strip.png").exists()
+
+
+@pytest.mark.parametrize("command", ["train --help", "evaluate --help", "--help"])
+def test_a_reader_that_ends_early_gets_no_traceback(command):
+    line = f"{sys.executable} -m smilevae.cli {command} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stderr, done.returncode in (0, 141)) == ("", True)

@@ -6,7 +6,7 @@ checkpoints/   the best two, last, previous: see runs/checkpoint.py, which needs
 evaluation/    measures and pictures of a checkpoint
 """
 
-from smilevae.runs.commands import override, resume_line, short, typed
+from smilevae.runs.commands import override, program, resume_line, short, typed
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
 from smilevae.runs.folder import Run, new_run_dir, what_next
 from smilevae.runs.machine import environment
@@ -33,6 +33,7 @@ __all__ = [
     "in_use",
     "new_run_dir",
     "override",
+    "program",
     "read_metrics",
     "read_result",
     "read_settings",

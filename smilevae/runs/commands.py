@@ -3,12 +3,18 @@
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
+
+
+def program(command: str) -> str:
+    """How this process would be started again: `python train.py` in a checkout, else `smilevae train`."""
+    return f"python {command}.py" if sys.argv[0].endswith(".py") else f"smilevae {command}"
 
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"python train.py {typed('resume', path)}"
+    return f"{program('train')} {typed('resume', path)}"
 
 
 def short(path: Path) -> str:

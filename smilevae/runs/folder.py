@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, Interrupted, UserError
-from smilevae.runs.commands import resume_line, short, typed
+from smilevae.runs.commands import program, resume_line, short, typed
 from smilevae.runs.files import write_text
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_metrics
 
@@ -154,6 +154,6 @@ def what_next(run: Path, best: dict[str, Any]) -> str:
     """The closing lines of a run."""
     return (
         f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: python evaluate.py {typed('ckpt', run)}\n"
+        f"next: {program('evaluate')} {typed('ckpt', run)}\n"
         f"      tensorboard --logdir {short(run.parent)}"
     )
