@@ -12,13 +12,13 @@ train: setup
 	$(BIN)/python train.py experiment=quickstart
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
 scorecard: setup
-	$(BIN)/python -m pytest -m scorecard
+	$(BIN)/python -m pytest -m scorecard -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -32,6 +32,7 @@ COMMANDS = {  # the options (no torch is imported before they are parsed) and wh
     "export": ("smilevae.apps.options:ExportOptions", "smilevae.apps.export:main"),
     "analyse": ("multirun_analysis.options:AnalyseOptions", "multirun_analysis.report:main"),
 }
+FOLDERS = {"analyse": "folders"}  # the option that takes words without =
 NOT_SETTINGS = ("hydra", "sweep", "retry_failed")
 log = logging.getLogger("smilevae")
 
@@ -39,38 +40,35 @@ log = logging.getLogger("smilevae")
 def main(words: Sequence[str] | None = None) -> None:
     """Run one command. Ends the process with its exit code if that is not 0."""
     words = sys.argv[1:] if words is None else words
+    command, rest = words[0] if words else "--help", words[1:]
     try:
-        run(words[0] if words else "--help", words[1:])
+        with console.one_sentence():
+            if command in ("-h", "--help"):
+                print(__doc__, flush=True)
+            elif command == "train":
+                train(rest)
+            elif command in COMMANDS:
+                options, function = COMMANDS[command]
+                parsed = console.parse_words(rest, pkgutil.resolve_name(options), FOLDERS.get(command))
+                console.quiet_lightning()
+                pkgutil.resolve_name(function)(parsed)
+                sys.stdout.flush()
+            else:
+                raise ConfigError(f"{command} is not a command; there are train, {', '.join(COMMANDS)}")
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
 
-def run(command: str, words: Sequence[str]) -> None:
-    if command in ("-h", "--help"):
-        print(__doc__, flush=True)
-    elif command == "train":
-        sys.argv = [sys.argv[0], *words]  # Hydra reads it
-        console.run(train)
-    elif command in COMMANDS:
-        with console.one_sentence():
-            options, function = COMMANDS[command]
-            rest = "folders" if command == "analyse" else None
-            parsed = console.parse_words(words, pkgutil.resolve_name(options), rest)
-            console.quiet_lightning()
-            pkgutil.resolve_name(function)(parsed)
-            sys.stdout.flush()
-    else:
-        console.end(f"{command} is not a command; there are train, {', '.join(COMMANDS)}", 2)
-
-
-def train() -> Any:
+def train(words: Sequence[str]) -> None:
     """Let Hydra compose conf/train.yaml, and train: one run, or the jobs of a sweep."""
     import hydra
     from omegaconf import OmegaConf
 
+    sys.argv = [sys.argv[0], *words]  # Hydra reads it
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
-    return hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
 
 
 def task(config: Any) -> float | None:

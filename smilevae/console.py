@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -18,51 +18,38 @@ from pydantic import BaseModel, ValidationError
 from smilevae import config
 from smilevae.errors import ConfigError, Interrupted, UserError, sentences
 
+HYDRA = ("hydra.", "omegaconf.", "antlr4")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it looks for fonts
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
-def run(main: Callable[..., Any], *arguments: Any) -> None:
-    """Call a Hydra main. Exit codes: 0, 1 a job failed, 2 configuration, 3 data, 4 checkpoint, 130 and 143 signals."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    try:
-        main(*arguments)
-    except UserError as error:
-        end(str(error), error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        end(sentence(error), 2)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # Hydra looks for data=NAME among its files
-            raise
-        end(f"...{str(error.filename)[-60:]} is too long for a name; choose one that is there", 2)
-    except (ValueError, TypeError, AssertionError) as error:  # Hydra's, for some lines that it does not understand
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] not in ("hydra", "omegaconf", "antlr4"):
-            raise
-        end(sentence(error), 2)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
-
-
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process on a mistake with its sentence and exit code, before Hydra prints lines about the job."""
+    """End the process on a mistake. Exit codes: 1 a job failed, 2 configuration, 3 data, 4 checkpoint, 128 + signal."""
     try:
         yield
-    except UserError as error:
-        end(str(error), error.exit_code)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if not error.filename and error.errno not in FULL:
+    except (Interrupted, KeyboardInterrupt) as stop:
+        end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
+    except Exception as error:
+        if (explained := _explain(error)) is None:
             raise
-        end(f"{error.filename or 'writing'}: {error.strerror}; make room there, or choose another folder", 1)
-    except KeyboardInterrupt:
-        end("interrupted", 130)
+        end(*explained)
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """The sentence and exit code of a mistake; None for an error of ours."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    modules = type(error).__module__, frame.f_globals["__name__"]
+    if any(module.startswith(HYDRA) for module in modules):
+        return sentence(error), 2
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # Hydra looks for data=NAME among its files
+        return f"...{str(error.filename)[-60:]} is too long for a name; choose one that is there", 2
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        return f"{error.filename or 'writing'}: {error.strerror}; make room there, or choose another folder", 1
+    return None
 
 
 Options = TypeVar("Options", bound=BaseModel)

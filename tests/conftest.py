@@ -128,7 +128,7 @@ def pytest_terminal_summary(terminalreporter, config):
         for report in terminalreporter.getreports(outcome):
             found = dict(report.user_properties)
             if "row" in found and (report.when == "call" or outcome != "passed"):
-                rows.setdefault(found["row"], []).append((outcome, found.get("figure", ""), report.duration))
+                rows.setdefault(tuple(found["row"]), []).append((outcome, found.get("figure", ""), report.duration))
     terminalreporter.section("scorecard")
     for (number, title), cases in sorted(rows.items()):
         good = sum(outcome == "passed" for outcome, *_ in cases)

@@ -17,23 +17,8 @@ import torch
 from smilevae.config import SAME_RESULT, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.models.vae import VAE, build_vae
-from smilevae.runs.checkpoint_files import (
-    EXPORTED,
-    best_name,
-    epoch_of,
-    find,
-    keep_previous,
-    link,
-    prune,
-    ranked,
-    run_of,
-)
+from smilevae.runs.checkpoint_files import EXPORTED, link
 from smilevae.runs.files import replace_file
-
-__all__ = [
-    *("Loaded", "digest", "epochs_trained", "load", "read", "resume_point", "write"),
-    *("EXPORTED", "best_name", "epoch_of", "find", "keep_previous", "link", "prune", "ranked", "run_of"),
-]
 
 FORMAT = 1
 MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
@@ -78,9 +63,8 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; pass a checkpoint or a run folder") from None
     except ConfigError as error:
-        raise CheckpointError(
-            f"{path} holds settings out of range ({str(error).splitlines()[0]}); not loaded"
-        ) from None
+        problem = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} holds settings out of range ({problem}); not loaded") from None
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike

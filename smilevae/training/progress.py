@@ -26,13 +26,8 @@ class Progress(pl.Callback):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (
-            TextColumn("epoch"),
-            MofNCompleteColumn(),
-            BarColumn(24),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
-        )
+        text = TextColumn("{task.description}")
+        columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn(), text
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
         self._bar.start()
@@ -60,12 +55,8 @@ class Progress(pl.Callback):
             log.info(line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._close()
-
-    def _close(self) -> None:
         if self._bar:
             self._bar.stop()
-            self._bar = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)

@@ -10,11 +10,9 @@ from torch.nn import functional as F
 from smilevae.config import Settings
 from smilevae.data import UNKNOWN, Faces
 from smilevae.data.batches import gather, to_unit
-from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
-from smilevae.evaluation.figures import INTENSITIES, decode_rows
+from smilevae.evaluation.figures import plain_strip
 from smilevae.evaluation.measure import encode
-from smilevae.models import latents
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces behind the smile direction and in the projector
@@ -72,12 +70,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
         mu, _ = vae.encode(x)
         board.add_image("pictures/reconstructions", grids.pairs(x, vae.decode(mu)), epoch)
         board.add_image("pictures/samples", grids.square(vae.decode(self.noise.to(device))), epoch)
-        train = np.random.default_rng(0).permutation(self.faces.rows("train"))[:MAX_ENCODED]
-        smile = torch.from_numpy(self.faces.smile[train])
-        if (smile == 1).any() and (smile == 0).any():
-            direction = mean_difference(encode(vae, self.faces, train)[0], smile).to(device)
-            strip = latents.shift(mu[:4], direction, torch.tensor(INTENSITIES, device=device))
-            board.add_image("pictures/smile_strip", grids.tile(decode_rows(vae, strip)), epoch)
+        if self.faces.labelled("train"):
+            board.add_image("pictures/smile_strip", grids.tile(plain_strip(vae, self.faces, mu[:4])), epoch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if hasattr(self, "board"):
