@@ -11,7 +11,7 @@ def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: fl
     """Faces (B, 3, S, S) moved, turned, zoomed and relit; the border is repeated, values stay in [0, 1].
 
     Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size, e^(`zoom` / 2) in aspect, e^`light` in
-    brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] holds the shares of these, in this order.
+    brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] scales these, in this order.
     """
     if shift or rotate or zoom:
         down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]

@@ -1,7 +1,4 @@
-"""Batches of faces as tensors: their rows and order, one index a batch. Also `hash64`, which names random streams.
-
-Shapes: B batch, S image side.
-"""
+"""Batches of faces as tensors, and `hash64`, which names random streams. Shapes: B batch, S image side."""
 
 import hashlib
 from collections.abc import Iterator

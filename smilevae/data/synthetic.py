@@ -1,7 +1,4 @@
-"""Synthetic faces with known factors, rendered by resvg with antialiasing.
-
-Coordinates are percent of the image's side, y downwards. Shapes: N faces, S image side.
-"""
+"""Synthetic faces with known factors, rendered by resvg with antialiasing. Shapes: N faces, S image side."""
 
 import colorsys
 import hashlib
@@ -73,7 +70,7 @@ def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
 
 
 def face_svg(face: Mapping[str, float]) -> str:
-    """The drawing as SVG text, back to front."""
+    """The drawing as SVG text, back to front. Coordinates are percent of the side, y downwards."""
     f, smile = face, face["smile"]
     up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
     skin, hair, iris = _pick(SKINS, f["skin"]), _pick(HAIRS, f["hair"]), _pick(EYES, f["eye_colour"])
