@@ -1,16 +1,18 @@
 """python benchmarks/throughput.py [FOLDER]: images/s in training, beside a notebook's loop, pythae and a bare loop.
 
-The same encoder, decoder, loss, optimizer and batches of 64 at 128 px for all, in one process, a round of each after
-one of our epochs, so that drift hits all alike. FOLDER holds train/{smile,non_smile}; drawn faces without it.
+All have the same encoder, decoder, loss, optimizer and batches of 64 at 128 px. They run in one process, one round
+of each after each of our epochs, so that drift affects all alike. FOLDER holds train/{smile,non_smile}; without it
+the faces are synthetic. pythae is left out where it is not installed.
 
-ours      python train.py as it ships: Lightning, metrics, checkpoints, TensorBoard; time within training epochs, and
-          of whole epochs with validation and what is written
-notebook  ImageFolder, Resize, flip and ToTensor for every picture, layers in PyTorch's default memory format
+ours      python train.py: Lightning, metrics, checkpoints, TensorBoard; the time of training epochs, and the time of
+          whole epochs with validation and checkpoints
+notebook  ImageFolder, Resize, flip and ToTensor for every image, layers in PyTorch's default memory format
 pythae    its VAE with these layers and its BaseTrainer on tensors in memory (pip install pythae)
 bare      a loop of a few lines on float tensors in memory, channels_last, flipped like ours
-GEMM      what this machine's matrix products of 2048 reach, against the FLOPs that PyTorch counts in a training step
+GEMM      the speed of matrix products of side 2048, against the FLOPs that PyTorch counts in a training step
 """
 
+import contextlib
 import platform
 import statistics
 import sys
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,29 +31,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets as folders
 from torchvision import transforms
 
-from smilevae import runs
-from smilevae.data import batches, dataset
+from smilevae import console, runs
+from smilevae.config import Data, Model, Settings
+from smilevae.data import batches, load_faces
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.networks import NETWORKS
-from smilevae.runs import checkpoint
+from smilevae.models.vae import build_vae
 from smilevae.training.fit import fit
 
-ROOT = Path(__file__).parents[1]
 ROUNDS, BATCH, SIZE = 7, 64, 128
+CONF = Path(__file__).parents[1] / "conf" / "model"
 
 
 class Notebook(nn.Module):
     """The network as a notebook writes it."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, settings: Settings):
         super().__init__()
-        sizes = (
-            settings["image_size"],
-            settings["latent_dim"],
-            settings["model"]["widths"],
-            settings["model"]["dropout"],
-        )
-        self.encoder, self.decoder = (part(*sizes) for part in NETWORKS[settings["model"]["network"]])
+        model, sizes = settings.model, (settings.image_size, settings.latent_dim)
+        self.encoder, self.decoder = (part(*sizes, model.widths, model.dropout) for part in NETWORKS[model.network])
 
     def loss(self, x: Tensor) -> Tensor:
         mu, logvar = self.encoder(x).chunk(2, 1)
@@ -67,7 +65,7 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Par
     return loss.item()
 
 
-def notebook(settings: dict, folder: Path) -> Callable[[], int]:
+def notebook(settings: Settings, folder: Path) -> Callable[[], int]:
     preparing = [transforms.Resize((SIZE, SIZE)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     pictures = folders.ImageFolder(folder, transforms.Compose(preparing))
     loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True)
@@ -82,8 +80,8 @@ def notebook(settings: dict, folder: Path) -> Callable[[], int]:
     return epoch
 
 
-def bare(settings: dict, x: Tensor) -> Callable[[], int]:
-    vae = checkpoint.build_vae(settings).train()
+def bare(settings: Settings, x: Tensor) -> Callable[[], int]:
+    vae = build_vae(settings).train()
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
 
     def epoch() -> int:
@@ -99,7 +97,7 @@ def bare(settings: dict, x: Tensor) -> Callable[[], int]:
     return epoch
 
 
-def pythae(settings: dict, x: Tensor, home: Path) -> Callable[[], int]:
+def pythae(settings: Settings, x: Tensor, home: Path) -> Callable[[], int]:
     from pythae.data.datasets import DatasetOutput
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -132,7 +130,7 @@ def pythae(settings: dict, x: Tensor, home: Path) -> Callable[[], int]:
         def __getitem__(self, row: int) -> DatasetOutput:
             return DatasetOutput(data=x[row])
 
-    config = VAEConfig(input_dim=(3, SIZE, SIZE), latent_dim=settings["latent_dim"], reconstruction_loss="mse")
+    config = VAEConfig(input_dim=(3, SIZE, SIZE), latent_dim=settings.latent_dim, reconstruction_loss="mse")
     options = BaseTrainerConfig(str(home), per_device_train_batch_size=BATCH, learning_rate=5e-4, no_cuda=True)
     trainer = BaseTrainer(VAE(config, Encoder(), Decoder()), InMemory(), training_config=options)
     trainer.prepare_training()
@@ -182,42 +180,40 @@ class Interleave(pl.Callback):
         self.resumed = time.perf_counter()
 
 
-def flops_per_image(settings: dict) -> float:
-    vae, x = checkpoint.build_vae(settings), torch.rand(BATCH, 3, SIZE, SIZE)
+def flops_per_image(settings: Settings) -> float:
+    vae, x = build_vae(settings), torch.rand(BATCH, 3, SIZE, SIZE)
     with FlopCounterMode(display=False) as counter:
         out = vae(x)
         beta_vae_terms(out.x_hat, x, out.mu, out.logvar, 1.0).loss.mean().backward()
     return counter.get_total_flops() / BATCH
 
 
-def compare(model: str, root: Path) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        given = [f"model={model}", "data=folder", f"data.root={root}", f"batch_size={BATCH}", f"epochs={ROUNDS + 1}"]
-        config = compose("train", overrides=given)
-    settings = runs.settings_of(config, given)
-    faces = dataset.load_faces(**settings["data"], image_size=SIZE)
-    train = torch.from_numpy(faces.images[faces.rows("train")])
-    x = batches.to_unit(train)
+def compare(name: str, root: Path) -> None:
+    data = Data(source="folder", root=str(root))
+    model = Model(**yaml.safe_load((CONF / f"{name}.yaml").read_text()))
+    settings = Settings(model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 1)
+    faces = load_faces(data, SIZE)
+    x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("train")]))
     with tempfile.TemporaryDirectory() as home:
         others = {"notebook": notebook(settings, root / "train"), "bare": bare(settings, x)}
-        others["pythae"] = pythae(settings, x.contiguous(), Path(home) / "pythae")
+        with contextlib.suppress(ImportError):
+            others["pythae"] = pythae(settings, x.contiguous(), Path(home) / "pythae")
         interleave, trainer = Interleave(others), pl.Trainer
         pl.Trainer = lambda callbacks, **kw: trainer(callbacks=[*callbacks, interleave], **kw)  # type: ignore[misc]
         try:
-            fit.fit(settings, runs.Run(Path(home) / "run"), runs.Stop())
+            with runs.Run(Path(home) / "run").recording() as run:
+                fit(settings, run, runs.Stop())
         finally:
             pl.Trainer = trainer  # type: ignore[misc]
-    rates = {name: found[1:] for name, found in interleave.rates.items()}
+    rates = {kind: values[1:] for kind, values in interleave.rates.items()}
     flops = flops_per_image(settings)
-    print(
-        f"model={model}, {sum(p.numel() for p in checkpoint.build_vae(settings).parameters()) / 1e6:.1f} M parameters"
-    )
+    print(f"model={name}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters")
     ours = rates["ours"]
-    for name in ("ours", "ours, whole", *others):
-        ratio = [a / b for a, b in zip(ours, rates[name])]
+    for kind in ("ours", "ours, whole", *others):
+        ratio = [a / b for a, b in zip(ours, rates[kind])]
         print(
-            f"  {name:12} {statistics.median(rates[name]):7.1f} images/s"
-            f" ({min(rates[name]):.1f} to {max(rates[name]):.1f})"
+            f"  {kind:12} {statistics.median(rates[kind]):7.1f} images/s"
+            f" ({min(rates[kind]):.1f} to {max(rates[kind]):.1f})"
             f"   ours / it: {statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
         )
     share = [flops * a / b for a, b in zip(ours, rates["GEMM"])]
@@ -228,6 +224,7 @@ def compare(model: str, root: Path) -> None:
 
 
 def main() -> None:
+    console.quiet_lightning()
     print(
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__},"
         f" Lightning {pl.__version__}; n = {ROUNDS} rounds, median (range)"
@@ -235,13 +232,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(home)
         if len(sys.argv) == 1:
-            drawn = dataset.load_faces(source="synthetic", image_size=64, split_seed=0)
-            for row, smile in enumerate(drawn.smile):
+            synthetic = load_faces(Data(), 64)
+            for row, smile in enumerate(synthetic.smile):
                 folder = root / "train" / ("smile" if smile == 1 else "non_smile")
                 folder.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(drawn.images[row]).save(folder / f"p_{row:04d}.jpg", quality=95)
-        for model in ("conv", "patch"):
-            compare(model, root)
+                Image.fromarray(synthetic.images[row]).save(folder / f"p_{row:04d}.jpg", quality=95)
+        for name in ("conv", "patch"):
+            compare(name, root)
 
 
 if __name__ == "__main__":

@@ -8,56 +8,55 @@ import pytest
 from conftest import SMILES
 from PIL import Image
 
-from smilevae.data import batches, dataset, sources
+from smilevae.config import Data
+from smilevae.data import UNKNOWN, batches, cache, data_card, dataset, format_card, load_faces, sources
 from smilevae.data.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
-from smilevae.data.dataset import load_faces, split_parts
+from smilevae.data.split import split_parts
 from smilevae.errors import DataError
 
-BASE = {"image_size": 64, "split_seed": 0}
 
-
-def load(root, **more):
-    return load_faces(source="folder", root=str(root), **BASE | more)
+def load(root, image_size=64, **more):
+    return load_faces(Data(source="folder", root=str(root), **more), image_size)
 
 
 def people(num: int, per: int = 3):
     names = [f"P{i}" for i in range(num) for _ in range(per)]
-    return names, np.arange(num * per) % 2, np.zeros(num * per, dtype=bool)
+    return names, np.arange(num * per) % 2, np.full(num * per, "train")
 
 
 # the split
 
 
 def test_no_person_is_in_two_parts_and_a_fifth_is_held_out():
-    names, smile, test = people(3000)
-    part = split_parts(names, smile, test, 0, 0.2)
-    where = {}
+    names, smile, train = people(3000)
+    part = split_parts(names, smile, train, 0, 0.2)
+    parts = {}
     for name, p in zip(names, part):
-        where.setdefault(name, set()).add(p)
-    assert all(len(found) == 1 for found in where.values())
+        parts.setdefault(name, set()).add(p)
+    assert all(len(of_person) == 1 for of_person in parts.values())
     for label in (0, 1):  # four standard errors of a binomial share of 3000 people
         assert (part[smile == label] == "val").mean() == pytest.approx(0.2, abs=4 * (0.16 / 3000) ** 0.5)
 
 
 def test_adding_files_moves_nobody():
-    names, smile, test = people(200)
-    before = dict(zip(names, split_parts(names, smile, test, 3, 0.2)))
-    more, smile, test = people(300)
-    after = dict(zip(more, split_parts(more, smile, test, 3, 0.2)))
+    names, smile, train = people(200)
+    before = dict(zip(names, split_parts(names, smile, train, 3, 0.2)))
+    more, smile, train = people(300)
+    after = dict(zip(more, split_parts(more, smile, train, 3, 0.2)))
     assert all(after[name] == part for name, part in before.items())
 
 
 def test_the_split_follows_its_seed_and_not_the_order():
-    names, smile, test = people(100)
-    one = split_parts(names, smile, test, 0, 0.2)
-    assert (one != split_parts(names, smile, test, 1, 0.2)).any()
-    assert (one[::-1] == split_parts(names[::-1], smile[::-1], test, 0, 0.2)).all()
+    names, smile, train = people(100)
+    one = split_parts(names, smile, train, 0, 0.2)
+    assert (one != split_parts(names, smile, train, 1, 0.2)).any()
+    assert (one[::-1] == split_parts(names[::-1], smile[::-1], train, 0, 0.2)).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_tiny_set_has_both_classes_on_both_sides(seed):
     names, smile = [f"p{i}" for i in range(4)], np.array([1, 1, 0, 0])
-    part = split_parts(names, smile, np.zeros(4, dtype=bool), seed, 0.2)
+    part = split_parts(names, smile, np.full(4, "train"), seed, 0.2)
     for label in (0, 1):
         assert set(part[smile == label]) == {"train", "val"}
 
@@ -66,7 +65,7 @@ def test_a_tiny_set_has_both_classes_on_both_sides(seed):
 
 
 def test_the_public_layout_with_people_from_the_names(pictures):
-    card = load(pictures).card()
+    card = data_card(load(pictures))
     assert card["images"] == 52
     assert card["people"] == 24 + 4
     assert card["people_in_train_and_val"] == 0
@@ -87,16 +86,16 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     faces = load(pictures, unlabelled=str(more))
     assert [faces.names[row] for row in faces.rows("val")] == [plain.names[row] for row in plain.rows("val")]
     added = [faces.names[row] for row in faces.rows("train") if faces.names[row].startswith("unlabelled/")]
-    assert {sources.person(sources.PERSON, name) for name in added} == {trained, "Somebody_Else"}
-    assert all(faces.smile[row] == dataset.UNKNOWN for row in faces.rows("train")[-2:])
-    card = faces.card()
+    assert {sources.person(Data().person_pattern, name) for name in added} == {trained, "Somebody_Else"}
+    assert all(faces.smile[row] == UNKNOWN for row in faces.rows("train")[-2:])
+    card = data_card(faces)
     assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
-    assert "left out of data.unlabelled: 1 images" in dataset.format_card(card)
+    assert "left out of data.unlabelled: 1 images" in format_card(card)
     assert faces.fingerprint != plain.fingerprint
 
 
 def test_an_unlabelled_folder_that_is_not_there_or_empty_is_refused(pictures, tmp_path):
-    with pytest.raises(DataError, match="nowhere: No such file or directory; name a folder of pictures"):
+    with pytest.raises(DataError, match="nowhere: No such file or directory; name a folder of images"):
         load(pictures, unlabelled=str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images; name a folder"):
@@ -116,7 +115,7 @@ def test_the_bare_layout_gives_the_same_faces(pictures):
 
 def test_pictures_without_classes_have_no_labels(pictures):
     faces = load(pictures / "train" / "smile")
-    assert set(faces.smile) == {dataset.UNKNOWN}
+    assert set(faces.smile) == {UNKNOWN}
     assert set(faces.part) == {"train", "val"}
 
 
@@ -130,7 +129,7 @@ def test_labels_of_a_test_folder_with_classes_are_kept(pictures):
 def test_a_file_name_without_a_number_is_its_own_person(pictures):
     for index in range(3):
         Image.new("RGB", (64, 64), (index, 9, 9)).save(pictures / "train" / "smile" / f"me{index}x.png")
-    assert load(pictures).card()["people"] == 24 + 4 + 3
+    assert data_card(load(pictures))["people"] == 24 + 4 + 3
 
 
 def test_a_picture_under_two_names_lies_on_one_side(pictures, tmp_path):
@@ -145,13 +144,13 @@ def test_a_picture_under_two_names_lies_on_one_side(pictures, tmp_path):
     assert sides["train"]
     assert sides["val"]
     assert not sides["train"] & sides["val"]
-    assert faces.card()["left_out"] > 0
+    assert data_card(faces)["left_out"] > 0
 
 
 def test_identical_images_are_reported(pictures):
     source = sorted((pictures / "train" / "smile").iterdir())[0]
     shutil.copy(source, pictures / "train" / "smile" / "Other_0001.png")
-    assert load(pictures).card()["duplicates"] == [["train/smile/Other_0001.png", f"train/smile/{source.name}"]]
+    assert data_card(load(pictures))["duplicates"] == [["train/smile/Other_0001.png", f"train/smile/{source.name}"]]
 
 
 @pytest.mark.parametrize("bad", ["", "text", "half"])
@@ -198,7 +197,7 @@ def test_the_second_start_decodes_nothing_and_changes_nothing(pictures, monkeypa
     assert isinstance(second.images, np.memmap)
     for faces in (first, second):
         np.testing.assert_array_equal(faces.images, fresh.images)
-        assert faces.card() == fresh.card()
+        assert data_card(faces) == data_card(fresh)
 
 
 def test_changed_content_under_the_same_name_and_size_is_seen(pictures):
@@ -228,14 +227,14 @@ def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
 
 
 def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
-    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(DataError, match=r"image cache needs .* GB in .*data.cache=false"):
         load(pictures, image_size=80)
 
 
 @pytest.mark.parametrize("torn", ["notes.json", "images.npy"])
 def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
-    monkeypatch.setattr(dataset.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
     load(pictures)
     (path,) = (tmp_path / "cache").glob(f"*/{torn}")
     os.truncate(path, path.stat().st_size // 2)
@@ -245,7 +244,7 @@ def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
 
 def test_an_unwritable_cache_is_one_sentence(pictures, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(dataset.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", lambda name: str(tmp_path / "file" / name))
     with pytest.raises(DataError, match=r"cannot be used \(Not a directory\).*data.cache=false"):
         load(pictures)
 
@@ -332,7 +331,7 @@ def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
     (version / "train").rmdir()
     (version.parent.parent / f"{version.name}.complete").touch()  # kagglehub's mark of a whole download
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
-    faces = load_faces(source="smiling_or_not", **BASE)
+    faces = load_faces(Data(source="smiling_or_not"), 64)
     assert faces.fingerprint
     np.testing.assert_array_equal(np.sort(faces.smile), np.sort(load(pictures).smile))
 
@@ -346,10 +345,10 @@ def test_smiling_or_not_offline_or_without_the_extra_is_one_sentence(monkeypatch
 
     monkeypatch.setattr(hub, "dataset_download", unreachable)
     with pytest.raises(DataError, match=r"Kaggle could not be reached.*go online once.*data.root=PATH"):
-        load_faces(source="smiling_or_not", **BASE)
+        load_faces(Data(source="smiling_or_not"), 64)
     monkeypatch.setitem(__import__("sys").modules, "kagglehub", None)
-    with pytest.raises(DataError, match=r"needs kagglehub, which is not installed: pip install -e '.\[data\]'"):
-        load_faces(source="smiling_or_not", **BASE)
+    with pytest.raises(DataError, match=r"needs kagglehub: pip install -e '.\[data\]'"):
+        load_faces(Data(source="smiling_or_not"), 64)
 
 
 def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
@@ -367,22 +366,22 @@ def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
     for extra in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
         (base / extra).write_text("\n".join(["40", "a b", *(f"{n} 1 1" for n in names)]) + "\n")
     monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)  # checksums of the real 1.3 GB
-    faces = load_faces(source="celeba", root=str(tmp_path), **BASE)
+    faces = load_faces(Data(source="celeba", root=str(tmp_path)), 64)
     assert len(set(faces.people)) == 10
     assert (faces.part == "test").sum() == 4
     assert faces.smile.sum() == 20
     assert faces.native_size == 178
-    assert faces.card()["people_in_train_and_val"] == 0
+    assert data_card(faces)["people_in_train_and_val"] == 0
 
 
 def test_celeba_missing_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match=r"CelebA was not found in .*data.root=PATH"):
-        load_faces(source="celeba", root=str(tmp_path), **BASE)
+        load_faces(Data(source="celeba", root=str(tmp_path)), 64)
 
 
 @pytest.mark.skipif(not SMILES.is_dir(), reason="the real faces are not here")
 def test_the_real_faces_have_the_counts_that_their_notes_give():
-    card = load(SMILES).card()
+    card = data_card(load(SMILES))
     # of 1121 names one stands on a picture that is among the test faces under another
     assert (card["people"] - card["parts"]["test"]["people"], card["skipped"]) == (1120, {})
     assert card["people_in_train_and_val"] == 0

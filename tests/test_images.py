@@ -140,8 +140,8 @@ def test_decode_all_keeps_the_order_and_survives_bad_files(tmp_path):
         paths.append(tmp_path / f"{index}.png")
         paths[-1].write_bytes(b"" if index % 5 == 0 else encoded(flat("L", index * 10)))
     paths.append(tmp_path / "missing.png")
-    found = list(decode_all(paths, 64))
-    assert len(found) == 21
-    for index, one in enumerate(found[:20]):
-        assert isinstance(one, Unreadable) if index % 5 == 0 else one[0][0, 0, 0] == index * 10
-    assert str(found[20]) == "No such file or directory"
+    decoded = list(decode_all(paths, 64))
+    assert len(decoded) == 21
+    for index, result in enumerate(decoded[:20]):
+        assert isinstance(result, Unreadable) if index % 5 == 0 else result.pixels[0, 0, 0] == index * 10
+    assert str(decoded[20]) == "No such file or directory"

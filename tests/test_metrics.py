@@ -1,4 +1,7 @@
+import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +10,10 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from skimage.metrics import peak_signal_noise_ratio
 
+from smilevae.models.linear import Spectrum, forecast, linear_vae, pca_psnr
 from smilevae.models.metrics import active_units, negative_elbo, psnr
+
+SPECTRUM = Spectrum([9.0, 4.0, 1.0], [8.0, 5.0, 1.0], 15.0, 48)
 
 
 def test_psnr_agrees_with_scikit_image():
@@ -33,3 +39,33 @@ def test_negative_elbo_is_the_bound_at_the_best_decoder_variance():
 def test_negative_elbo_orders_rate_and_distortion():
     assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(110.0, 50.0, 12288)
     assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(100.0, 60.0, 12288)
+
+
+def test_at_beta_zero_the_forecast_is_pca_and_names_no_kl():
+    """Without a price the optimal KL is infinite, and a linear autoencoder is PCA (Baldi & Hornik 1989)."""
+    optimum = linear_vae(SPECTRUM, 0.0, 2)
+    assert optimum["kl"] is None
+    assert optimum["loss"] == optimum["recon"] == pytest.approx(15 - 8 - 5)
+    assert optimum["psnr"] == pca_psnr(SPECTRUM, 2) == psnr(2 / 48)
+    json.dumps(optimum, allow_nan=False)
+    text = forecast(SPECTRUM, 0.0, 2)
+    assert "plain autoencoder, which pays no KL; PCA with 2 components" in text
+    assert "nats" not in text
+
+
+def test_the_forecast_nears_pca_as_beta_falls_to_zero():
+    small = linear_vae(SPECTRUM, 1e-9, 2)
+    assert small["psnr"] == pytest.approx(pca_psnr(SPECTRUM, 2))
+    assert linear_vae(SPECTRUM, 1e-12, 2)["kl"] > small["kl"] > 20
+
+
+def test_a_perfect_reconstruction_has_a_finite_forecast():
+    exact = Spectrum([1.0], [1.0], 1.0, 48)
+    assert math.isfinite(pca_psnr(exact, 1))
+    assert math.isfinite(linear_vae(exact, 0.0, 1)["psnr"])
+
+
+def test_metrics_and_linear_references_import_no_torch():
+    code = "import sys, smilevae.models.metrics, smilevae.models.linear; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,19 +1,20 @@
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from smilevae.config import size_multiple
+from smilevae.config import Model, Settings, size_multiple
 from smilevae.models import latents
 from smilevae.models.axes import linear_vae_weights, principal_axes
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import LOGVAR_BOUND, VAE
 
-CONV = {"network": "conv", "widths": [32, 64, 128, 256], "dropout": 0.1}
-PATCH = {"network": "patch", "widths": [32, 64, 128], "dropout": 0.0}
+CONV = Model(network="conv", widths=[32, 64, 128, 256], dropout=0.1)
+PATCH = Model(network="patch", widths=[32, 64, 128], dropout=0.0)
 
 
-def build(model, **more):
-    return VAE(**model, **{"image_size": 64, "latent_dim": 5, "normalize": False} | more)
+def build(model, image_size=64, latent_dim=5, **more):
+    return VAE(model, image_size, latent_dim, **more)
 
 
 @pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
@@ -42,10 +43,11 @@ def test_patch_has_no_layer_of_three_channels_at_full_resolution():
 
 
 @pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
-def test_an_image_size_the_layers_cannot_halve_is_refused(model):
-    multiple = size_multiple(model["network"], len(model["widths"]))
-    with pytest.raises(ValueError, match=f"multiple of {multiple}"):
-        build(model, image_size=64 + multiple // 2)
+def test_settings_refuse_the_image_sizes_that_the_layers_cannot_halve(model):
+    multiple = size_multiple(model.network, len(model.widths))
+    Settings(model=model, image_size=64 + multiple)
+    with pytest.raises(ValidationError, match="does not fit this network"):
+        Settings(model=model, image_size=64 + multiple // 2)
 
 
 def test_normalize_changes_what_the_network_sees_and_not_the_units_of_its_output():
@@ -91,10 +93,10 @@ def test_refining_lowers_a_network_s_loss_and_leaves_the_linear_optimum_alone():
     """At the optimum of a linear VAE the encoder is exact (Lucas et al. 1911.02469), so there is nothing to gain."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(40, 3, 64, 64, generator=generator) * torch.rand(40, 1, 1, 1, generator=generator)
-    some = {"image_size": 64, "latent_dim": 6, "normalize": False, "widths": [8, 16], "dropout": 0.0}
-    linear = VAE(network="patch", linear=True, **some).eval()
+    small = Model(network="patch", widths=[8, 16], dropout=0.0)
+    linear = VAE(small, 64, 6, linear=True).eval()
     linear.linear.load_state_dict(linear_vae_weights(principal_axes(x.flatten(1), 6), 1.0, 6))
-    plain = VAE(network="patch", **some).eval()
+    plain = VAE(small, 64, 6).eval()
 
     def loss(vae, mu, logvar):
         noise = torch.Generator().manual_seed(1)

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
     """Faces (B, 3, S, S) moved, turned, zoomed and relit; the border is repeated, values stay in [0, 1].
 
-    Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size and e^(`zoom` / 2) in aspect; light
-    multiplies all channels by up to e^`light`, and each by a third of that again. `uniform` (B, 9) in [-1, 1] says how
-    far: down, across, angle, size, aspect, all channels, each channel.
+    Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size, e^(`zoom` / 2) in aspect, e^`light` in
+    brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] scales these, in this order.
     """
     if shift or rotate or zoom:
         down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]

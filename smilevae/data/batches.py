@@ -1,11 +1,8 @@
-"""Batches of decoded faces: which rows in which order, gathered with one index, as tensors. Named random streams.
-
-Shapes: B batch, S image side.
-"""
+"""Batches of faces as tensors, and `hash64`, which names random streams. Shapes: B batch, S image side."""
 
 import hashlib
 from collections.abc import Iterator
-from typing import cast
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -16,16 +13,16 @@ from smilevae.errors import DataError
 
 
 def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Copies of some rows of the cache: (B, S, S, 3). Read from the file: pages of a map would stay and count."""
+    """Copies of some rows: (B, S, S, 3). Memory-mapped pages would count as resident memory, so the file is read."""
     if not isinstance(images, np.memmap):
         return images[rows]
-    found = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    with open(cast("str", images.filename), "rb", buffering=0) as file:
-        for row, place in zip(rows.tolist(), found):
+    batch = np.empty((len(rows), *images.shape[1:]), images.dtype)
+    with open(str(images.filename), "rb", buffering=0) as file:
+        for row, image in zip(rows.tolist(), batch):
             file.seek(images.offset + row * images.strides[0])
-            if file.readinto(place) != place.nbytes:
+            if file.readinto(image) != image.nbytes:
                 raise DataError(f"the image cache {images.filename} was cut short; remove it, and it is built again")
-    return found
+    return batch
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -51,32 +48,24 @@ class FaceBatches(Dataset):
         images[flips] = images[flips, :, ::-1]
         return torch.from_numpy(images), torch.from_numpy(self.smile[rows].astype(np.int64))
 
-    def __len__(self) -> int:
-        return len(self.smile)
 
-
+@dataclass(eq=False)
 class EpochBatches(Sampler):
     """Shuffled, flipped batches that depend on (seed, epoch) alone, so that a resumed epoch repeats the original.
 
-    Yields (rows, flips) for FaceBatches. A last batch that is not full is left out: three images would set
-    BatchNorm's statistics. `skip` drops the first batches of the first epoch (a resume within it); `rank` and
-    `world` share each batch out between processes.
+    Yields (rows, flips) for FaceBatches. A last batch that is not full is left out: BatchNorm's statistics over a few
+    faces are poor.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        batch_size: int,
-        seed: int,
-        *,
-        flip: bool,
-        epoch: int = 0,
-        skip: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.rows, self.batch_size, self.seed, self.flip = rows, min(batch_size, len(rows)), seed, flip
-        self.epoch, self.skip, self.rank, self.world = epoch, skip, rank, world
+    rows: np.ndarray
+    batch_size: int
+    seed: int
+    _: KW_ONLY
+    flip: bool
+    epoch: int = 0
+    skip: int = 0  # the first batches of the first epoch, after a resume within it
+    rank: int = 0
+    world: int = 1  # the number of processes that share each batch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -85,13 +74,14 @@ class EpochBatches(Sampler):
         rng = np.random.default_rng(hash64("shuffle", self.seed, self.epoch))
         order = rng.permutation(self.rows)
         flips = (rng.random(len(order)) < 0.5) & self.flip
-        first, self.skip = self.skip, 0
+        first, size = self.skip, min(self.batch_size, len(order))
+        self.skip = 0
         for batch in range(first, len(self)):
-            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world)
-            yield order[mine], flips[mine]
+            share = slice(batch * size + self.rank, (batch + 1) * size, self.world)
+            yield order[share], flips[share]
 
     def __len__(self) -> int:
-        return len(self.rows) // self.batch_size
+        return len(self.rows) // min(self.batch_size, len(self.rows))
 
 
 def in_order(rows: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Decoded images in the user's cache folder: a whole entry or none."""
+"""Keeps decoded images in the user's cache folder. An entry is complete or absent."""
 
 import contextlib
 import json
@@ -14,36 +14,32 @@ import platformdirs
 
 from smilevae.errors import DataError
 
-CACHE_VERSION = 2  # raise when the same file would decode to other pixels or notes
+Build = Callable[[np.ndarray], dict[str, Any]]
+CACHE_VERSION = 2  # raise it if the same file would decode to other pixels or notes
 
 
-def cached(
-    key: str, shape: tuple[int, ...], build: Callable[[np.ndarray], dict[str, Any]], use: bool
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """An uint8 array of `shape` and its notes, from the user's cache directory or built into it."""
-    if not use:
+def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    """The uint8 array that `build` fills and the notes that it returns, from the user's cache folder if `cache`."""
+    if not cache:
         images = np.zeros(shape, dtype=np.uint8)
         return images, build(images)
-    home = Path(platformdirs.user_cache_dir("smilevae")) / f"{key}-{CACHE_VERSION}"
-    hint = "free space there, set XDG_CACHE_HOME, or pass data.cache=false"
+    advice = "free space there, set XDG_CACHE_HOME, or pass data.cache=false"
+    entry = Path(platformdirs.user_cache_dir("smilevae")) / f"{key}-{CACHE_VERSION}"
     try:
-        if not (home / "notes.json").exists():
-            home.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(home.parent).free < 1.1 * math.prod(shape):  # writing a full memory map is a bus error
-                raise DataError(f"the image cache needs {math.prod(shape) / 1e9:.1f} GB in {home.parent}; {hint}")
-            work = Path(tempfile.mkdtemp(prefix="building-", dir=home.parent))
-            try:
-                images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, shape)
+        if not (entry / "notes.json").exists():
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(entry.parent).free < 1.1 * math.prod(shape):  # a full memory map ends in a bus error
+                raise DataError(f"the image cache needs {math.prod(shape) / 1e9:.1f} GB in {entry.parent}; {advice}")
+            with tempfile.TemporaryDirectory(prefix="building-", dir=entry.parent, ignore_cleanup_errors=True) as work:
+                images = np.lib.format.open_memmap(f"{work}/images.npy", "w+", np.uint8, shape)
                 notes = build(images)
                 images.flush()
-                (work / "notes.json").write_text(json.dumps(notes))
-                with contextlib.suppress(OSError):  # another process finished the same cache first
-                    work.rename(home)  # a whole cache or none
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+                Path(work, "notes.json").write_text(json.dumps(notes))
+                with contextlib.suppress(OSError):  # another process finished the same entry first
+                    Path(work).rename(entry)
         try:
-            return np.load(home / "images.npy", mmap_mode="r"), json.loads((home / "notes.json").read_text())
-        except ValueError:  # torn by a power cut
-            raise DataError(f"the image cache {home} is damaged; remove it, and it is built again") from None
+            return np.load(entry / "images.npy", mmap_mode="r"), json.loads((entry / "notes.json").read_text())
+        except ValueError:  # a power failure can leave half-written files
+            raise DataError(f"the image cache {entry} is damaged; remove it, and it is built again") from None
     except OSError as error:
-        raise DataError(f"the image cache {home} cannot be used ({error.strerror}); {hint}") from None
+        raise DataError(f"the image cache {entry} cannot be used ({error.strerror}); {advice}") from None

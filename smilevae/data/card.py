@@ -2,6 +2,36 @@
 
 from typing import Any
 
+from smilevae.data.dataset import Faces
+from smilevae.data.sources import UNKNOWN, UNLABELLED
+
+
+def data_card(faces: Faces) -> dict[str, Any]:
+    """The facts about a data set that data_card.json records."""
+    people = {part: {faces.people[row] for row in faces.rows(part)} for part in ("train", "val", "test")}
+    smile = {part: faces.smile[faces.rows(part)] for part in people}
+    return {
+        "fingerprint": faces.fingerprint,
+        "images": len(faces.smile),
+        "people": len(set(faces.people)),
+        "people_in_train_and_val": len(people["train"] & people["val"]),
+        "native_size": faces.native_size,
+        "left_out": len(faces.rows(UNLABELLED)),
+        "parts": {
+            part: {
+                "images": len(smile[part]),
+                "people": len(people[part]),
+                "smiling": int((smile[part] == 1).sum()),
+                "not_smiling": int((smile[part] == 0).sum()),
+                "unlabelled": int((smile[part] == UNKNOWN).sum()),
+            }
+            for part in people
+        },
+        "duplicates": faces.duplicates,
+        "skipped": faces.skipped,
+        "noted": faces.noted,
+    }
+
 
 def format_card(card: dict[str, Any]) -> str:
     """The data card as a few lines for a terminal."""
@@ -19,7 +49,6 @@ def format_card(card: dict[str, Any]) -> str:
     lines += [f"skipped {name}: {reason}" for name, reason in list(card["skipped"].items())[:10]]
     if len(card["skipped"]) > 10:
         lines.append(f"skipped {len(card['skipped']) - 10} more; see data_card.json")
-    if card["noted"]:
-        name, note = next(iter(card["noted"].items()))
-        lines.append(f"noted of {len(card['noted'])} images; the first is {name}: {note}")
+    for name, note in list(card["noted"].items())[:1]:
+        lines.append(f"{len(card['noted'])} files had remarks, for example {name}: {note}")
     return "\n".join(lines)

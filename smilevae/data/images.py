@@ -1,4 +1,4 @@
-"""From a picture file to 8-bit RGB pixels, or a reason why not. Shapes: S image side."""
+"""Decodes image files to 8-bit RGB pixels, or gives the reason why not. Shapes: S image side."""
 
 import io
 import os
@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # decoded at 3 bytes each; checked before decoding
+LIMIT = f"over the limit of {MAX_PIXELS // 10**6} million"
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS says it better
-BACKGROUND = (255, 255, 255)  # what transparent pixels show
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
 
 class Unreadable(Exception):
@@ -22,11 +22,9 @@ class Unreadable(Exception):
 
 
 class Decoded(NamedTuple):
-    """uint8 (S, S, 3), the file's own (width, height), and what a reader must know of how it was read."""
-
-    pixels: np.ndarray
-    native: tuple[int, int]
-    note: str | None
+    pixels: np.ndarray  # uint8 (S, S, 3)
+    native: tuple[int, int]  # the file's (width, height)
+    note: str | None  # a remark on the decoding
 
 
 def to_rgb8(image: Image.Image) -> Image.Image:
@@ -44,47 +42,45 @@ def to_rgb8(image: Image.Image) -> Image.Image:
         raise Unreadable("floating-point pixels without an agreed range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
 def decode(data: bytes, size: int) -> Decoded:
-    """A picture centre-cropped to a square and resized with antialiasing. Raises Unreadable with the reason."""
+    """An image file's bytes, centre-cropped to a square and resized with antialiasing. Raises Unreadable."""
     image = read(data)
     pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
     return Decoded(pixels, image.size, image.info.get("note"))
 
 
 def read(data: bytes) -> Image.Image:
-    """A picture file's bytes as upright 8-bit RGB; its `info` has its colour profile and a note of further frames.
+    """An image file's bytes as upright 8-bit RGB; its `info` has its colour profile and a note of further frames.
 
-    Raises Unreadable with the reason: empty, not an image, truncated, too large.
+    Raises Unreadable: empty, not an image, truncated, too large.
     """
     if not data:
         raise Unreadable("empty file")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            native = image.size
-            if native[0] * native[1] > MAX_PIXELS:
-                raise Unreadable(f"{native[0]}x{native[1]} pixels, over the limit of {MAX_PIXELS // 10**6} million")
-            animated = getattr(image, "is_animated", False)
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(f"{image.width}x{image.height} pixels, {LIMIT}")
             upright = to_rgb8(image)
-            if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":  # of another colour space than these pixels
+            if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":  # for another colour space than RGB
                 upright.info.pop("icc_profile", None)
-            upright.info["note"] = "the first of several frames" if animated else None
+            upright.info["note"] = "the first of several frames" if getattr(image, "is_animated", False) else None
             return upright
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:
-        raise Unreadable(f"over the limit of {MAX_PIXELS // 10**6} million pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # what Pillow's decoders raise
+        raise Unreadable(f"{LIMIT} pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
         raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
 
 
 def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
     """Decode files in order, on all cores, a bounded number ahead; a file that fails yields its Unreadable."""
 
-    def one(path: Path) -> Decoded | Unreadable:
+    def decode_file(path: Path) -> Decoded | Unreadable:
         try:
             return decode(path.read_bytes(), size)
         except Unreadable as reason:
@@ -95,27 +91,21 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata
         for start in range(0, len(paths), 512):
-            yield from pool.map(one, paths[start : start + 512])
+            yield from pool.map(decode_file, paths[start : start + 512])
 
 
 def list_images(folder: Path) -> list[Path]:
     """Image files below a folder, sorted; dotfiles and `__MACOSX` skipped, links followed, each file once."""
     files: dict[Path, Path] = {}
-    visited = set()
-
-    def walk(directory: Path) -> None:
-        real = directory.resolve()
-        if real in visited:  # a loop of links
-            return
-        visited.add(real)
-        for entry in sorted(os.scandir(directory), key=lambda e: e.name):
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
-            path = Path(entry.path)
-            if path.is_dir():
-                walk(path)
-            elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes; broken links
-                files.setdefault(path.resolve(), path)
-
-    walk(folder)
+    visited: set[Path] = set()
+    stack = [folder]
+    while stack:
+        path = stack.pop()
+        if path.is_dir() or path == folder:
+            if (real := path.resolve()) not in visited:  # links may form a loop
+                visited.add(real)
+                inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+                stack += sorted(inside, key=lambda p: p.name, reverse=True)
+        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes; broken links
+            files.setdefault(path.resolve(), path)
     return sorted(files.values())

@@ -1,100 +1,89 @@
-"""Where pictures come from: a folder, a public set, more faces without labels, a table of what is known of them.
-
-Nothing is decoded here; a Listing says which file is whose, and of which class.
-"""
+"""Lists the image files of a data set and reads the table of their attributes. No image is decoded here."""
 
 import csv
-import errno
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import platformdirs
 
+from smilevae.config import Data
 from smilevae.data.images import list_images
 from smilevae.errors import DataError
 
 UNKNOWN = -1
-PERSON = r"^(.+)_\d+\.\w+$"  # First_Last_0001.jpg -> First_Last
+UNLABELLED = "none"  # the part of faces from data.unlabelled until split_parts, and of those that it leaves out
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
 KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
 
 
-@dataclass
-class Listing:
-    """Picture files before decoding, in a stable order; `names` are relative to the root, in POSIX form."""
+class ImageFile(NamedTuple):
+    """A file before decoding: `name` is its path below the root in POSIX form, `part` "train", "test" or UNLABELLED."""
 
-    paths: list[Path]
-    names: list[str]
-    smile: list[int]
-    test: list[bool]
-    people: list[str] = field(default_factory=list)
-    num_unlabelled: int = 0  # the last so many are for training only
-
-
-def list_faces(source: str, root: str | None, person_pattern: str, unlabelled: str | None) -> Listing:
-    """The files of "folder", "smiling_or_not" or "celeba", then those of a folder of `unlabelled` faces for training.
-
-    Whom a file shows, where the source does not say, is the first group of `person_pattern` in its name. Raises
-    DataError.
-    """
-    sources: dict[str, Callable[..., Listing]] = {"smiling_or_not": smiling_or_not, "celeba": celeba}
-    listing = sources.get(source, folder)(root)
-    if unlabelled:
-        _add_unlabelled(listing, Path(os.path.expanduser(unlabelled)))
-    listing.people += [person(person_pattern, name) for name in listing.names[len(listing.people) :]]
-    return listing
+    path: Path
+    name: str
+    smile: int
+    part: str
+    person: str = ""  # list_faces takes it from the name where the source does not know it
+    digest: str = ""  # of the content
 
 
-def folder(root: str) -> Listing:
-    """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or pictures without classes."""
-    base = Path(os.path.expanduser(root))
+def list_faces(data: Data) -> list[ImageFile]:
+    """The files of a source in a stable order, those of data.unlabelled last. Raises DataError."""
+    sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
+    files = sources[data.source](data.root) + (_unlabelled(data.unlabelled) if data.unlabelled else [])
+    return [file if file.person else file._replace(person=person(data.person_pattern, file.name)) for file in files]
+
+
+def folder(root: str | None) -> list[ImageFile]:
+    """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or images without classes."""
+    base = Path(os.path.expanduser(root or ""))
     try:
-        if not base.is_dir():
+        if not root or not base.is_dir():
             raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
         train = base / "train" if (base / "train").is_dir() else base
         by_class = {name: list_images(train / name) for name in CLASS_FOLDERS if (train / name).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
-        plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
+        plain = [] if by_class else [path for path in list_images(train) if path not in set(test)]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
     counts = ", ".join(f"{train / name}: {len(by_class.get(name, []))} images" for name in CLASS_FOLDERS)
     if by_class and not all(by_class.get(name) for name in CLASS_FOLDERS):
-        raise DataError(f"one class is empty ({counts}); fill both folders, or put all pictures into {train} itself")
+        raise DataError(f"one class is empty ({counts}); fill both folders, or put all images into {train} itself")
     if not by_class and not plain:
-        raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or pictures")
-    labelled = [(p, CLASS_FOLDERS[name], False) for name, paths in by_class.items() for p in paths]
-    labelled += [(p, UNKNOWN, False) for p in plain]
+        raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or images")
+    labelled = [(path, CLASS_FOLDERS[name], "train") for name, paths in by_class.items() for path in paths]
+    labelled += [(path, UNKNOWN, "train") for path in plain]
     # class folders inside test/ are labels too
-    labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), True) for p in test]
-    paths, smile, is_test = (list(column) for column in zip(*labelled))
-    return Listing(paths, [_text(p.relative_to(base)) for p in paths], smile, is_test)
+    labelled += [(path, CLASS_FOLDERS.get(path.parent.name, UNKNOWN), "test") for path in test]
+    return [ImageFile(path, _text(path.relative_to(base)), smile, part) for path, smile, part in labelled]
 
 
-def smiling_or_not(root: str | None) -> Listing:
-    """The public "smiling or not" set from Kaggle; `root` overrides the download with a local copy."""
+def smiling_or_not(root: str | None) -> list[ImageFile]:
+    """The public "smiling or not" set from Kaggle; `root` is a local copy to use instead of the download."""
     if root:
         return folder(root)
-    kagglehub = _extra("kagglehub", "data=smiling_or_not")
     try:
+        import kagglehub
+
         path = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
+    except ImportError:
+        raise DataError("data=smiling_or_not needs kagglehub: pip install -e '.[data]'") from None
     except Exception as error:  # kagglehub raises its own, requests' and OSError families
         raise DataError(
             f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__}); go online once, or download"
             " it by hand and pass data.root=PATH"
         ) from None
-    if not (path / "smile").is_dir():  # archives keep one folder of their own
+    if not (path / "smile").is_dir():  # the archive may hold one outer folder
         path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
     return folder(str(path.parent if path.name == "train" else path))
 
 
-def celeba(root: str | None) -> Listing:
+def celeba(root: str | None) -> list[ImageFile]:
     """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, people from its identity file, its test part."""
     from torchvision.datasets import CelebA
 
@@ -108,85 +97,69 @@ def celeba(root: str | None) -> Listing:
             " unpack it there and pass data.root=PATH"
         ) from None
     every, test = sets["all"], set(sets["test"].filename)
-    return Listing(
-        paths=[Path(base) / "celeba" / "img_align_celeba" / name for name in every.filename],
-        names=list(every.filename),
-        smile=every.attr[:, every.attr_names.index("Smiling")].tolist(),
-        test=[name in test for name in every.filename],
-        people=[str(i) for i in every.identity[:, 0].tolist()],
-    )
+    images, smile = Path(base) / "celeba" / "img_align_celeba", every.attr[:, every.attr_names.index("Smiling")]
+    return [
+        ImageFile(images / name, name, label, "test" if name in test else "train", str(identity))
+        for name, label, identity in zip(every.filename, smile.tolist(), every.identity[:, 0].tolist())
+    ]
 
 
-def _add_unlabelled(listing: Listing, root: Path) -> None:
+def _unlabelled(root: str) -> list[ImageFile]:
+    base = Path(os.path.expanduser(root))
     try:
-        paths = list_images(root)
+        paths = list_images(base)
     except OSError as error:
-        raise DataError(f"data.unlabelled={root}: {error.strerror}; name a folder of pictures") from None
+        raise DataError(f"data.unlabelled={base}: {error.strerror}; name a folder of images") from None
     if not paths:
-        raise DataError(f"data.unlabelled={root} holds no images; name a folder of pictures")
-    names = [f"unlabelled/{_text(path.relative_to(root))}" for path in paths]
-    listing.paths += paths
-    listing.names += names
-    listing.smile += [UNKNOWN] * len(paths)
-    listing.test += [False] * len(paths)
-    listing.num_unlabelled = len(paths)
+        raise DataError(f"data.unlabelled={base} holds no images; name a folder of images")
+    return [ImageFile(path, f"unlabelled/{_text(path.relative_to(base))}", UNKNOWN, UNLABELLED) for path in paths]
 
 
-def read_attributes(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Columns of a CSV with a column `file`, as numbers for the pictures `names`: (N,) each, NaN where there is none.
+def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Columns of a CSV table with a column `file`, as numbers for the images `names`: (N,) each, NaN without an entry.
 
     A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words,
-    `identity` and `smile` are left out. A file is found by its path below data.root, or by its bare name if that
-    is one picture's only.
-    Raises DataError.
+    `identity` and `smile` are left out. A `file` is a path below data.root, or a bare name that one image has.
     """
     try:
-        if not path.is_file():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file:
             table = [row for row in csv.DictReader(file) if row.get("file")]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or "it is not CSV"
-        raise DataError(f"data.attributes={path}: {why}; name a CSV table with a column `file`") from None
-    bare = Counter(name.rsplit("/", 1)[-1] for name in names)
-    listed = Counter(row["file"].rsplit("/", 1)[-1] for row in table)
-    rows = {row["file"].rsplit("/", 1)[-1]: row for row in table} | {row["file"]: row for row in table}
-    found = []
-    for name in names:
-        short = name.rsplit("/", 1)[-1]
-        found.append(rows.get(name) or (rows.get(short) if bare[short] == listed[short] == 1 else None))
-    if not any(found):
+        reason = getattr(error, "strerror", None) or "it is not CSV"
+        raise DataError(f"data.attributes={path}: {reason}; name a CSV table with a column `file`") from None
+    in_names, in_table = Counter(map(_bare, names)), Counter(_bare(row["file"]) for row in table)
+    once = {name for name in in_names if in_names[name] == in_table[name] == 1}
+    by_file = {_bare(row["file"]): row for row in table} | {row["file"]: row for row in table}
+    rows = [by_file.get(name) or (by_file[_bare(name)] if _bare(name) in once else None) for name in names]
+    if not any(rows):
         raise DataError(
-            f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} pictures;"
+            f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} images;"
             " name them as below data.root, or by file names that occur once"
         )
     columns = {}
     for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
-        texts = [(row.get(column) or "").strip() if row else "" for row in found]
-        words = sorted({text for text in texts if text})
-        codes: dict[str, float] = {"": math.nan}
+        texts = [(row.get(column) or "").strip() if row else "" for row in rows]
+        words = sorted(set(texts) - {""})
         try:
-            codes |= {word: float(word) for word in words}
+            codes = {word: float(word) for word in words}
         except ValueError:
-            codes |= {word: float(number) for number, word in enumerate(words)}
             if len(words) > 2:
                 continue
-        values = np.array([codes[text] for text in texts], dtype=np.float32)
+            codes = {word: float(number) for number, word in enumerate(words)}
+        values = np.array([codes.get(text, math.nan) for text in texts], dtype=np.float32)
         if len(np.unique(values[np.isfinite(values)])) > 1:
             columns[column] = values
     return columns
 
 
-def _extra(module: str, wanted_by: str) -> Any:
-    try:
-        return __import__(module)
-    except ImportError:
-        raise DataError(f"{wanted_by} needs {module}, which is not installed: pip install -e '.[data]'") from None
-
-
 def person(pattern: str, name: str) -> str:
-    match = re.match(pattern, name.rsplit("/", 1)[-1])
+    """The person in an image, from its file name: the pattern's first group, or the whole name."""
+    match = re.match(pattern, _bare(name))
     return match[1] if match else name
+
+
+def _bare(name: str) -> str:
+    return name.rsplit("/", 1)[-1]
 
 
 def _text(path: Path) -> str:

@@ -1,12 +1,13 @@
-"""Which images belong to training and which are held out: no person is in both."""
+"""Splits faces into training and held-out parts by person: no person is in both."""
 
 import numpy as np
 
 from smilevae.data.batches import hash64
+from smilevae.data.sources import UNLABELLED, ImageFile
 
 
-def one_name_each(people: list[str], digests: list[str]) -> list[str]:
-    """People who share a file to the byte are one person: under two names it would lie on both sides of a split."""
+def merge_people(files: list[ImageFile]) -> list[str]:
+    """The person of each file. People who share a file to the byte become one: a split cannot separate its copies."""
     first: dict[str, str] = {}
     alias: dict[str, str] = {}
 
@@ -15,30 +16,29 @@ def one_name_each(people: list[str], digests: list[str]) -> list[str]:
             person = alias[person]
         return person
 
-    for person, digest in zip(people, digests):
-        known, own = name(first.setdefault(digest, person)), name(person)
-        if known != own:
-            alias[own] = known
-    return [name(person) for person in people]
+    for file in files:
+        if file.part != UNLABELLED:
+            known, own = name(first.setdefault(file.digest, file.person)), name(file.person)
+            if known != own:
+                alias[own] = known
+    return [name(first[file.digest]) if file.digest in first else file.person for file in files]
 
 
-def split_parts(
-    people: list[str], smile: np.ndarray, is_test: np.ndarray, seed: int, val_fraction: float
-) -> np.ndarray:
-    """Assign every image to "train", "val" or "test": grouped by person, even in every class, seeded.
+def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
+    """Splits the faces of "train" into "train" and "val": grouped by person, even in every class, seeded.
 
     A person goes to val if a hash of (seed, name) falls below `val_fraction`, so adding files never moves
-    another person. Only where that leaves a class of two or more people without a side (tiny sets), the
-    person nearest to the threshold moves over.
+    another person. Only if that leaves a class of two or more people on one side (tiny sets), the
+    person nearest to the threshold changes sides. UNLABELLED faces become "train", but not those of held-out people.
     """
-    draw = {p: hash64("split", seed, p) / 2**64 for p in people}
+    draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, part == "train") if own}
     in_val = {p for p, u in draw.items() if u < val_fraction}
-    for label in np.unique(smile[~is_test]):
-        members = {p for p, s, t in zip(people, smile, is_test) if s == label and not t}
+    for label in np.unique(smile[part == "train"]):
+        members = {people[row] for row in np.flatnonzero((part == "train") & (smile == label))}
         if len(members) >= 2 and not members & in_val:
             in_val.add(min(members, key=lambda p: (draw[p], p)))
         elif len(members) >= 2 and members <= in_val:
             in_val.remove(max(members, key=lambda p: (draw[p], p)))
-    part = np.array(["val" if p in in_val else "train" for p in people], dtype="<U5")
-    part[is_test] = "test"
-    return part
+    held_out = np.array([p in in_val for p in people])
+    part = np.where((part == "train") & held_out, "val", part)
+    return np.where((part == UNLABELLED) & ~held_out, "train", part)

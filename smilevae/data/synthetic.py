@@ -1,7 +1,4 @@
-"""Drawn faces with known factors: what a photograph hides, these tell. Rendered by resvg, antialiased.
-
-Coordinates are percent of the picture's side, y downwards. Shapes: N faces, S image side.
-"""
+"""Synthetic faces with known factors, rendered by resvg with antialiasing. Shapes: N faces, S image side."""
 
 import colorsys
 import hashlib
@@ -9,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import resvg_py
 from PIL import Image
 
 # Every factor is in [0, 1] except smile (-0.3 pout .. 1 laugh) and the signed ones, in [-1, 1].
@@ -19,7 +17,8 @@ UNIFORM = (
 SIGNED = ("yaw", "roll", "light")
 CONFOUNDED = "hair_length"  # the factor that `confound` correlates with the smile, as gender is in photographs
 FACTORS = ("smile", CONFOUNDED, "glasses", "beard", *UNIFORM, *SIGNED)
-TEETH_FROM = 0.5  # the smile at which lips part
+NATIVE_SIZE = 64  # pixels on a side
+TEETH_FROM = 0.5  # from this smile on the lips part
 
 SKINS = ("#4a2a1c", "#7d4a30", "#b57a52", "#dba67e", "#f2cdb0", "#f8dcc8")
 HAIRS = ("#17120f", "#2e1e15", "#553322", "#86552c", "#b98a48", "#dcc07c", "#a5492a", "#9b9894")
@@ -28,20 +27,16 @@ WHITE, BLACK = "#ffffff", "#000000"
 
 
 class SyntheticFaces:
-    """`num_smiling + num_not_smiling` labelled and `num_test` unlabelled-by-part faces, a function of the seed.
+    """Faces with factors (N,) each, smile (N,) int8 labels and test (N,) flags: a function of the seed.
 
-    `factors[name]` is (N,), `smile` (N,) int8 labels, `test` (N,) flags; `confound` is the correlation of the
-    label with hair length. The label says which side of a gap around 0.4 the smile's intensity falls.
+    `confound` is the correlation of the label with hair length. A smile is above 0.45, no smile below 0.35.
     """
 
-    side = 64  # native pixels
-
-    def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, *, seed: int = 0, confound: float = 0.0):
+    def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, seed: int = 0, confound: float = 0.0):
         rng = np.random.default_rng(seed)
         half = num_test // 2
-        labels = [1] * num_smiling + [0] * num_not_smiling + [1] * half + [0] * (num_test - half)
-        num = len(labels)
-        self.smile = np.array(labels, dtype=np.int8)
+        self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), [num_smiling, num_not_smiling, half, num_test - half])
+        num = len(self.smile)
         self.test = np.arange(num) >= num_smiling + num_not_smiling
         factors = {"smile": np.where(self.smile == 1, rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num))}
         hair_length = confound * (2 * self.smile - 1) + (1 - confound**2) ** 0.5 * rng.standard_normal(num)
@@ -62,24 +57,22 @@ class SyntheticFaces:
         return {name: float(values[row]) for name, values in self.factors.items()}
 
     def draw(self, row: int, size: int) -> np.ndarray:
-        """Face `row` as uint8 (S, S, 3), drawn at its native 64 pixels and resized."""
         return draw_face(self._face(row), size)
 
 
-def draw_face(face: Mapping[str, float], size: int, side: int = SyntheticFaces.side) -> np.ndarray:
-    """One face of given FACTORS as uint8 (S, S, 3), rendered at `side` pixels and resized to `size`."""
-    import resvg_py
-
-    png = resvg_py.svg_to_bytes(svg_string=face_svg(face), width=side, height=side, skip_system_fonts=True)
+def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
+    """One face of given FACTORS as uint8 (S, S, 3), rendered at its native size and resized."""
+    png = resvg_py.svg_to_bytes(
+        svg_string=face_svg(face), width=NATIVE_SIZE, height=NATIVE_SIZE, skip_system_fonts=True
+    )
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def face_svg(face: Mapping[str, float]) -> str:
-    """The drawing as SVG text, back to front."""
-    f = face
-    smile, big = f["smile"], max(0.0, (f["smile"] - TEETH_FROM) / (1 - TEETH_FROM))
-    up = max(0.0, smile)
+    """The drawing as SVG text, back to front. Coordinates are percent of the side, y downwards."""
+    f, smile = face, face["smile"]
+    up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
     skin, hair, iris = _pick(SKINS, f["skin"]), _pick(HAIRS, f["hair"]), _pick(EYES, f["eye_colour"])
     shade, glow, dark_hair = _mix(skin, "#3a1408", 0.38), _mix(skin, "#fff2e0", 0.35), _mix(hair, BLACK, 0.45)
     lip = _mix(skin, "#a8283c", 0.45)
@@ -88,25 +81,22 @@ def face_svg(face: Mapping[str, float]) -> str:
     wide, jaw = 27 + 4 * f["face_width"], 15 + 8 * f["jaw"]  # half widths of the head and of the chin
     turn = 5 * f["yaw"]  # the features slide over the head as it turns
     cx, eye_y, mouth_y = 50 + turn, 47.0, 74.0 - 1.5 * up
-    parts = []
-
     # background, hair behind, neck, shirt
-    parts.append(f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f["roll"]:.2f} 50 90)">')
-    hang = 42 + 58 * f["hair_length"]  # where the hair ends
+    hang = 42 + 58 * f["hair_length"]  # the lower end of the hair
     flare = wide + 3 + 6 * f["hair_length"]
-    parts.append(
-        _path(
-            f"M{50 - flare} {hang} C{44 - flare} 30 {50 - wide} 3 50 3 C{50 + wide} 3 {56 + flare} 30 {50 + flare} {hang}"
-            f" Q50 {hang + 6} {50 - flare} {hang}Z",
-            dark_hair,
-        )
+    behind = (
+        f"M{50 - flare} {hang} C{44 - flare} 30 {50 - wide} 3 50 3 C{50 + wide} 3 {56 + flare} 30 {50 + flare} {hang}"
+        f" Q50 {hang + 6} {50 - flare} {hang}Z"
     )
-    parts.append(_path("M38 78 L38 100 L62 100 L62 78Z", shade))
-    parts.append(_path("M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z", _mix(back, "#202840", 0.6)))
+    parts = [
+        f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f["roll"]:.2f} 50 90)">',
+        _path(behind, dark_hair),
+        _path("M38 78 L38 100 L62 100 L62 78Z", shade),
+        _path("M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z", _mix(back, "#202840", 0.6)),
+    ]
 
     # ears and head
-    for side in (-1, 1):
-        parts.append(_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade))
+    parts += [_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade) for side in (-1, 1)]
     head = (
         f"M50 14 C{50 + wide} 14 {50 + wide + 3} 38 {50 + wide} 55 C{50 + wide - 2} 74 {50 + jaw} 94 50 94"
         f" C{50 - jaw} 94 {50 - wide + 2} 74 {50 - wide} 55 C{50 - wide - 3} 38 {50 - wide} 14 50 14Z"
@@ -115,17 +105,13 @@ def face_svg(face: Mapping[str, float]) -> str:
 
     # beard: a mass along the jaw and a moustache, under the mouth and the cheeks
     if f["beard"]:
-        ink = f'opacity="{0.25 + 0.6 * f["beard"]:.2f}"'
         line = mouth_y - 9
-        parts.append(
-            _path(
-                f"M{50 - wide} 56 C{50 - wide + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {50 + wide - 1} 74 {50 + wide} 56"
-                f" C{50 + wide - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
-                f" C{cx - 18} {line} {50 - wide + 5} 68 {50 - wide} 56Z",
-                dark_hair,
-                ink,
-            )
+        beard = (
+            f"M{50 - wide} 56 C{50 - wide + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {50 + wide - 1} 74 {50 + wide} 56"
+            f" C{50 + wide - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
+            f" C{cx - 18} {line} {50 - wide + 5} 68 {50 - wide} 56Z"
         )
+        parts.append(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f["beard"]:.2f}"'))
 
     # cheeks: rounder and redder with the smile, with a fold from the nose
     for side in (-1, 1):
@@ -140,19 +126,17 @@ def face_svg(face: Mapping[str, float]) -> str:
         near = 1 + 0.10 * side * f["yaw"]
         x, half = cx + side * 13.5 * (1 - 0.06 * side * f["yaw"]), (5.6 + 1.4 * f["eye_size"]) * near
         open_ = (3.0 + 1.5 * f["eye_size"]) * (1 - 0.5 * up)
-        almond = f"M{x - half} {eye_y + 0.6} Q{x} {eye_y - 2 * open_} {x + half} {eye_y} Q{x} {eye_y + 1.6 * open_ - 2.4 * up}"
-        almond += f" {x - half} {eye_y + 0.6}Z"
-        clip = f"eye{side + 1}"
-        parts.append(_ellipse(x, eye_y - 1, half + 3, open_ + 4, shade, 'opacity="0.28"'))
-        parts.append(f'<clipPath id="{clip}"><path d="{almond}"/></clipPath>' + _path(almond, "#f4f1ec"))
-        look = x + 1.2 * f["yaw"]
-        parts.append(f'<g clip-path="url(#{clip})">' + _ellipse(look, eye_y - 0.4, 3.3, 3.3, iris))
-        parts.append(
-            _ellipse(look, eye_y - 0.4, 1.6, 1.6, "#0c0808") + _ellipse(look + 1.1, eye_y - 1.6, 0.8, 0.8, WHITE)
-        )
-        parts.append("</g>")
         lid = f"M{x - half} {eye_y + 0.6} Q{x} {eye_y - 2 * open_} {x + half} {eye_y}"
-        parts.append(_line(lid, _mix(dark_hair, BLACK, 0.4), 1.3))
+        almond = f"{lid} Q{x} {eye_y + 1.6 * open_ - 2.4 * up} {x - half} {eye_y + 0.6}Z"
+        clip, look = f"eye{side + 1}", x + 1.2 * f["yaw"]
+        parts += [
+            _ellipse(x, eye_y - 1, half + 3, open_ + 4, shade, 'opacity="0.28"'),
+            f'<clipPath id="{clip}"><path d="{almond}"/></clipPath>{_path(almond, "#f4f1ec")}',
+            f'<g clip-path="url(#{clip})">{_ellipse(look, eye_y - 0.4, 3.3, 3.3, iris)}',
+            _ellipse(look, eye_y - 0.4, 1.6, 1.6, "#0c0808"),
+            f"{_ellipse(look + 1.1, eye_y - 1.6, 0.8, 0.8, WHITE)}</g>",
+            _line(lid, _mix(dark_hair, BLACK, 0.4), 1.3),
+        ]
         if up > 0.2:  # crow's feet
             edge = x + side * (half + 1)
             feet = f"M{edge} {eye_y} l{side * 3} -1.6 M{edge} {eye_y + 1.4} l{side * 3} 1"
@@ -162,88 +146,63 @@ def face_svg(face: Mapping[str, float]) -> str:
         parts.append(_line(brow, dark_hair, 1.6 + 1.9 * f["brow_weight"]))
 
     # nose
-    nose = 4 + 2.4 * f["nose_width"] + 0.6 * up
-    tip = cx + 1.3 * turn / 5 * 2
-    parts.append(
-        _path(f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z", "url(#nose)")
-    )
-    parts.append(
-        _line(
-            f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6 M{tip + nose} 61.5 Q{tip + nose - 1} 64 {tip + 1.5} 63.6",
-            shade,
-            1.2,
-        )
-    )
+    nose, tip = 4 + 2.4 * f["nose_width"] + 0.6 * up, cx + 1.3 * turn / 5 * 2
+    bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
+    nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
+    nostrils += f" M{tip + nose} 61.5 Q{tip + nose - 1} 64 {tip + 1.5} 63.6"
+    parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
     parts.append(_ellipse(tip + 0.8 * f["light"], 59, 1.6, 1.8, glow, 'opacity="0.6"'))
 
     # mouth: wider, corners up, lips parting over the teeth
     half = 9.5 + 5.5 * up - 1.5 * max(0.0, -smile)
     corner, dip = mouth_y - 6.2 * smile + 1.5 * up, mouth_y + 3.2 * smile
-    gap = 9.5 * big
-    full = 1.4 + 1.3 * f["lip_fullness"]
+    gap, full = 9.5 * big, 1.4 + 1.3 * f["lip_fullness"]
     left, right = cx - half, cx + half
-    inside = f"M{left} {corner} Q{cx} {dip} {right} {corner} Q{cx} {dip + 2 * gap + 0.4} {left} {corner}Z"
-    upper = f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full} Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
-    lower = (
-        f"M{left} {corner} Q{cx} {dip + 2 * gap} {right} {corner} Q{cx} {dip + 2 * gap + 3.4 * full} {left} {corner}Z"
+    between = f"M{left} {corner} Q{cx} {dip} {right} {corner}"  # the line along which the lips meet
+    upper = (
+        f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
+        f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
     )
+    lower = f"M{left} {corner} Q{cx} {dip + 2 * gap} {right} {corner}"
+    lower += f" Q{cx} {dip + 2 * gap + 3.4 * full} {left} {corner}Z"
     if big:
-        parts.append(f'<clipPath id="mouth"><path d="{inside}"/></clipPath>' + _path(inside, "#3c0e12"))
-        teeth = f"M{left} {corner} Q{cx} {dip} {right} {corner} Q{cx} {dip + 1.35 * gap + 1.5} {left} {corner}Z"
-        parts.append('<g clip-path="url(#mouth)">' + _path(teeth, "#f7f4ea") + "</g>")
+        inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {left} {corner}Z"
+        teeth = f"{between} Q{cx} {dip + 1.35 * gap + 1.5} {left} {corner}Z"
+        parts.append(f'<clipPath id="mouth"><path d="{inside}"/></clipPath>{_path(inside, "#3c0e12")}')
+        parts.append(f'<g clip-path="url(#mouth)">{_path(teeth, "#f7f4ea")}</g>')
     parts.append(_path(upper, _mix(lip, BLACK, 0.12)) + _path(lower, lip))
     if not big:
-        parts.append(_line(f"M{left} {corner} Q{cx} {dip} {right} {corner}", _mix(lip, BLACK, 0.55), 1.1))
-    for x, side in ((left, -1), (right, 1)):
-        parts.append(_line(f"M{x} {corner} l{side * 1.2} {-1.6 * smile:.2f}", _mix(lip, BLACK, 0.55), 1.2))
+        parts.append(_line(between, _mix(lip, BLACK, 0.55), 1.1))
+    for start in (f"M{left} {corner} l-1.2", f"M{right} {corner} l1.2"):
+        parts.append(_line(f"{start} {-1.6 * smile:.2f}", _mix(lip, BLACK, 0.55), 1.2))
 
     # hair in front, light over the head, glasses
     low = 20 + 13 * f["fringe"]
-    parts.append(
-        _path(
-            f"M{50 - wide - 2} 50 C{50 - wide - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {50 + wide + 5} 14 {50 + wide + 2} 50"
-            f" C{50 + wide - 1} 40 {50 + wide - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6} {cx - 14} {low + 2}"
-            f" C{50 - wide + 3} {low + 6} {50 - wide + 1} 40 {50 - wide - 2} 50Z",
-            "url(#hair)",
-        )
+    front = (
+        f"M{50 - wide - 2} 50 C{50 - wide - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {50 + wide + 5} 14"
+        f" {50 + wide + 2} 50 C{50 + wide - 1} 40 {50 + wide - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
+        f" {cx - 14} {low + 2} C{50 - wide + 3} {low + 6} {50 - wide + 1} 40 {50 - wide - 2} 50Z"
     )
-    parts.append(_path(head, "url(#light)"))
+    parts += [_path(front, "url(#hair)"), _path(head, "url(#light)")]
     if f["glasses"]:
         ring = f'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a" stroke-width="{0.8 + 1.4 * f["glasses"]:.2f}"'
         for side in (-1, 1):
             parts.append(f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
         arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{50 - wide} 47 M{cx + 23} 45 L{50 + wide} 47"
         parts.append(_line(arms, "#1c1a1a", 0.8 + f["glasses"]))
-    parts.append("</g>")
 
-    lit = 50 + 30 * f["light"]
-    from_, to = (0, 1) if f["light"] > 0 else (1, 0)  # the shadow falls on the far side
-    defs = (
-        _gradient(
-            "back",
-            "linear",
-            f'x1="{from_}" x2="{to}" y2="1"',
-            ((0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))),
-        )
-        + _gradient("skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', ((0, glow), (0.45, skin), (1, shade)))
-        + _gradient(
-            "hair", "linear", f'x1="{from_}" x2="{to}"', ((0, dark_hair), (0.75, hair), (1, _mix(hair, WHITE, 0.25)))
-        )
-        + _gradient("nose", "linear", f'x1="{from_}" x2="{to}"', ((0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)))
-        + _gradient(
-            "cheek",
-            "radial",
-            "",
-            ((0, _mix(skin, "#e0554a", 0.5), 0.9), (0.6, _mix(skin, "#e0554a", 0.4), 0.4), (1, skin, 0)),
-        )
-        + _gradient(
-            "light",
-            "linear",
-            f'x1="{from_}" x2="{to}"',
-            ((0, "#180808", 0.5 * abs(f["light"])), (0.6, "#180808", 0), (1, WHITE, 0.12)),
-        )
-    )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100"><defs>{defs}</defs>{"".join(parts)}</svg>'
+    lit, dark, red, rose = 50 + 30 * f["light"], "#180808", _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
+    across = 'x1="0" x2="1"' if f["light"] > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
+    defs = [
+        _gradient("back", "linear", f'{across} y2="1"', (0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))),
+        _gradient("skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)),
+        _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, _mix(hair, WHITE, 0.25))),
+        _gradient("nose", "linear", across, (0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)),
+        _gradient("cheek", "radial", "", (0, red, 0.9), (0.6, rose, 0.4), (1, skin, 0)),
+        _gradient("light", "linear", across, (0, dark, 0.5 * abs(f["light"])), (0.6, dark, 0), (1, WHITE, 0.12)),
+    ]
+    content = f"<defs>{''.join(defs)}</defs>{''.join(parts)}</g>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{content}</svg>'
 
 
 def _path(d: str, fill: str, more: str = "") -> str:
@@ -258,12 +217,12 @@ def _ellipse(cx: float, cy: float, rx: float, ry: float, fill: str, more: str = 
     return f'<ellipse cx="{cx:.2f}" cy="{cy:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" fill="{fill}" {more}/>'
 
 
-def _gradient(name: str, kind: str, where: str, stops: Sequence[tuple]) -> str:
+def _gradient(name: str, kind: str, attributes: str, *stops: tuple) -> str:
     inner = "".join(
         f'<stop offset="{at}" stop-color="{colour}" stop-opacity="{(*opacity, 1)[0]:.2f}"/>'
         for at, colour, *opacity in stops
     )
-    return f'<{kind}Gradient id="{name}" {where}>{inner}</{kind}Gradient>'
+    return f'<{kind}Gradient id="{name}" {attributes}>{inner}</{kind}Gradient>'
 
 
 def _mix(a: str, b: str, t: float) -> str:

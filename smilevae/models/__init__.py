@@ -1,1 +1,1 @@
-"""Networks, the VAE, its objective and metrics, latent arithmetic, and the linear VAE. Importing this costs no torch."""
+"""Networks, the VAE, its loss and metrics, latent arithmetic, and linear references. This file imports no torch."""

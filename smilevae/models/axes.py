@@ -1,4 +1,4 @@
-"""Principal components, the linear bound that every model is read against. Shapes: N examples, P pixels, K axes."""
+"""Principal axes of faces, and the weights of the linear VAE at its optimum. Shapes: N examples, P pixels, K axes."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smilevae.models.linear import Spectrum
 
-SPARE_AXES = 64  # beyond those asked for, so that the last of them converge too
+SPARE_AXES = 64  # more than were asked for, so that the last of those converge too
 PASSES = 4
 
 
@@ -35,7 +35,7 @@ def principal_axes(x: Tensor, num: int) -> Axes:
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
-    """The first principal axes of more examples than fit in memory, read PASSES + 1 times in batches (B, P).
+    """The first principal axes of more examples than fit in memory, from PASSES + 1 passes over batches (B, P).
 
     Randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4): memory is (num + SPARE_AXES) rows of P.
     """
@@ -59,26 +59,24 @@ def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
 
 
 def linear_vae_weights(axes: Axes, beta: float, latent_dim: int) -> dict[str, Tensor]:
-    """The linear VAE's optimum under SSE + beta * KL: see linear.linear_vae for the source.
+    """The linear VAE's optimum under SSE + beta * KL as LinearPath's weights; see linear.linear_vae for the source.
 
-    mean (P,); encoder and decoder (D, P), so that mu = encoder (x - mean) and x_hat = mean + decoder^T z; logvar (D,).
-    Dimensions that the optimum leaves dead, or that there are no axes for, are zero; their posterior is the prior.
+    mu = encoder (x - mean) and x_hat = mean + decoder^T z. Inactive dimensions are zero: their posterior is the prior.
     """
-    mean, basis, variances = axes
     s = beta / 2
-    live = int((variances[:latent_dim] > s).sum())
-    v, rows = variances[:live], basis[:, :live].T
-    weights = {"mean": mean, "logvar": torch.zeros(latent_dim)}
-    weights |= {name: torch.zeros(latent_dim, len(mean)) for name in ("encoder", "decoder")}
-    weights["encoder"][:live] = ((v - s).sqrt() / v).to(rows.dtype)[:, None] * rows
-    weights["decoder"][:live] = (v - s).sqrt().to(rows.dtype)[:, None] * rows
-    weights["logvar"][:live] = (s / v).log()
-    return weights
+    num = int((axes.variances[:latent_dim] > s).sum())
+    v, rows = axes.variances[:num], axes.basis[:, :num].T
+    encoder, decoder = torch.zeros(2, latent_dim, len(axes.mean))
+    logvar = torch.zeros(latent_dim)
+    encoder[:num] = ((v - s).sqrt() / v).to(rows.dtype)[:, None] * rows
+    decoder[:num] = (v - s).sqrt().to(rows.dtype)[:, None] * rows
+    logvar[:num] = (s / v).log()
+    return {"mean": axes.mean, "encoder": encoder, "decoder": decoder, "logvar": logvar}
 
 
 def spectrum(axes: Axes, held_out: Tensor) -> Spectrum:
-    """The spectrum of training examples and how held-out ones (M, P) fall on it."""
-    apart = held_out - axes.mean
-    squares = (apart @ axes.basis).double().square().mean(0)
-    total = apart.double().square().sum(1).mean().item()
+    """The spectrum of training examples, and the mean squares of held-out ones (M, P) along its axes."""
+    centred = held_out - axes.mean
+    squares = (centred @ axes.basis).double().square().mean(0)
+    total = centred.double().square().sum(1).mean().item()
     return Spectrum(axes.variances.tolist(), squares.tolist(), total, held_out.shape[1])

@@ -1,12 +1,15 @@
-"""What linear models reach on a set of faces, from its spectrum alone: mean face, PCA, the linear VAE's optimum.
+"""Linear references for a set of faces, from its spectrum alone: mean face, PCA, the optimum of a linear VAE.
 
-No torch: the analysis draws these as references. Pixels in [0, 1], KL in nats, PSNR in dB of mu's decoding.
+This file imports no torch: the analysis draws these references. Pixels in [0, 1], KL in nats, PSNR in dB of decode(mu).
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from smilevae.models.metrics import psnr
+
+MIN_ERROR = 1e-12  # rounding may leave a squared error at zero or below
 
 
 class Spectrum(NamedTuple):
@@ -22,7 +25,8 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
     """The optimum of a linear VAE under SSE + beta * KL, as held-out means: loss, recon, kl, psnr; and active units.
 
     Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2: an axis
-    lives where its variance v exceeds s; then Var(z|x) = s / v, and mu's decoding keeps (1 - s / v) of the face.
+    is active if its variance v exceeds s; then Var(z|x) = s / v, and decode(mu) keeps (1 - s / v) of the face.
+    At beta=0 this is PCA, and kl is None: it grows without limit as beta falls to 0.
     """
     s = beta / 2
     v, p = (np.asarray(a[:latent_dim]) for a in (spectrum.eigenvalues, spectrum.held_out))
@@ -30,34 +34,33 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
     ratio = s / v
     distortion = spectrum.total - float((p * (1 - ratio**2)).sum())
     recon = distortion + float(((v - s) * ratio).sum())
-    kl = 0.5 * float(((v - s) / v**2 * p + ratio - 1 - np.log(np.maximum(ratio, 1e-300))).sum())
+    kl = 0.5 * float(((v - s) / v**2 * p + ratio - 1 - np.log(ratio)).sum()) if beta else None
     return {
-        "loss": recon + beta * kl,
+        "loss": recon + beta * kl if kl is not None else recon,
         "recon": recon,
         "kl": kl,
-        "psnr": _psnr(distortion, spectrum),
+        "psnr": psnr(max(distortion, MIN_ERROR) / spectrum.num_pixels),
         "active_units": len(v),
     }
 
 
 def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
-    """What to expect of a point before training it, in a sentence; with a warning where it can only collapse."""
-    found = linear_vae(spectrum, beta, latent_dim)
-    text = (
-        f"forecast for beta={beta:g}, latent_dim={latent_dim}: a linear VAE keeps {found['active_units']} dimensions"
-        f" alive and reaches loss {found['loss']:.1f}, KL {found['kl']:.1f} nats, PSNR {found['psnr']:.2f} dB"
-    )
-    if found["active_units"] == 0:
+    """The linear VAE's optimum in a sentence, as a forecast of a training; with a warning where it must collapse."""
+    optimum = linear_vae(spectrum, beta, latent_dim)
+    active, decibels = optimum["active_units"], f"PSNR {optimum['psnr']:.2f} dB"
+    text = f"forecast for beta={beta:g}, latent_dim={latent_dim}:"
+    if beta == 0:
+        return f"{text} a plain autoencoder, which pays no KL; PCA with {active} components reaches {decibels}"
+    text += f" a linear VAE keeps {active} dimensions active and reaches loss {optimum['loss']:.1f},"
+    text += f" KL {optimum['kl']:.1f} nats, {decibels}"
+    if active == 0:
         return f"{text}; no axis of these faces varies by more than beta / 2: this point can only collapse"
-    if found["active_units"] < latent_dim / 2:
+    if active < latent_dim / 2:
         return f"{text}; most of the {latent_dim} dimensions will carry nothing"
     return text
 
 
 def pca_psnr(spectrum: Spectrum, num_components: int) -> float:
     """Held-out PSNR of a projection on the first principal axes; 0 axes: the mean face."""
-    return _psnr(spectrum.total - sum(spectrum.held_out[:num_components]), spectrum)
-
-
-def _psnr(error: float, spectrum: Spectrum) -> float:
-    return -10 * math.log10(max(error, 1e-12) / spectrum.num_pixels)
+    error = spectrum.total - sum(spectrum.held_out[:num_components])
+    return psnr(max(error, MIN_ERROR) / spectrum.num_pixels)

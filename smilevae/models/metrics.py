@@ -1,11 +1,13 @@
-"""What a run is judged by. Shapes: B examples, D latent dimensions.
+"""The metrics of a run. Shapes: D latent dimensions. This file imports no torch.
 
-`psnr` and `negative_elbo` take plain numbers: they are functions of a set's mean, not means over a set.
+`psnr` and `negative_elbo` take plain numbers: each is a function of a set's mean, not a mean over a set.
 """
 
 import math
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 1509.00519, section 5: a unit is active if Var_x(mu) exceeds this
 
@@ -15,17 +17,16 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
-def active_units(mu_variance: Tensor) -> int:
-    """How many latent dimensions move with the input, from Var_x(mu) of each over a set: (D,) -> count."""
+def active_units(mu_variance: "Tensor") -> int:
+    """The number of latent dimensions whose mu varies over a set of faces: Var_x(mu) of each, (D,) -> count."""
     return int((mu_variance > ACTIVE_VARIANCE).sum())
 
 
 def negative_elbo(recon: float, kl: float, num_pixels: int) -> float:
     """Negative ELBO in nats with the Gaussian decoder's variance at its optimum: comparable across beta.
 
-    `recon` and `kl` are means over a set (SSE in [0, 1] units, nats). The best shared variance is the
-    set's own mean squared error (Rybkin et al. 2006.13202, eq. 8), which leaves
-    num_pixels / 2 * (log(2 pi recon / num_pixels) + 1) + kl.
+    `recon` and `kl` are means over a set (SSE in [0, 1] units, nats). The optimal variance is the set's mean squared
+    error (Rybkin et al. 2006.13202, eq. 8).
     """
     if recon == 0:
         return -math.inf

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from smilevae import runs
 from smilevae.config import Settings
-from smilevae.data import Faces, format_card, load_faces, spectrum_of
+from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
 from smilevae.errors import ConfigError
 from smilevae.evaluation import figures, report
@@ -64,8 +64,9 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
 
 def describe(faces: Faces, settings: Settings, run: runs.Run) -> None:
     """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE."""
-    run.write_json("data_card.json", faces.card())
-    log.info(format_card(faces.card()))
+    card = data_card(faces)
+    run.write_json("data_card.json", card)
+    log.info(format_card(card))
     spectrum = spectrum_of(faces, settings.data.cache)
     run.write_json("spectrum.json", spectrum._asdict())
     run.write_json("forecast.json", linear.linear_vae(spectrum, settings.beta, settings.latent_dim))
