@@ -1,4 +1,4 @@
-"""From image files to batches: decoding, sources, synthetic faces, the split by person, the cache, augmentation."""
+"""From image files to batches of faces."""
 
 from smilevae.data.card import data_card, format_card
 from smilevae.data.dataset import Faces, load_faces, spectrum_of

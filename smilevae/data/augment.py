@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 
 def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
-    """Faces (B, 3, S, S) moved, turned, zoomed and relit; the border is repeated, values stay in [0, 1].
+    """Faces (B, 3, S, S) in [0, 1], moved, turned, zoomed and relit; the border is repeated.
 
-    Up to `shift` pixels down and across, `rotate` degrees, e^`zoom` in size, e^(`zoom` / 2) in aspect, e^`light` in
-    brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] scales these, in this order.
+    By at most `shift` pixels down and across, `rotate` degrees, e^`zoom` in size, e^(`zoom` / 2) in aspect,
+    e^`light` in brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] scales these.
     """
     if shift or rotate or zoom:
         down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]

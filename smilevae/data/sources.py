@@ -1,10 +1,11 @@
-"""Lists the image files of a data set and reads the table of their attributes. No image is decoded here."""
+"""Lists the image files of a data set, and reads the table of their attributes."""
 
 import csv
 import math
 import os
 import re
 from collections import Counter
+from os.path import basename
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +17,19 @@ from smilevae.data.images import list_images
 from smilevae.errors import DataError
 
 UNKNOWN = -1
-UNLABELLED = "none"  # the part of faces from data.unlabelled until split_parts, and of those that it leaves out
+UNLABELLED = "none"  # the part of faces from data.unlabelled, and of those that split_parts leaves out
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
 KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
 
 
 class ImageFile(NamedTuple):
-    """A file before decoding: `name` is its path below the root in POSIX form, `part` "train", "test" or UNLABELLED."""
+    """A file before decoding."""
 
     path: Path
-    name: str
+    name: str  # the path below the root, in POSIX form
     smile: int
-    part: str
-    person: str = ""  # list_faces takes it from the name where the source does not know it
+    part: str  # "train", "test" or UNLABELLED
+    person: str = ""  # by default from the name
     digest: str = ""  # of the content
 
 
@@ -36,7 +37,7 @@ def list_faces(data: Data) -> list[ImageFile]:
     """The files of a source in a stable order, those of data.unlabelled last. Raises DataError."""
     sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
     files = sources[data.source](data.root) + (_unlabelled(data.unlabelled) if data.unlabelled else [])
-    return [file if file.person else file._replace(person=person(data.person_pattern, file.name)) for file in files]
+    return [f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files]
 
 
 def folder(root: str | None) -> list[ImageFile]:
@@ -46,17 +47,17 @@ def folder(root: str | None) -> list[ImageFile]:
         if not root or not base.is_dir():
             raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
         train = base / "train" if (base / "train").is_dir() else base
-        by_class = {name: list_images(train / name) for name in CLASS_FOLDERS if (train / name).is_dir()}
+        by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
         plain = [] if by_class else [path for path in list_images(train) if path not in set(test)]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
-    counts = ", ".join(f"{train / name}: {len(by_class.get(name, []))} images" for name in CLASS_FOLDERS)
-    if by_class and not all(by_class.get(name) for name in CLASS_FOLDERS):
+    counts = ", ".join(f"{train / c}: {len(by_class.get(c, []))} images" for c in CLASS_FOLDERS)
+    if by_class and not all(by_class.get(c) for c in CLASS_FOLDERS):
         raise DataError(f"one class is empty ({counts}); fill both folders, or put all images into {train} itself")
     if not by_class and not plain:
         raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or images")
-    labelled = [(path, CLASS_FOLDERS[name], "train") for name, paths in by_class.items() for path in paths]
+    labelled = [(path, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for path in paths]
     labelled += [(path, UNKNOWN, "train") for path in plain]
     # class folders inside test/ are labels too
     labelled += [(path, CLASS_FOLDERS.get(path.parent.name, UNKNOWN), "test") for path in test]
@@ -64,7 +65,7 @@ def folder(root: str | None) -> list[ImageFile]:
 
 
 def smiling_or_not(root: str | None) -> list[ImageFile]:
-    """The public "smiling or not" set from Kaggle; `root` is a local copy to use instead of the download."""
+    """The public "smiling or not" set from Kaggle, or a local copy of it."""
     if root:
         return folder(root)
     try:
@@ -84,7 +85,7 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
 
 
 def celeba(root: str | None) -> list[ImageFile]:
-    """CelebA (Liu et al. 2015) through torchvision: attribute Smiling, people from its identity file, its test part."""
+    """CelebA (Liu et al. 2015) through torchvision, with its people and its test part."""
     from torchvision.datasets import CelebA
 
     base = root or platformdirs.user_cache_dir("smilevae")
@@ -116,10 +117,10 @@ def _unlabelled(root: str) -> list[ImageFile]:
 
 
 def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Columns of a CSV table with a column `file`, as numbers for the images `names`: (N,) each, NaN without an entry.
+    """Columns of a CSV table as numbers for the images `names`: (N,) each, NaN without an entry.
 
-    A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words,
-    `identity` and `smile` are left out. A `file` is a path below data.root, or a bare name that one image has.
+    A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words
+    is left out. The column `file` holds a path below data.root, or a bare name that one image has.
     """
     try:
         with open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file:
@@ -127,10 +128,11 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or "it is not CSV"
         raise DataError(f"data.attributes={path}: {reason}; name a CSV table with a column `file`") from None
-    in_names, in_table = Counter(map(_bare, names)), Counter(_bare(row["file"]) for row in table)
+    in_names = Counter(map(basename, names))
+    in_table = Counter(basename(row["file"]) for row in table)
     once = {name for name in in_names if in_names[name] == in_table[name] == 1}
-    by_file = {_bare(row["file"]): row for row in table} | {row["file"]: row for row in table}
-    rows = [by_file.get(name) or (by_file[_bare(name)] if _bare(name) in once else None) for name in names]
+    by_file = {basename(row["file"]): row for row in table} | {row["file"]: row for row in table}
+    rows = [by_file.get(name) or (by_file[basename(name)] if basename(name) in once else None) for name in names]
     if not any(rows):
         raise DataError(
             f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} images;"
@@ -153,13 +155,9 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
 
 
 def person(pattern: str, name: str) -> str:
-    """The person in an image, from its file name: the pattern's first group, or the whole name."""
-    match = re.match(pattern, _bare(name))
+    """The pattern's first group in a file name, or the whole name."""
+    match = re.match(pattern, basename(name))
     return match[1] if match else name
-
-
-def _bare(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
 
 
 def _text(path: Path) -> str:

@@ -7,7 +7,7 @@ from smilevae.data.sources import UNLABELLED, ImageFile
 
 
 def merge_people(files: list[ImageFile]) -> list[str]:
-    """The person of each file. People who share a file to the byte become one: a split cannot separate its copies."""
+    """The person of each file. People who share a file to the byte become one, so no split separates copies."""
     first: dict[str, str] = {}
     alias: dict[str, str] = {}
 
@@ -25,11 +25,11 @@ def merge_people(files: list[ImageFile]) -> list[str]:
 
 
 def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Splits the faces of "train" into "train" and "val": grouped by person, even in every class, seeded.
+    """Splits the part "train" into "train" and "val" by person, with people of every class in both.
 
-    A person goes to val if a hash of (seed, name) falls below `val_fraction`, so adding files never moves
-    another person. Only if that leaves a class of two or more people on one side (tiny sets), the
-    person nearest to the threshold changes sides. UNLABELLED faces become "train", but not those of held-out people.
+    A person goes to val if a hash of (seed, name) falls below `val_fraction`, so new files move nobody. In a
+    tiny set, the person nearest to the threshold changes sides if a class has two or more people on one side
+    only. UNLABELLED faces become "train", but not those of held-out people.
     """
     draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, part == "train") if own}
     in_val = {p for p, u in draw.items() if u < val_fraction}

@@ -4,6 +4,7 @@ import colorsys
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import resvg_py
@@ -34,8 +35,8 @@ class SyntheticFaces:
 
     def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, seed: int = 0, confound: float = 0.0):
         rng = np.random.default_rng(seed)
-        half = num_test // 2
-        self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), [num_smiling, num_not_smiling, half, num_test - half])
+        counts = num_smiling, num_not_smiling, num_test // 2, (num_test + 1) // 2
+        self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), counts)
         num = len(self.smile)
         self.test = np.arange(num) >= num_smiling + num_not_smiling
         factors = {"smile": np.where(self.smile == 1, rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num))}
@@ -62,73 +63,76 @@ class SyntheticFaces:
 
 def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
     """One face of given FACTORS as uint8 (S, S, 3), rendered at its native size and resized."""
-    png = resvg_py.svg_to_bytes(
-        svg_string=face_svg(face), width=NATIVE_SIZE, height=NATIVE_SIZE, skip_system_fonts=True
-    )
+    svg, side = face_svg(face), NATIVE_SIZE
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def face_svg(face: Mapping[str, float]) -> str:
     """The drawing as SVG text, back to front. Coordinates are percent of the side, y downwards."""
-    f, smile = face, face["smile"]
+    f, smile = SimpleNamespace(**face), face["smile"]
     up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
-    skin, hair, iris = _pick(SKINS, f["skin"]), _pick(HAIRS, f["hair"]), _pick(EYES, f["eye_colour"])
+    skin, hair, iris = _pick(SKINS, f.skin), _pick(HAIRS, f.hair), _pick(EYES, f.eye_colour)
     shade, glow, dark_hair = _mix(skin, "#3a1408", 0.38), _mix(skin, "#fff2e0", 0.35), _mix(hair, BLACK, 0.45)
     lip = _mix(skin, "#a8283c", 0.45)
-    back = "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f["background"], 0.35, 0.72))
+    dark_lip = _mix(lip, BLACK, 0.55)
+    back = "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f.background, 0.35, 0.72))
 
-    wide, jaw = 27 + 4 * f["face_width"], 15 + 8 * f["jaw"]  # half widths of the head and of the chin
-    turn = 5 * f["yaw"]  # the features slide over the head as it turns
+    wide, jaw = 27 + 4 * f.face_width, 15 + 8 * f.jaw  # half widths of the head and of the chin
+    west, east = 50 - wide, 50 + wide
+    turn = 5 * f.yaw  # the features slide over the head as it turns
     cx, eye_y, mouth_y = 50 + turn, 47.0, 74.0 - 1.5 * up
+
     # background, hair behind, neck, shirt
-    hang = 42 + 58 * f["hair_length"]  # the lower end of the hair
-    flare = wide + 3 + 6 * f["hair_length"]
+    hang = 42 + 58 * f.hair_length  # the lower end of the hair
+    flare = wide + 3 + 6 * f.hair_length
     behind = (
-        f"M{50 - flare} {hang} C{44 - flare} 30 {50 - wide} 3 50 3 C{50 + wide} 3 {56 + flare} 30 {50 + flare} {hang}"
+        f"M{50 - flare} {hang} C{44 - flare} 30 {west} 3 50 3 C{east} 3 {56 + flare} 30 {50 + flare} {hang}"
         f" Q50 {hang + 6} {50 - flare} {hang}Z"
     )
     parts = [
-        f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f["roll"]:.2f} 50 90)">',
+        f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f.roll:.2f} 50 90)">',
         _path(behind, dark_hair),
         _path("M38 78 L38 100 L62 100 L62 78Z", shade),
         _path("M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z", _mix(back, "#202840", 0.6)),
     ]
+    add = parts.append
 
     # ears and head
     parts += [_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade) for side in (-1, 1)]
     head = (
-        f"M50 14 C{50 + wide} 14 {50 + wide + 3} 38 {50 + wide} 55 C{50 + wide - 2} 74 {50 + jaw} 94 50 94"
-        f" C{50 - jaw} 94 {50 - wide + 2} 74 {50 - wide} 55 C{50 - wide - 3} 38 {50 - wide} 14 50 14Z"
+        f"M50 14 C{east} 14 {east + 3} 38 {east} 55 C{east - 2} 74 {50 + jaw} 94 50 94"
+        f" C{50 - jaw} 94 {west + 2} 74 {west} 55 C{west - 3} 38 {west} 14 50 14Z"
     )
-    parts.append(_path(head, "url(#skin)"))
+    add(_path(head, "url(#skin)"))
 
     # beard: a mass along the jaw and a moustache, under the mouth and the cheeks
-    if f["beard"]:
+    if f.beard:
         line = mouth_y - 9
         beard = (
-            f"M{50 - wide} 56 C{50 - wide + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {50 + wide - 1} 74 {50 + wide} 56"
-            f" C{50 + wide - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
-            f" C{cx - 18} {line} {50 - wide + 5} 68 {50 - wide} 56Z"
+            f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
+            f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
+            f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
         )
-        parts.append(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f["beard"]:.2f}"'))
+        add(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f.beard:.2f}"'))
 
     # cheeks: rounder and redder with the smile, with a fold from the nose
     for side in (-1, 1):
         x, y = cx + side * (16 - 0.3 * side * turn), 63 - 3.5 * up
-        parts.append(_ellipse(x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'))
+        add(_ellipse(x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'))
         if up > 0.1:
             fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {cx + side * (14 + 3 * up)} {mouth_y - 1}"
-            parts.append(_line(fold, shade, 1.3, f'opacity="{0.75 * up:.2f}"'))
+            add(_line(fold, shade, 1.3, f'opacity="{0.75 * up:.2f}"'))
 
     # eyes: lids close and the lower lid lifts as the cheeks push up
     for side in (-1, 1):
-        near = 1 + 0.10 * side * f["yaw"]
-        x, half = cx + side * 13.5 * (1 - 0.06 * side * f["yaw"]), (5.6 + 1.4 * f["eye_size"]) * near
-        open_ = (3.0 + 1.5 * f["eye_size"]) * (1 - 0.5 * up)
+        near = 1 + 0.10 * side * f.yaw
+        x, half = cx + side * 13.5 * (1 - 0.06 * side * f.yaw), (5.6 + 1.4 * f.eye_size) * near
+        open_ = (3.0 + 1.5 * f.eye_size) * (1 - 0.5 * up)
         lid = f"M{x - half} {eye_y + 0.6} Q{x} {eye_y - 2 * open_} {x + half} {eye_y}"
         almond = f"{lid} Q{x} {eye_y + 1.6 * open_ - 2.4 * up} {x - half} {eye_y + 0.6}Z"
-        clip, look = f"eye{side + 1}", x + 1.2 * f["yaw"]
+        clip, look = f"eye{side + 1}", x + 1.2 * f.yaw
         parts += [
             _ellipse(x, eye_y - 1, half + 3, open_ + 4, shade, 'opacity="0.28"'),
             f'<clipPath id="{clip}"><path d="{almond}"/></clipPath>{_path(almond, "#f4f1ec")}',
@@ -140,66 +144,66 @@ def face_svg(face: Mapping[str, float]) -> str:
         if up > 0.2:  # crow's feet
             edge = x + side * (half + 1)
             feet = f"M{edge} {eye_y} l{side * 3} -1.6 M{edge} {eye_y + 1.4} l{side * 3} 1"
-            parts.append(_line(feet, shade, 0.8, f'opacity="{up - 0.2:.2f}"'))
-        lift = eye_y - 9.5 - 3.5 * f["brow_height"] - 0.8 * up
+            add(_line(feet, shade, 0.8, f'opacity="{up - 0.2:.2f}"'))
+        lift = eye_y - 9.5 - 3.5 * f.brow_height - 0.8 * up
         brow = f"M{x - side * half} {lift + 1.6} Q{x + side * 2} {lift - 2.2} {x + side * (half + 2.2)} {lift + 2}"
-        parts.append(_line(brow, dark_hair, 1.6 + 1.9 * f["brow_weight"]))
+        add(_line(brow, dark_hair, 1.6 + 1.9 * f.brow_weight))
 
     # nose
-    nose, tip = 4 + 2.4 * f["nose_width"] + 0.6 * up, cx + 1.3 * turn / 5 * 2
+    nose, tip = 4 + 2.4 * f.nose_width + 0.6 * up, cx + 1.3 * turn / 5 * 2
     bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
     nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
     nostrils += f" M{tip + nose} 61.5 Q{tip + nose - 1} 64 {tip + 1.5} 63.6"
     parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
-    parts.append(_ellipse(tip + 0.8 * f["light"], 59, 1.6, 1.8, glow, 'opacity="0.6"'))
+    add(_ellipse(tip + 0.8 * f.light, 59, 1.6, 1.8, glow, 'opacity="0.6"'))
 
     # mouth: wider, corners up, lips parting over the teeth
     half = 9.5 + 5.5 * up - 1.5 * max(0.0, -smile)
     corner, dip = mouth_y - 6.2 * smile + 1.5 * up, mouth_y + 3.2 * smile
-    gap, full = 9.5 * big, 1.4 + 1.3 * f["lip_fullness"]
+    gap, full = 9.5 * big, 1.4 + 1.3 * f.lip_fullness
     left, right = cx - half, cx + half
-    between = f"M{left} {corner} Q{cx} {dip} {right} {corner}"  # the line along which the lips meet
+    start, end = f"{left} {corner}", f"{right} {corner}"
+    between = f"M{start} Q{cx} {dip} {end}"  # the line along which the lips meet
     upper = (
         f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
         f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
     )
-    lower = f"M{left} {corner} Q{cx} {dip + 2 * gap} {right} {corner}"
-    lower += f" Q{cx} {dip + 2 * gap + 3.4 * full} {left} {corner}Z"
+    lower = f"M{start} Q{cx} {dip + 2 * gap} {end} Q{cx} {dip + 2 * gap + 3.4 * full} {start}Z"
     if big:
-        inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {left} {corner}Z"
-        teeth = f"{between} Q{cx} {dip + 1.35 * gap + 1.5} {left} {corner}Z"
-        parts.append(f'<clipPath id="mouth"><path d="{inside}"/></clipPath>{_path(inside, "#3c0e12")}')
-        parts.append(f'<g clip-path="url(#mouth)">{_path(teeth, "#f7f4ea")}</g>')
-    parts.append(_path(upper, _mix(lip, BLACK, 0.12)) + _path(lower, lip))
+        inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {start}Z"
+        teeth = f"{between} Q{cx} {dip + 1.35 * gap + 1.5} {start}Z"
+        add(f'<clipPath id="mouth"><path d="{inside}"/></clipPath>{_path(inside, "#3c0e12")}')
+        add(f'<g clip-path="url(#mouth)">{_path(teeth, "#f7f4ea")}</g>')
+    add(_path(upper, _mix(lip, BLACK, 0.12)) + _path(lower, lip))
     if not big:
-        parts.append(_line(between, _mix(lip, BLACK, 0.55), 1.1))
-    for start in (f"M{left} {corner} l-1.2", f"M{right} {corner} l1.2"):
-        parts.append(_line(f"{start} {-1.6 * smile:.2f}", _mix(lip, BLACK, 0.55), 1.2))
+        add(_line(between, dark_lip, 1.1))
+    for tick in (f"M{start} l-1.2", f"M{end} l1.2"):
+        add(_line(f"{tick} {-1.6 * smile:.2f}", dark_lip, 1.2))
 
     # hair in front, light over the head, glasses
-    low = 20 + 13 * f["fringe"]
+    low = 20 + 13 * f.fringe
     front = (
-        f"M{50 - wide - 2} 50 C{50 - wide - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {50 + wide + 5} 14"
-        f" {50 + wide + 2} 50 C{50 + wide - 1} 40 {50 + wide - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
-        f" {cx - 14} {low + 2} C{50 - wide + 3} {low + 6} {50 - wide + 1} 40 {50 - wide - 2} 50Z"
+        f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {east + 5} 14"
+        f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
+        f" {cx - 14} {low + 2} C{west + 3} {low + 6} {west + 1} 40 {west - 2} 50Z"
     )
     parts += [_path(front, "url(#hair)"), _path(head, "url(#light)")]
-    if f["glasses"]:
-        ring = f'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a" stroke-width="{0.8 + 1.4 * f["glasses"]:.2f}"'
+    if f.glasses:
+        ring = f'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a" stroke-width="{0.8 + 1.4 * f.glasses:.2f}"'
         for side in (-1, 1):
-            parts.append(f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
-        arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{50 - wide} 47 M{cx + 23} 45 L{50 + wide} 47"
-        parts.append(_line(arms, "#1c1a1a", 0.8 + f["glasses"]))
+            add(f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
+        arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
+        add(_line(arms, "#1c1a1a", 0.8 + f.glasses))
 
-    lit, dark, red, rose = 50 + 30 * f["light"], "#180808", _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
-    across = 'x1="0" x2="1"' if f["light"] > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
+    lit, dark, red, rose = 50 + 30 * f.light, "#180808", _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
+    across = 'x1="0" x2="1"' if f.light > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
     defs = [
         _gradient("back", "linear", f'{across} y2="1"', (0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))),
         _gradient("skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)),
         _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, _mix(hair, WHITE, 0.25))),
         _gradient("nose", "linear", across, (0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)),
         _gradient("cheek", "radial", "", (0, red, 0.9), (0.6, rose, 0.4), (1, skin, 0)),
-        _gradient("light", "linear", across, (0, dark, 0.5 * abs(f["light"])), (0.6, dark, 0), (1, WHITE, 0.12)),
+        _gradient("light", "linear", across, (0, dark, 0.5 * abs(f.light)), (0.6, dark, 0), (1, WHITE, 0.12)),
     ]
     content = f"<defs>{''.join(defs)}</defs>{''.join(parts)}</g>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{content}</svg>'

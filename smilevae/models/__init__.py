@@ -1,1 +1,1 @@
-"""Networks, the VAE, its loss and metrics, latent arithmetic, and linear references. This file imports no torch."""
+"""Networks, the VAE, its loss and metrics, linear references. No torch here."""

@@ -1,6 +1,6 @@
 """Linear references for a set of faces, from its spectrum alone: mean face, PCA, the optimum of a linear VAE.
 
-This file imports no torch: the analysis draws these references. Pixels in [0, 1], KL in nats, PSNR in dB of decode(mu).
+No torch here: the analysis draws these references. Pixels in [0, 1], KL in nats, PSNR in dB of decode(mu).
 """
 
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ MIN_ERROR = 1e-12  # rounding may leave a squared error at zero or below
 
 
 class Spectrum(NamedTuple):
-    """Variances (K,) of training faces along their principal axes, descending; held-out mean squares along the same."""
+    """Training and held-out faces along the principal axes of the training faces."""
 
-    eigenvalues: list[float]
-    held_out: list[float]
+    eigenvalues: list[float]  # variances (K,) of training faces, descending
+    held_out: list[float]  # mean squares (K,) of held-out faces
     total: float  # mean squared distance of held-out faces to the training mean, summed over pixels
     num_pixels: int
 
 
 def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, Any]:
-    """The optimum of a linear VAE under SSE + beta * KL, as held-out means: loss, recon, kl, psnr; and active units.
+    """The optimum of a linear VAE under SSE + beta * KL: held-out means, and the number of active units.
 
-    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2: an axis
-    is active if its variance v exceeds s; then Var(z|x) = s / v, and decode(mu) keeps (1 - s / v) of the face.
+    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2:
+    an axis is active if its variance v exceeds s; then Var(z|x) = s / v, and decode(mu) keeps 1 - s / v of it.
     At beta=0 this is PCA, and kl is None: it grows without limit as beta falls to 0.
     """
     s = beta / 2
@@ -36,7 +36,7 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
     recon = distortion + float(((v - s) * ratio).sum())
     kl = 0.5 * float(((v - s) / v**2 * p + ratio - 1 - np.log(ratio)).sum()) if beta else None
     return {
-        "loss": recon + beta * kl if kl is not None else recon,
+        "loss": recon if kl is None else recon + beta * kl,
         "recon": recon,
         "kl": kl,
         "psnr": psnr(max(distortion, MIN_ERROR) / spectrum.num_pixels),
@@ -45,7 +45,7 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
 
 
 def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
-    """The linear VAE's optimum in a sentence, as a forecast of a training; with a warning where it must collapse."""
+    """The linear VAE's optimum in a sentence, with a warning where a training must collapse."""
     optimum = linear_vae(spectrum, beta, latent_dim)
     active, decibels = optimum["active_units"], f"PSNR {optimum['psnr']:.2f} dB"
     text = f"forecast for beta={beta:g}, latent_dim={latent_dim}:"
@@ -54,7 +54,7 @@ def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
     text += f" a linear VAE keeps {active} dimensions active and reaches loss {optimum['loss']:.1f},"
     text += f" KL {optimum['kl']:.1f} nats, {decibels}"
     if active == 0:
-        return f"{text}; no axis of these faces varies by more than beta / 2: this point can only collapse"
+        return f"{text}; no axis varies by more than beta / 2: this point can only collapse"
     if active < latent_dim / 2:
         return f"{text}; most of the {latent_dim} dimensions will carry nothing"
     return text

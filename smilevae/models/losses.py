@@ -1,7 +1,4 @@
-"""The terms of the beta-VAE objective, per example; the caller takes the mean.
-
-Shapes: B batch, C channels, S image side, D latent dimensions.
-"""
+"""The beta-VAE loss per example; the caller takes the mean. Shapes: B batch, S image side, D latent dimensions."""
 
 from typing import NamedTuple
 
@@ -18,7 +15,7 @@ class Terms(NamedTuple):
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Sum over pixels of (x_hat - x)^2, in [0, 1] pixel units: (B, C, S, S) twice -> (B,)."""
+    """Sum over pixels of (x_hat - x)^2, in [0, 1] pixel units: (B, 3, S, S) twice -> (B,)."""
     return (x_hat - x).square().flatten(1).sum(1)
 
 

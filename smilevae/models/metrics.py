@@ -1,7 +1,4 @@
-"""The metrics of a run. Shapes: D latent dimensions. This file imports no torch.
-
-`psnr` and `negative_elbo` take plain numbers: each is a function of a set's mean, not a mean over a set.
-"""
+"""The metrics of a run, from means over a set of faces. No torch here."""
 
 import math
 from typing import TYPE_CHECKING
