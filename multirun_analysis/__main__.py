@@ -1,5 +1,6 @@
 """python -m multirun_analysis SWEEP: the same as `smilevae analyse SWEEP`; see options.py."""
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,4 +18,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends the process without a message
     main(sys.argv[1:])

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shlex
-import signal
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ DIFFERENCE = (
 
 def main(options: AnalyseOptions) -> None:
     """The command. Raises ConfigError."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends the process without a message
     folders = [Path(os.path.expanduser(folder)) for folder in options.folders]
     print(analyse(folders, options.rank_by, Path(os.path.expanduser(options.out or folders[0] / "analysis"))))
 

@@ -78,13 +78,6 @@ def run_analysis(*arguments) -> int:
     return 0
 
 
-@pytest.fixture(autouse=True)
-def _keep_sigpipe():
-    before = signal.getsignal(signal.SIGPIPE)
-    yield
-    signal.signal(signal.SIGPIPE, before)
-
-
 def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, capsys):
     """The independent oracle reads runs.csv and knows nothing of our code."""
     root = grid(tmp_path / "s", beta=[1, 10, 50], batch_size=[32, 64], seed=[0, 1, 2])

@@ -30,13 +30,14 @@ def in_process(function: Callable[..., None], *arguments: Any) -> int:
     """Call a function in a new process, forked from a server that has imported torch. Gives the exit code."""
     multiprocessing.set_start_method(None, force=True)  # joblib sets a method that only joblib knows
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["__main__", "hydra.errors", "smilevae.training.fit", "tensorboard"])
-    process = server.Process(target=console.run, args=(function, *arguments))
+    server.set_forkserver_preload(["__main__", "smilevae.training.fit", "tensorboard"])
+    process = server.Process(target=function, args=arguments)
     process.start()
     process.join()
     return process.exitcode or 0
 
 
+@console.one_sentence()
 def forecast(points: list[Settings]) -> None:
     """Print what a linear VAE would reach at every point. Raises DataError if the faces cannot be read."""
     from smilevae.data import load_faces, spectrum_of
@@ -84,6 +85,7 @@ def _record_death(path: Path, code: int) -> None:
         run.close()
 
 
+@console.one_sentence()
 def _job(settings: Settings, path: Path, sweep: str | None) -> None:
     """Train in this process. Its output goes to train.log; a signal saves a checkpoint."""
     stop = runs.Stop()
