@@ -72,7 +72,8 @@ class ResumableSweeper(BasicSweeper):
         plan.claim()
         print(f"{len(plan.wanted)} jobs in {runs.short(plan.folder)}, {len(left)} to run; each logs to its train.log")
         print(f"if this is cut off: {plan.resume_line()}", flush=True)
-        with Watch(plan) as watch:
+        watch = Watch(plan)
+        with watch.running():
             try:
                 self._launch(plan, left, watch)
             except (Interrupted, KeyboardInterrupt):
@@ -134,7 +135,9 @@ class ResumableSweeper(BasicSweeper):
             try:
                 settings = cli.settings_from(loader.load_sweep_config(self.config, overrides), overrides)
                 if settings.resume:
-                    raise ConfigError(f"resume={settings.resume} is a run; a sweep goes on with the line that it printed")
+                    raise ConfigError(
+                        f"resume={settings.resume} is a run; a sweep goes on with the line that it printed"
+                    )
                 if settings.trainer.devices != 1:
                     raise ConfigError("trainer.devices must be 1 in a sweep: jobs are spread over the devices instead")
                 name = job_name([text for text in overrides if text.partition("=")[0] in varied])

@@ -16,14 +16,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smilevae import console, runs
-from smilevae.config import Settings
+from smilevae.config import SAME_RESULT, Settings
 from smilevae.errors import ConfigError, UserError
 
 ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
 MAX_FORECASTS = 4  # datasets that are read before the first job
 BUSY = 75  # exit code of a job that another sweep already runs
 GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
-FREE = {"data", "num_workers", "log_images_every", "evaluate"}  # settings that a continued job takes from its sweep
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> int:
@@ -78,10 +77,8 @@ def _record_death(path: Path, code: int) -> None:
         run = runs.Run(path)
         if runs.state(path)["status"] in ("RUNNING", "STALE", "NEW"):
             reason = f"the process ended with exit code {code} and without a result"
-            if code < 0:
-                reason = f"killed by {signal.Signals(-code).name}"
-                reason += ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            run.status("FAILED", reason)
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason
+            run.status("FAILED", reason + ", as the system does when memory runs out" * (-code == signal.SIGKILL))
         run.close()
 
 
@@ -105,7 +102,9 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
         return
     with run.recording():
         if run.trained:
-            settings = runs.continued(str(path), settings, FREE).with_values({"resume": str(path)})
+            settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values(
+                {"resume": str(path)}
+            )
         run.write_config(settings)
         import torch
 

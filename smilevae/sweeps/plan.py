@@ -58,14 +58,14 @@ class Plan:
 
     def _refuse_changes(self, new: list[Job]) -> None:
         """Raise ConfigError if all old jobs have one value of a setting and all new jobs another."""
-        problems = []
-        before, after = _values(self.jobs.values()), _values(new)
+        problems, before, after = [], _values(self.jobs.values()), _values(new)
         for name in sorted(before.keys() | after.keys()) if self.jobs else ():
-            then, now = before.get(name, ["null"]), after.get(name, ["null"])
-            if len(then) == len(now) == 1 and then != now:
+            old_values, new_values = before.get(name, {"null"}), after.get(name, {"null"})
+            if len(old_values) == len(new_values) == 1 and old_values != new_values:
+                (then,), (now,) = old_values, new_values
                 problems.append(
-                    f"{name}={now[0]} would change the results of {self.folder}, which has {name}={then[0]};"
-                    f" leave it, start a new sweep, or add to this one with {name}={then[0]},{now[0]}"
+                    f"{name}={now} would change the results of {self.folder}, which has {name}={then};"
+                    f" leave it, start a new sweep, or add to this one with {name}={then},{now}"
                 )
         if problems:
             raise ConfigError("\n".join(problems))
@@ -89,7 +89,7 @@ class Plan:
 
     def resume_line(self) -> str:
         """The command that continues this sweep."""
-        return f"python train.py {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
+        return f"{runs.program('train')} {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
 
 
 def read(folder: Path) -> dict[str, Job]:
@@ -103,10 +103,7 @@ def read(folder: Path) -> dict[str, Job]:
         raise ConfigError(f"{folder}/sweep.json cannot be read; restore it, or start a new sweep") from None
 
 
-def _values(jobs: Iterable[Job]) -> dict[str, list[str]]:
+def _values(jobs: Iterable[Job]) -> dict[str, set[str]]:
     """The values that each result setting has in some jobs, as JSON."""
-    values: dict[str, dict[str, None]] = {}
-    for job in jobs:
-        for name, value in job.settings.result_settings().items():
-            values.setdefault(name, {})[json.dumps(value)] = None
-    return {name: list(different) for name, different in values.items()}
+    rows = [job.settings.result_settings() for job in jobs]
+    return {name: {json.dumps(row.get(name)) for row in rows} for name in {name for row in rows for name in row}}

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -19,34 +20,36 @@ RANK_BY = "val/nelbo"  # comparable across beta
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
 
 
-class Watch(threading.Thread):
+class Watch:
     """Prints and logs every change of a sweep's jobs, how many are done, the best so far and the expected end.
 
     It only reads run folders, so it works with every launcher. On a terminal a last line shows the running jobs.
     """
 
-    def __init__(self, plan: Plan, every: float = 0.5):
-        super().__init__(daemon=True)
-        self.plan, self.every, self.id = plan, every, secrets.token_hex(4)
+    def __init__(self, plan: Plan):
+        self.plan, self.id = plan, secrets.token_hex(4)
         self.states = {name: self._read(name) for name in plan.wanted}
-        self._over, self._start, self._begun = threading.Event(), time.monotonic(), self._sum("done")
-        self._line = Console(stderr=True).status("starting")
+        self.start, self.begun = time.monotonic(), self._sum("done")
+        self.line = Console(stderr=True).status("starting")
 
-    def __enter__(self) -> "Watch":
-        os.environ[ID] = self.id
-        self._line.start()
-        self.start()
-        return self
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Look every half second, in a thread, while the body runs. The jobs that it starts belong to this sweep."""
+        os.environ[ID], over = self.id, threading.Event()
 
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self.join()
-        self._line.stop()
+        def loop() -> None:
+            while not over.wait(0.5):
+                self.look()
 
-    def run(self) -> None:
-        while not self._over.wait(self.every):
-            self.look()
-        self.look()
+        thread = threading.Thread(target=loop, daemon=True)
+        with self.line:
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+                self.look()
 
     def look(self) -> None:
         """Print the changes since the last look."""
@@ -66,7 +69,7 @@ class Watch(threading.Thread):
                 self.say(f"{name} {now['status']}: {text} | {self.summary()}")
         running = [(name, state) for name, state in self.states.items() if state["status"] == "RUNNING"]
         text = ", ".join(f"{name} {state['done']}/{state['epochs']} epochs" for name, state in running)
-        self._line.update(f"{text or 'between jobs'} | {self.summary()}")
+        self.line.update(f"{text or 'between jobs'} | {self.summary()}")
 
     def say(self, line: str) -> None:
         """Print a line and append it to sweep.log."""
@@ -90,8 +93,8 @@ class Watch(threading.Thread):
         if scores and len({job.settings.image_size for job in self.plan.jobs.values()}) == 1:
             parts.append(f"best {min(scores, key=lambda name: (scores[name], name))}")
         done, total = self._sum("done"), self._sum("epochs")
-        if self._begun < done < total:
-            seconds = (total - done) * (time.monotonic() - self._start) / (done - self._begun)
+        if self.begun < done < total:
+            seconds = (total - done) * (time.monotonic() - self.start) / (done - self.begun)
             end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
             parts.append(f"ends about {end:%d %B, %H:%M}")
         return ", ".join(parts)
@@ -100,8 +103,7 @@ class Watch(threading.Thread):
         """A job's state, its best epoch, its planned `epochs` and those `done`: all of them if the job failed."""
         folder, epochs = self.plan.folder / name, self.plan.jobs[name].settings.epochs
         state = runs.state(folder)
-        over = state["status"] in ("COMPLETED", "FAILED")
-        done = epochs if over else runs.epochs_done(folder)
+        done = epochs if state["status"] in ("COMPLETED", "FAILED") else runs.epochs_done(folder)
         return state | {"epochs": epochs, "done": done, "best": runs.read_result(folder).get("best") or {}}
 
     def _sum(self, name: str) -> int:
