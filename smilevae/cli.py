@@ -68,7 +68,7 @@ def train(words: Sequence[str]) -> None:
 
     sys.argv = [sys.argv[0], *words]  # Hydra reads it
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    policy: dict[str, Any]
+    register: Any
     if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4
         register, policy = OmegaConf.register_resolver, {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
     else:
