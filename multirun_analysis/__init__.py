@@ -1,1 +1,1 @@
-"""Which runs of a sweep are best and what each knob did; reads run folders only and writes <sweep>/analysis/."""
+"""Ranks the runs of a sweep and compares the values of each knob. Reads run folders, writes <sweep>/analysis/."""

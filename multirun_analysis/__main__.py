@@ -1,44 +1,22 @@
-"""python -m multirun_analysis SWEEP [SWEEP ...] [rank_by=val/nelbo] [out=FOLDER]: which runs are best, and why."""
+"""python -m multirun_analysis SWEEP: the same as `smilevae analyse SWEEP`; see options.py."""
 
-import os
+import signal
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from smilevae.errors import ConfigError, UserError
+from multirun_analysis.options import AnalyseOptions
+from smilevae import console
 
 
-def main(arguments: list[str]) -> int:
-    """Exit code: 0, 2 or 1 with one sentence, 130 when interrupted."""
-    options = {"rank_by": "val/nelbo", "out": ""}
-    folders = []
-    try:
-        for text in arguments:
-            key, equals, value = text.partition("=")
-            if equals and key in options:
-                options[key] = value
-            elif text in ("-h", "--help"):
-                print(__doc__)
-                return 0
-            elif text.startswith("-") or (equals and not Path(text).exists()):
-                raise ConfigError(f"{text} is unknown; {__doc__}")
-            else:
-                folders.append(Path(os.path.expanduser(text)))
-        if not folders:
-            raise ConfigError(f"no folder given; {__doc__}")
-        from multirun_analysis import report
+def main(words: Sequence[str]) -> None:
+    """Exit codes: 0, 2 or 1 with one sentence, 130 when interrupted."""
+    with console.one_sentence():
+        options = console.parse_words(words, AnalyseOptions, rest="folders")
+        from multirun_analysis import report  # pandas and matplotlib are imported only now
 
-        out = Path(options["out"] or folders[0] / "analysis")
-        print(report.analyse(folders, options["rank_by"], out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; choose another folder with out=FOLDER", file=sys.stderr)
-        return 1
-    return 0
+        report.main(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends the process without a message
+    main(sys.argv[1:])

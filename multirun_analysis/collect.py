@@ -1,4 +1,4 @@
-"""Run folders as a table. They may be anybody's: read as data, nothing in them is believed, resolved or executed."""
+"""Run folders as a table. A folder may come from a stranger: it is checked, and nothing in it is executed."""
 
 import contextlib
 import json
@@ -17,15 +17,18 @@ from smilevae.models.linear import Spectrum
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed", "diverged", "corrupt")
-SIGNS = ("config.yaml", "status.json", "result.json")  # one of them makes a folder a run's
+SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
 HIDDEN = ("threads", "resume", "evaluate", "log_images_every", "num_workers", "data.root", "data.cache")
-MAX_PICTURE = 4_000_000  # bytes
+MAX_PREVIEW = 4_000_000  # bytes
 
 
 @dataclass
 class Sweep:
-    """Every run (`runs`: status, reason, path, and for completed ones knobs and metrics), and what was swept."""
+    """`runs` has a row for every run: status, reason, path, and knobs and metrics if it completed.
+
+    `swept` names the knobs that differ between completed runs.
+    """
 
     runs: pd.DataFrame
     swept: list[str]
@@ -36,12 +39,12 @@ class Sweep:
 
     @property
     def counts(self) -> dict[str, int]:
-        found = self.runs["status"].value_counts()
-        return {kind: int(found[kind]) for kind in KINDS if kind in found}
+        counts = self.runs["status"].value_counts()
+        return {kind: int(counts[kind]) for kind in KINDS if kind in counts}
 
 
 def collect(folders: list[Path]) -> Sweep:
-    """All runs in the given sweep (or run) folders. Raises ConfigError where there are none."""
+    """All runs in the given sweep or run folders. Raises ConfigError if there are none."""
     rows = []
     for folder in folders:
         if not folder.is_dir():
@@ -78,10 +81,10 @@ _FIXED = (
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    found = dict.fromkeys(("run", "path", "status", "reason"))
+    columns = dict.fromkeys(("run", "path", "status", "reason"))
     for row in rows:
-        found |= dict.fromkeys(row)
-    return list(found)
+        columns |= dict.fromkeys(row)
+    return list(columns)
 
 
 def _is_run(path: str) -> bool:
@@ -95,7 +98,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One run folder: its status and reason, and if it completed its knobs, best epoch and checkpoint."""
+    """The status and reason of a run folder; the knobs, best epoch and checkpoint of a completed one."""
     try:
         content = (path / "result.json").read_bytes()
     except FileNotFoundError:
@@ -104,7 +107,7 @@ def read(path: Path) -> dict[str, Any]:
         return {"status": "corrupt", "reason": f"result.json: {error.strerror}"}
     try:
         return _completed(path, json.loads(content))
-    except Exception as error:  # whatever a file that anybody may have written raises
+    except Exception as error:  # a damaged or hostile file can raise anything
         why = f"{type(error).__name__} {text(str(error))[:80]}"
         return {"status": "corrupt", "reason": f"result.json is not whole: {why}"}
 
@@ -153,32 +156,32 @@ def _plain(value: Any) -> Any:
 
 
 def text(name: str) -> str:
-    """A name as text that any terminal and any page can hold."""
+    """A name without control characters, for terminals and pages."""
     return re.sub(r"[\x00-\x1f\x7f]", "?", name.encode(errors="replace").decode())
 
 
 def curve(path: Path, metric: str = "val/psnr") -> list[tuple[int, float]]:
-    """(epoch, metric) of a run, as far as it was recorded."""
-    lines = runs.read_metrics(path)
-    found = [(line["epoch"], line.get(metric)) for line in lines]
-    return [(epoch, value) for epoch, value in found if isinstance(value, (int, float)) and math.isfinite(value)]
+    """(epoch, metric) of every recorded epoch of a run."""
+    points = [(line["epoch"], line.get(metric)) for line in runs.read_metrics(path)]
+    return [(epoch, value) for epoch, value in points if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
 def spectrum(path: Path) -> Spectrum | None:
-    """The spectrum of the run's faces; None where there is none."""
+    """The spectrum of the run's training faces; None if it is missing or damaged."""
     try:
-        found = Spectrum(**json.loads((path / "spectrum.json").read_bytes()))
-        whole = all(math.isfinite(v) for v in (*found.eigenvalues, *found.held_out, found.total, found.num_pixels))
-        return found if whole and found.num_pixels > 0 and len(found.eigenvalues) == len(found.held_out) else None
+        content = Spectrum(**json.loads((path / "spectrum.json").read_bytes()))
+        numbers = (*content.eigenvalues, *content.held_out, content.total, content.num_pixels)
+        whole = all(map(math.isfinite, numbers)) and len(content.eigenvalues) == len(content.held_out)
+        return content if whole and content.num_pixels > 0 else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def picture(path: Path) -> bytes | None:
-    """preview.png of a run; None if there is none, or it is no picture of a sane size."""
+def preview(path: Path) -> bytes | None:
+    """preview.png of a run; None if it is missing, too large or no PNG."""
     file = path / "preview.png"
     try:
-        if file.is_symlink() or not 8 < file.stat().st_size < MAX_PICTURE:
+        if file.is_symlink() or not 8 < file.stat().st_size < MAX_PREVIEW:
             return None
         content = file.read_bytes()
     except OSError:

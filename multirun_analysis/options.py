@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class AnalyseOptions(BaseModel):
     """python -m multirun_analysis SWEEP [SWEEP ...] [rank_by=val/nelbo] [out=FOLDER]
 
-    Says which runs are best and what each knob did; writes tables, figures and a page.
+    Ranks the runs of a sweep and compares the values of each knob; writes tables, figures and a page.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""Figures of a sweep. Text and axes take INK, which the page turns into its own colour, light or dark."""
+"""Figures of a sweep. Text and axes have the colour INK, which the page replaces by its own, light or dark."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from multirun_analysis import collect, rank
 from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
-INK = "#3b3f46"  # readable on white paper; replaced by currentColor where a figure is part of the page
+INK = "#3b3f46"  # readable on white paper; currentColor inside the page
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a run may be called $x
@@ -35,7 +35,7 @@ LABELS = {"val/psnr": "PSNR, dB", "val/kl": "KL, nats", "val/nelbo": "negative E
 
 
 def draw_all(sweep: collect.Sweep, rank_by: str) -> dict[str, tuple[str, bytes, str]]:
-    """Every figure that the sweep has something to say in: name -> (SVG, PNG, caption)."""
+    """Every figure that this sweep has data for: name -> (SVG, PNG, caption)."""
     makers: dict[str, Callable[..., tuple[Figure, str] | None]] = {
         "rate_distortion": rate_distortion,
         "metric_against_beta": metric_against_beta,
@@ -43,7 +43,7 @@ def draw_all(sweep: collect.Sweep, rank_by: str) -> dict[str, tuple[str, bytes, 
         "learning_curves": learning_curves,
         "normalize": normalised,
     }
-    found = {}
+    figures = {}
     for name, make in makers.items():
         with mpl.rc_context(STYLE | {"svg.hashsalt": name}):
             if made := make(sweep, rank_by):
@@ -51,8 +51,8 @@ def draw_all(sweep: collect.Sweep, rank_by: str) -> dict[str, tuple[str, bytes, 
                 svg, png = io.StringIO(), io.BytesIO()
                 figure.savefig(svg, format="svg", metadata={"Date": None})
                 figure.savefig(png, format="png", dpi=120, transparent=False)
-                found[name] = (svg.getvalue(), png.getvalue(), caption)
-    return found
+                figures[name] = (svg.getvalue(), png.getvalue(), caption)
+    return figures
 
 
 def inline(svg: str) -> str:
@@ -81,7 +81,7 @@ def _log_axis(plot: Any, top: float, ticks: list[float] | None = None) -> None:
 
 
 def reference(sweep: collect.Sweep) -> Spectrum | None:
-    """The spectrum that belongs to all completed runs; None where they have different faces."""
+    """The spectrum of the training faces; None if completed runs have different faces."""
     done = sweep.completed
     keys = [k for k in ("data_fingerprint", "image_size", "data.split_seed") if k in done]
     if done.empty or any(done[k].nunique() > 1 for k in keys):
@@ -109,11 +109,11 @@ def rate_distortion(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
         plot.annotate(f" {number}", (run["val/kl"], run["val/psnr"]), fontweight="bold")
     if spectrum := reference(sweep):
         dims = sorted({int(d) for d in done["latent_dim"]})
-        line = [
-            linear_vae(spectrum, beta, dims[-1]) for beta in np.geomspace(min(betas) / 3 or 0.1, max(betas) * 3, 60)
-        ]
-        kl, psnr = [point["kl"] for point in line], [point["psnr"] for point in line]
-        plot.plot(kl, psnr, "--", color="#a03c50", lw=1.2, label=f"linear VAE, latent {dims[-1]}")
+        if betas[-1] > 0:  # at beta=0 alone the optimum has no finite rate
+            between = np.geomspace(betas[0] / 3 or 0.1, betas[-1] * 3, 60)
+            line = [linear_vae(spectrum, beta, dims[-1]) for beta in between]
+            kl, psnr = [point["kl"] for point in line], [point["psnr"] for point in line]
+            plot.plot(kl, psnr, "--", color="#a03c50", lw=1.2, label=f"linear VAE, latent {dims[-1]}")
         for k in (0, *dims[:4]):
             plot.axhline(pca_psnr(spectrum, k), color=INK, lw=0.7, ls=":")
             label = f"PCA-{k}" if k else "mean face"
@@ -190,7 +190,7 @@ def learning_curves(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
         if best:
             plot.plot(run["epoch"], dict(points).get(run["epoch"], np.nan), "o", color=colour[run["beta"]], zorder=4)
     heights = [value for _, points in curves for _, value in points]
-    plot.set_ylim(bottom=np.percentile(heights, 3) - 0.5)  # the first epochs may be anything
+    plot.set_ylim(bottom=np.percentile(heights, 3) - 0.5)  # the first epochs can be far below
     plot.set(xlabel="epoch", ylabel="PSNR of held-out faces, dB")
     plot.legend(loc="lower right")
     shown = "every run" if len(curves) == len(done) else f"the best two and {len(curves) - 2} others"
@@ -224,7 +224,7 @@ def _level(value: object) -> str:
 
 
 def contact_sheet(rows: list[tuple[str, bytes]]) -> bytes | None:
-    """Previews of several runs under one another with their names, as PNG; None for none."""
+    """The previews of several runs below one another, with names, as PNG; None without previews."""
     from PIL import Image, ImageDraw, ImageFont
 
     pictures = [(name, Image.open(io.BytesIO(content)).convert("RGB")) for name, content in rows]
@@ -251,7 +251,7 @@ def as_jpeg(png: bytes) -> bytes:
 
 
 def openable(png: bytes, max_side: int = 4000) -> bool:
-    """Whether a picture from a run folder decodes and is of a sane size."""
+    """Whether a PNG from a run folder decodes and is not too large."""
     from PIL import Image
 
     try:

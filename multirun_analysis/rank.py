@@ -1,4 +1,4 @@
-"""The top two, and what each knob did, with intervals that say when one cannot tell."""
+"""The best runs, and the effect of each knob with a 95% interval."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ SETTLED = 0.01  # a run has settled once val/loss is within this share of its be
 
 
 class Effect(NamedTuple):
-    """What a knob's `level` instead of `versus` does to a metric's mean, with a 95% interval; n pairs, or runs."""
+    """How a metric's mean changes from a knob's value `versus` to `level`, with a 95% interval over n pairs or runs."""
 
     knob: str
     level: Any
@@ -45,7 +45,7 @@ class Effect(NamedTuple):
 
 
 def check_rank_by(sweep: Sweep, rank_by: str) -> None:
-    """Raises ConfigError for a metric that does not rank, or not across these runs."""
+    """Raises ConfigError if a metric cannot rank runs, or not these runs."""
     if rank_by not in BETTER:
         raise ConfigError(f"rank_by={rank_by} is unknown; choose one of {', '.join(BETTER)}")
     if rank_by == "val/loss" and len(groups(sweep)) > 1:
@@ -53,7 +53,7 @@ def check_rank_by(sweep: Sweep, rank_by: str) -> None:
 
 
 def usable(sweep: Sweep, rank_by: str) -> str:
-    """The metric to rank by: where sizes vary, val/psnr for val/nelbo, which grows with the number of pixels."""
+    """The metric to rank by: val/nelbo grows with the number of pixels, so val/psnr replaces it if sizes differ."""
     sizes = sweep.completed.get("image_size")
     return "val/psnr" if rank_by == "val/nelbo" and sizes is not None and sizes.nunique() > 1 else rank_by
 
@@ -67,7 +67,7 @@ def best(frame: pd.DataFrame, metric: str, num: int = 2) -> pd.DataFrame:
 
 
 def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Completed runs in groups within which val/loss may be compared, with what their group varies in."""
+    """Groups of completed runs that val/loss can compare, each with the values that tell it from the others."""
     frame = sweep.completed
     keys = [key for key in COMPARABLE if key in frame and frame[key].astype(str).nunique() > 1]
     if frame.empty or not keys:
@@ -78,12 +78,12 @@ def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
 
 
 def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
-    """Every swept knob's levels against its first, for every metric.
+    """The effect of every swept knob's values against its first value, on every metric.
 
-    Where the runs are a full grid, over pairs that differ in this knob only (paired t); else between all runs (Welch).
+    In a full grid runs are compared in pairs that differ in this knob only (paired t test), else all runs (Welch).
     """
     frame = sweep.completed
-    found = []
+    result = []
     for knob in (knob for knob in sweep.swept if knob != "seed"):  # seeds are what knobs are compared over
         levels = sorted(map(_plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
         if len(levels) > MAX_LEVELS:
@@ -91,8 +91,8 @@ def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
         others = [k for k in (*sweep.swept, "data_fingerprint") if k != knob]
         for level in levels[1:]:
             for metric in metrics:
-                found.append(_effect(frame, knob, level, levels[0], others, metric))
-    return found
+                result.append(_effect(frame, knob, level, levels[0], others, metric))
+    return result
 
 
 def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: list[str], metric: str) -> Effect:
@@ -112,7 +112,7 @@ def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: lis
 
 
 def _plain(level: Any) -> Any:
-    """A level as it was typed: 64, not the 64.0 of a column with gaps."""
+    """A value as the user typed it: 64, not the 64.0 of a column with gaps."""
     level = level.item() if hasattr(level, "item") else level
     return int(level) if isinstance(level, float) and level.is_integer() else level
 
@@ -126,7 +126,7 @@ def _interval(mean: float, squared_error: float, df: float) -> tuple[float, floa
 
 
 def pareto(frame: pd.DataFrame) -> pd.DataFrame:
-    """The runs that no other beats in both rate (KL) and distortion (PSNR), by rising rate."""
+    """The runs that no other run beats in both rate (KL) and distortion (PSNR), by rising rate."""
     order = frame.sort_values(["val/kl", "val/psnr"], ascending=[True, False], kind="stable")
     return order[order["val/psnr"] > order["val/psnr"].cummax().shift(fill_value=-math.inf)]
 

@@ -1,11 +1,11 @@
-"""A sweep's answer: on the terminal, as runs.csv and top.json, and as one page that opens from disk."""
+"""The result of the analysis: lines for a terminal, runs.csv, top.json, and one page that opens from disk."""
 
 import base64
 import json
 import math
+import os
 import shlex
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import jinja2
 import pandas as pd
 
 from multirun_analysis import collect, plots, rank
-from smilevae import runs
+from multirun_analysis.options import AnalyseOptions
+from smilevae import __version__, runs
 
 EFFECTS_ON = ("val/psnr", "val/kl")  # beside the metric that ranks
 MAX_PREVIEWS = 40
-MAX_SETTLED = 300  # runs whose curves are read to tell when training settles
+MAX_SETTLED = 300  # runs whose curves are read for the epoch in which training settles
 MAX_NAMED = 10
 DIFFERENCE = (
     "val/loss is SSE + beta * KL: it ranks runs of one beta on the same faces only, for a larger beta makes the same"
@@ -25,17 +26,23 @@ DIFFERENCE = (
 )
 
 
+def main(options: AnalyseOptions) -> None:
+    """The command. Raises ConfigError."""
+    folders = [Path(os.path.expanduser(folder)) for folder in options.folders]
+    print(analyse(folders, options.rank_by, Path(os.path.expanduser(options.out or folders[0] / "analysis"))))
+
+
 def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
-    """Read, rank, draw and write; gives the lines for a terminal. Raises ConfigError."""
+    """Read the runs, rank them, write everything to `out`; gives the lines for a terminal. Raises ConfigError."""
     sweep = collect.collect(folders)
     rank.check_rank_by(sweep, rank_by)
     rank_by = rank.usable(sweep, rank_by)
     top = rank.best(sweep.completed, rank_by)
-    found = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
-    said = conclusions(sweep, rank_by, found)
+    effects = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
+    lines = conclusions(sweep, rank_by, effects)
     figures = plots.draw_all(sweep, rank_by)
     first = rank.best(sweep.completed, rank_by, MAX_PREVIEWS)
-    previews = [(name, collect.picture(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
+    previews = [(name, collect.preview(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
     shown = [(name, png) for name, png in previews if png and plots.openable(png)]
     by_loss = [(group, rank.best(part, "val/loss")) for group, part in rank.groups(sweep)]
     summary = {
@@ -46,8 +53,8 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
         "top_by_loss": [
             {"among": group, "runs": [_entry(run, "val/loss") for _, run in part.iterrows()]} for group, part in by_loss
         ],
-        "effects": [_finite(effect._asdict()) | {"tells": effect.tells} for effect in found],
-        "conclusions": said,
+        "effects": [_finite(effect._asdict()) | {"tells": effect.tells} for effect in effects],
+        "conclusions": lines,
     }
 
     for name, (svg, png, _) in figures.items():
@@ -57,46 +64,46 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
         runs.write_bytes(out / "contact_sheet.png", sheet)
     runs.write_text(out / "runs.csv", _csv(sweep))
     runs.write_text(out / "top.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    runs.write_text(out / "index.html", _page(sweep, summary, found, figures, shown, folders))
-    return _terminal(sweep, summary, found, out)
+    runs.write_text(out / "index.html", _page(sweep, summary, effects, figures, shown, folders))
+    return _terminal(sweep, summary, effects, out)
 
 
-def conclusions(sweep: collect.Sweep, rank_by: str, found: list[rank.Effect]) -> list[str]:
-    """The answers to the study's questions, as far as this sweep can give them."""
+def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) -> list[str]:
+    """The answers of this sweep to the questions of the source study."""
     done = sweep.completed
     if done.empty:
         return ["No run completed, so nothing is ranked."]
     names = " and ".join(rank.best(done, rank_by)["run"])
-    said = [f"The best two of {len(done)} completed runs by {rank_by} are {names}."]
-    said += [f"Beta: {e.sentence()}." for e in found if e.knob == "beta" and e.metric == "val/psnr"]
+    lines = [f"The best two of {len(done)} completed runs by {rank_by} are {names}."]
+    lines += [f"Beta: {e.sentence()}." for e in effects if e.knob == "beta" and e.metric == "val/psnr"]
     if spectrum := plots.reference(sweep):
         first = rank.best(done, "val/psnr", 1).iloc[0]
         linear = plots.linear_vae(spectrum, float(first["beta"]), int(first["latent_dim"]))
-        said.append(
+        lines.append(
             f"The sharpest run, {first['run']}, has {first['val/psnr']:.2f} dB; the linear VAE's optimum at its beta"
             f" and latent_dim has {linear['psnr']:.2f} dB, the mean face {plots.pca_psnr(spectrum, 0):.2f} dB."
         )
     curves = [points for path in done["path"].head(MAX_SETTLED) if (points := collect.curve(path, "val/loss"))]
     settled = sorted(epoch for points in curves if (epoch := rank.settled(points)))
     if settled:
-        said.append(
+        lines.append(
             f"Training settled (val/loss stayed within 1% of its lowest) in {len(settled)} of {len(curves)} runs, in"
             f" epoch {settled[len(settled) // 2]} in the median (from {settled[0]} to {settled[-1]})."
         )
     if len(settled) < len(curves):
-        said.append(
+        lines.append(
             f"{len(curves) - len(settled)} of {len(curves)} runs were still improving at their end"
             f" ({int(done['epochs_done'].max())} at most): train longer before trusting small differences."
         )
-    if normal := [e for e in found if e.knob == "normalize"]:
-        said += [f"Normalised pixels at equal loss: {e.sentence()}." for e in normal]
-        said.append(
-            "The loss is always on [0, 1] pixels here. On [-1, 1] pixels the squared error is four times as large, so a"
-            " study that normalises its loss as well trains with a quarter of the beta without saying so."
+    if normal := [e for e in effects if e.knob == "normalize"]:
+        lines += [f"Normalised pixels at equal loss: {e.sentence()}." for e in normal]
+        lines.append(
+            "The loss is always on [0, 1] pixels here. On [-1, 1] pixels the squared error is four times as large: a"
+            " study that normalises its loss as well trains with a quarter of the beta that it names."
         )
     if len({str(f) for f in done["data_fingerprint"]}) > 1 or done.get("data.split_seed", pd.Series([0])).nunique() > 1:
-        said.append("Runs differ in the people they hold out; single runs are then not strictly comparable, means are.")
-    return said
+        lines.append("Runs hold out different people: compare means over runs, not single runs.")
+    return lines
 
 
 def _entry(run: Any, metric: str) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def _table(sweep: collect.Sweep) -> pd.DataFrame:
 
 
 def _csv(sweep: collect.Sweep) -> str:
-    """Every run; texts that a spreadsheet would take for a formula are quoted for it."""
+    """Every run. A text that a spreadsheet would execute as a formula begins with a quote."""
     table = _table(sweep)
 
     def harmless(value: Any) -> Any:
@@ -134,14 +141,14 @@ def _csv(sweep: collect.Sweep) -> str:
 
 
 def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The same with null where JSON has no number."""
+    """The same with null for numbers that JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
 
 
 def _page(
     sweep: collect.Sweep,
     summary: dict[str, Any],
-    found: list[rank.Effect],
+    effects: list[rank.Effect],
     figures: dict[str, tuple[str, bytes, str]],
     previews: list[tuple[str, bytes]],
     folders: list[Path],
@@ -158,7 +165,7 @@ def _page(
         summary=summary,
         unfinished=sweep.runs[sweep.runs["status"] != "completed"].head(200).to_dict("records"),
         difference=DIFFERENCE.format(rank_by=summary["rank_by"]),
-        effects=found,
+        effects=effects,
         figures=[(name, plots.inline(svg), caption) for name, (svg, _, caption) in figures.items()],
         previews=[(name, base64.b64encode(plots.as_jpeg(png)).decode()) for name, png in previews],
         columns=list(table.columns),
@@ -167,12 +174,12 @@ def _page(
             c: _cell(sweep.completed[c].iloc[0])[0] for c in constant if c in sweep.completed and len(sweep.completed)
         },
         now=f"{datetime.now():%Y-%m-%d %H:%M}",
-        version=version("smilevae"),
+        version=__version__,
     )
 
 
 def _cell(value: Any) -> tuple[str, float | str]:
-    """What a table shows, and what it sorts by."""
+    """The text of a table's cell, and the value that sorts it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value), str(value)
     if value != value:  # NaN
@@ -180,7 +187,7 @@ def _cell(value: Any) -> tuple[str, float | str]:
     return f"{value:.6g}", float(value)
 
 
-def _terminal(sweep: collect.Sweep, summary: dict[str, Any], found: list[rank.Effect], out: Path) -> str:
+def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.Effect], out: Path) -> str:
     counts = ", ".join(f"{number} {kind}" for kind, number in sweep.counts.items())
     lines = [f"{len(sweep.runs)} runs: {counts}"]
     other = sweep.runs[sweep.runs["status"] != "completed"]
@@ -194,8 +201,8 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], found: list[rank.Ef
         among = ", ".join(f"{knob} {value}" for knob, value in group["among"].items())
         lines += [f"top two by val/loss{', ' + among if among else ''}:", *map(_line, group["runs"])]
     lines += [DIFFERENCE.format(rank_by=summary["rank_by"]), *summary["conclusions"][1:]]
-    said = {e.sentence() for e in found if any(e.sentence() in line for line in summary["conclusions"])}
-    lines += [e.sentence() for e in found if e.metric == summary["rank_by"] and e.sentence() not in said]
+    rest = [e.sentence() for e in effects if e.metric == summary["rank_by"]]
+    lines += [text for text in rest if not any(text in line for line in summary["conclusions"])]
     return "\n".join([*lines, f"page: {runs.short(out / 'index.html')}"])
 
 

@@ -10,6 +10,7 @@
 smilevae COMMAND --help shows the options of each.
 """
 
+import inspect
 import logging
 import os
 import pkgutil
@@ -67,8 +68,13 @@ def train(words: Sequence[str]) -> None:
 
     sys.argv = [sys.argv[0], *words]  # Hydra reads it
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    OmegaConf.register_new_resolver("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
+    register: Any
+    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4
+        register, policy = OmegaConf.register_resolver, {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
+    else:
+        register, policy = OmegaConf.register_new_resolver, {"version_base": "1.3"}
+    register("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+    hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 
 def task(config: Any) -> float | None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,8 +69,13 @@ def grid(root, **levels):
     return root
 
 
-def run_analysis(*arguments):
-    return analysis.main([str(a) for a in arguments])
+def run_analysis(*arguments) -> int:
+    """The analysis in this process; gives the exit code."""
+    try:
+        analysis.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, capsys):
@@ -220,6 +226,43 @@ def test_a_sweep_without_a_completed_run_has_a_page_too(tmp_path, capsys):
     assert "No run completed" in (tmp_path / "s" / "analysis" / "index.html").read_text()
 
 
+SPECTRUM = {"eigenvalues": [3.0, 2.0], "held_out": [3.0, 2.0], "total": 9.0, "num_pixels": 100}
+
+
+@pytest.mark.parametrize("betas", [[0], [0, 0], [0, 1]])
+def test_a_sweep_with_beta_0_has_all_figures(tmp_path, capsys, betas):
+    root = tmp_path / "s"
+    for index, beta in enumerate(betas):
+        folder = write_run(root / f"beta-{beta}_seed-{index}", beta=beta, seed=index, psnr=20 - index, nelbo=-index)
+        (folder / "spectrum.json").write_text(json.dumps(SPECTRUM))
+    assert run_analysis(root) == 0
+    printed = capsys.readouterr().out
+    assert "the linear VAE's optimum at its beta and latent_dim has 13.98 dB" in printed
+    figure = (root / "analysis" / "rate_distortion.svg").read_text()
+    assert ("linear VAE, latent 120" in figure) == (max(betas) > 0)
+    assert all(name in figure for name in ("beta 0", "mean face", "PCA-120"))
+
+
+def test_a_closed_pipe_ends_the_analysis_quietly(tmp_path):
+    """`python -m multirun_analysis SWEEP | true`; the shell's code for SIGPIPE is 141."""
+    root = grid(tmp_path / "s", beta=[1, 10])
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "multirun_analysis", str(root)]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+    assert (root / "analysis" / "index.html").exists()
+
+
+@pytest.mark.parametrize("way", [["-m", "multirun_analysis"], ["analyse"]])
+def test_help_says_how(way):
+    code = "import sys; from smilevae.cli import main; main(sys.argv[1:])"
+    command = ["-c", code, "analyse"] if "analyse" in way else way
+    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert all(word in done.stdout for word in ("rank_by", "out", "folders", "val/nelbo"))
+
+
 @pytest.mark.parametrize("arguments", [[], ["/nowhere"], ["README.md"], ["--what"], ["x=1"], ["tests"]])
 def test_mistakes_are_one_sentence(capsys, arguments):
     assert run_analysis(*arguments) == 2
@@ -328,8 +371,9 @@ def test_the_linear_references_are_pca_and_monte_carlo():
 
 
 def test_the_analysis_imports_no_torch_no_lightning_no_hydra():
-    heavy = ("torch", "pytorch_lightning", "hydra")
-    code = f"import sys, multirun_analysis.report; print([m for m in {heavy} if m in sys.modules])"
+    heavy = ("torch", "pytorch_lightning", "hydra", "omegaconf")
+    imports = "import sys, multirun_analysis.__main__, multirun_analysis.report"
+    code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -346,7 +390,7 @@ def test_five_thousand_runs_take_seconds(tmp_path):
         elif index % 20 == 1:
             (folder / "result.json").write_text('{"best"')
     begin = time.monotonic()
-    code = f"from multirun_analysis.__main__ import main; assert main([{str(root)!r}]) == 0"
+    code = f"from multirun_analysis.__main__ import main; main([{str(root)!r}])"
     code += "; import re; print(re.findall(r'VmHWM: *(\\d+)', open('/proc/self/status').read().replace('\\t', ''))[0])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

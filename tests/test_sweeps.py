@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,23 +20,25 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script, slow
 
-from smilevae import config, runs
-from smilevae.errors import ConfigError
-from smilevae.sweeps.jobs import jobs
+from hydra_plugins.smilevae_sweeper import job_name
+from smilevae import runs
+from smilevae.config import BEFORE, SAME_RESULT, Settings
+from smilevae.errors import ConfigError, UserError
+from smilevae.sweeps import jobs
+from smilevae.sweeps.plan import Job, Plan, read
 
-SETTINGS = {"beta": 1, "epochs": 3, "lr": 0.1, "seed": 0, "data": {"root": "/a"}, "trainer": {"precision": "32-true"}}
-SETTINGS = config.completed(SETTINGS)
+SETTINGS = Settings().with_values({"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"})
 GRID = ("beta=1,10,50", "batch_size=8,10,12")
 
 
-def points(*changes: dict):
-    return [(jobs.job_name([f"{k}={v}" for k, v in c.items()]), [], SETTINGS | c) for c in changes]
+def points(*changes: dict) -> list[tuple[str, Job]]:
+    return [(job_name([f"{k}={v}" for k, v in c.items()]), Job([], SETTINGS.with_values(c))) for c in changes]
 
 
-def plan(folder, *changes, argv=("-m",)):
-    found = jobs.Plan(folder, points(*changes), list(argv))
-    found.claim()
-    return found
+def plan(folder, *changes, argv=("-m",)) -> Plan:
+    new = Plan(folder, points(*changes), list(argv))
+    new.claim()
+    return new
 
 
 def sweep(folder: Path, *overrides: object, **options) -> subprocess.CompletedProcess:
@@ -62,7 +66,7 @@ def table(folder: Path) -> dict[str, dict]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {name: runs.state(folder / name)["status"] for name in jobs.read(folder)["jobs"]}
+    return {name: runs.state(folder / name)["status"] for name in read(folder)}
 
 
 @pytest.mark.parametrize(
@@ -77,11 +81,11 @@ def statuses(folder: Path) -> dict[str, str]:
     ],
 )
 def test_names_survive_a_command_line(varied, name):
-    assert jobs.job_name(varied) == name
+    assert job_name(varied) == name
 
 
 def test_long_names_stay_apart_and_within_the_file_system():
-    names = {jobs.job_name([f"data.root={'x' * 300}{i}"]) for i in range(3)}
+    names = {job_name([f"data.root={'x' * 300}{i}"]) for i in range(3)}
     assert len(names) == 3
     assert max(map(len, names)) < 200
 
@@ -98,15 +102,15 @@ def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
     with pytest.raises(ConfigError, match=r"lr=0\.2 would change the results of .*, which has lr=0\.1"):
         plan(tmp_path / "s", {"beta": 1, "lr": 0.2}, {"beta": 10, "lr": 0.2})
     with pytest.raises(ConfigError, match="bf16-true"):
-        plan(tmp_path / "s", {"beta": 1, "trainer": {"precision": "bf16-true"}})
-    free = {"data": {"root": "/moved"}, "trainer": {"precision": "32-true", "accelerator": "cpu"}}
+        plan(tmp_path / "s", {"beta": 1, "trainer.precision": "bf16-true"})
+    free = {"data.root": "/moved", "trainer.accelerator": "cpu"}
     assert plan(tmp_path / "s", {"beta": 1} | free).wanted == ["beta-1"]
 
 
-def test_a_plan_of_an_older_release_knows_its_jobs_without_the_knobs_that_came_since(tmp_path):
+def test_a_plan_of_an_older_release_knows_its_jobs_without_newer_settings(tmp_path):
     plan(tmp_path / "s", {"beta": 1})
     content = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    for name in config.SINCE:
+    for name in BEFORE.keys() - set(SAME_RESULT):
         del content["jobs"]["beta-1"]["settings"][name]
     (tmp_path / "s" / "sweep.json").write_text(json.dumps(content))
     assert plan(tmp_path / "s", {"beta": 1}).wanted == ["beta-1"]
@@ -114,11 +118,28 @@ def test_a_plan_of_an_older_release_knows_its_jobs_without_the_knobs_that_came_s
         plan(tmp_path / "s", {"beta": 1, "ema": 0.5})
 
 
+OLD_PLANS = Path(__file__).parent / "fixtures" / "sweeps"
+
+
+@pytest.mark.parametrize("data", ["synthetic", "folder"])
+def test_a_sweep_of_commit_99357af_goes_on(call, tmp_path, pictures, data):
+    """Its sweep.json is recognised by today's command line: nothing would change, and no job is new."""
+    shutil.copy(OLD_PLANS / f"{data}.json", tmp_path / "sweep.json")
+    words = [word for word in json.loads((tmp_path / "sweep.json").read_text())["argv"] if "data.root" not in word]
+    more = [f"data.root={pictures}"] if data == "folder" else []
+    for name in ("beta-0", "beta-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text('{"status": "FAILED", "reason": "as planned"}')
+    code, errors = call("train", *words, *more, f"hydra.sweep.dir={tmp_path}")
+    assert (code, "2 of 2 jobs did not complete" in errors) == (1, True), errors
+    assert set(read(tmp_path)) == {"beta-0", "beta-1"}
+
+
 def test_equal_points_are_one_job_and_equal_names_stay_apart(tmp_path):
     assert plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).wanted == ["beta-1"]
     assert plan(tmp_path / "c", {"beta": 1}, {"beta": 1.0}).wanted == ["beta-1"]
-    same = [("x", [], SETTINGS | {"beta": b}) for b in (1, 2)]
-    assert len(set(jobs.Plan(tmp_path / "b", same, []).wanted)) == 2
+    same = [("x", job) for _, job in points({"beta": 1}, {"beta": 2})]
+    assert len(set(Plan(tmp_path / "b", same, []).wanted)) == 2
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
@@ -130,29 +151,18 @@ def test_a_folder_with_something_else_is_refused(tmp_path):
         plan(tmp_path, {"beta": 1})
 
 
-def test_resume_names_a_sweep_and_later_values_win(tmp_path):
-    plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "seed=0", "hydra.sweep.dir=/old"))
-    command = jobs.full_command(["-m", f"resume={tmp_path / 's'}", "seed=0,1"])
-    assert command == ["-m", "beta=1", "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}"]
-    assert jobs.full_command(["resume=/nowhere", "a=1"]) == ["resume=/nowhere", "a=1"]
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        *("+hydra.callbacks.x={_target_:os.mkdir,path:/tmp/x}", "hydra.launcher.setup=[x]", "experiment=../../x"),
-        *("data.root=${oc.env:HOME}", "--config-dir=/tmp", "trainer.x={_target_:os.system}", "hydra.run.dir=/tmp"),
-    ],
-)
-def test_a_strangers_sweep_asks_for_knobs_only(tmp_path, call, word):
-    plan(tmp_path / "s", {"beta": 1}, argv=("-m", "beta=1", "hydra/launcher=local", word))
-    code, errors = call("train", "-m", f"resume={tmp_path / 's'}")
-    assert (code, "which a file may not" in errors, len(errors.strip().splitlines())) == (2, True, 1), errors
+@pytest.mark.parametrize("many", [True, False])
+def test_resume_names_a_run_and_not_a_sweep(tmp_path, call, many):
+    plan(tmp_path / "s", {"beta": 1})
+    code, errors = call("train", *["-m"] * many, f"resume={tmp_path / 's'}")
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert "is a sweep, and resume names a run; go on with the line that it printed" in errors
+    assert f"hydra.sweep.dir={runs.short(tmp_path / 's')}" in errors
 
 
 def test_a_sweep_over_folders_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.root cannot be swept"):
-        plan(tmp_path / "s", {"data": {"root": "/a"}}, {"data": {"root": "/b"}})
+        plan(tmp_path / "s", {"data.root": "/a"}, {"data.root": "/b"})
 
 
 def test_what_is_left_is_what_did_not_end(tmp_path):
@@ -171,13 +181,76 @@ def test_what_is_left_is_what_did_not_end(tmp_path):
     held[4].close()
 
 
+def test_a_job_of_another_host_is_never_called_stale(tmp_path):
+    sweep_plan = plan(tmp_path / "s", {"beta": 1})
+    run = runs.Run(tmp_path / "s" / "beta-1")
+    run.status("RUNNING")
+    run.close()
+    assert runs.state(run.dir)["status"] == "STALE"
+    run.write_json("status.json", {"status": "RUNNING", "host": "another-host", "pid": 1})
+    assert runs.state(run.dir)["status"] == "RUNNING"
+    assert sweep_plan.left(retry_failed=True) == ["beta-1"]
+
+
+NO_FLOCK = """
+import errno, fcntl, os
+def refused(*arguments):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+fcntl.flock = refused
+"""
+
+
+def test_where_flock_is_refused_a_run_works_and_one_process_claims_it(tmp_path):
+    """Lustre and some NFS answer flock with ENOSYS."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_FLOCK)
+    refused = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = script("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "epochs=1", env=refused)
+    assert done.returncode == 0, done.stderr
+    assert runs.state(tmp_path / "run")["status"] == "COMPLETED"
+
+    claim = f"from smilevae import runs; run = runs.Run({str(tmp_path / 'claimed')!r}); print('claimed', flush=True)"
+    command = [sys.executable, "-c", f"{claim}; input()"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = start(command, env=refused, **pipes)
+    assert first.stdout.readline() == "claimed\n"
+    second = subprocess.run(command, cwd=ROOT, env=refused, capture_output=True, text=True)
+    assert "in use by another process" in second.stderr
+    first.communicate("\n", timeout=20)
+    third = subprocess.run(command, cwd=ROOT, env=refused, input="\n", capture_output=True, text=True)
+    assert third.stdout == "claimed\n", third.stderr
+
+
+def test_settings_reach_the_process_of_a_job(tmp_path):
+    """They are pickled on their way to the server that forks the jobs."""
+    settings = SETTINGS.with_values({"trainer.limit_val_batches": 3, "jitter.shift": 2})
+    copy = pickle.loads(pickle.dumps(settings))
+    assert (copy, copy.result_settings()) == (settings, settings.result_settings())
+
+
+@pytest.mark.parametrize("retried", [False, True])
+def test_a_sweeper_of_another_package_gets_an_error_for_a_job_without_result(tmp_path, monkeypatch, retried):
+    """Also: it may use a folder again with other settings, which must not give the old result."""
+    monkeypatch.delenv(jobs.ID, raising=False)
+    run = runs.Run(tmp_path / "0")
+    run.write_config(SETTINGS)
+    run.close()
+    if retried:
+        with pytest.raises(ConfigError, match="holds a run with other settings"):
+            jobs.run_job(SETTINGS.with_values({"beta": 2}), tmp_path / "0")
+    else:
+        (tmp_path / ".stop-None").touch()
+        with pytest.raises(UserError, match="has no result"):
+            jobs.run_job(SETTINGS, tmp_path / "0")
+
+
 def test_jobs_take_different_gpus_until_none_is_free(tmp_path):
     assert jobs._free_device(tmp_path, 1) is None
     taken = [jobs._free_device(tmp_path, 3) for _ in range(4)]
     assert taken[:3] == [[0], [1], [2]]
     assert taken[3][0] in (0, 1, 2)
     while jobs._held:
-        jobs._held.pop().close()
+        jobs._held.pop().release()
 
 
 def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
@@ -262,17 +335,17 @@ class Finder(importlib.abc.MetaPathFinder):
             fit = module.fit
             def broken(settings, *args):
                 import os, signal, sys
-                from smilevae.training.fit import callbacks
+                from smilevae.training.progress import Progress
                 def at_end(self, trainer, module):
-                    if settings["seed"] == 1: raise ZeroDivisionError("a bug")
-                    if settings["seed"] == 3: sys.exit(0)
-                    if settings["seed"] == 4: os.kill(os.getpid(), signal.SIGKILL)
-                    if settings["seed"] == 5: raise MemoryError("cannot allocate 1 TB")
+                    if settings.seed == 1: raise ZeroDivisionError("a bug")
+                    if settings.seed == 3: sys.exit(0)
+                    if settings.seed == 4: os.kill(os.getpid(), signal.SIGKILL)
+                    if settings.seed == 5: raise MemoryError("cannot allocate 1 TB")
                 def at_start(self, trainer, module):
-                    if settings["seed"] == 2 and trainer.current_epoch == 1:
+                    if settings.seed == 2 and trainer.current_epoch == 1:
                         next(module.vae.parameters()).data.fill_(float("nan"))
-                callbacks.Progress.on_train_epoch_end = at_end
-                callbacks.Progress.on_train_epoch_start = at_start
+                Progress.on_train_epoch_end = at_end
+                Progress.on_train_epoch_start = at_start
                 return fit(settings, *args)
             module.fit = broken
         found.loader.exec_module = exec_module

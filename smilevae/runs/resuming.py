@@ -6,6 +6,7 @@ import yaml
 
 from smilevae.config import HARDWARE, SAME_RESULT, Settings, checked
 from smilevae.errors import ConfigError
+from smilevae.runs.commands import typed
 from smilevae.runs.reading import epochs_done
 
 
@@ -27,6 +28,9 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
 
     `epochs` may change too. Raises ConfigError, by name with both values, for any other change.
     """
+    if (Path(resume) / "sweep.json").exists():
+        again = f"go on with the line that it printed: its command and {typed('hydra.sweep.dir', Path(resume))}"
+        raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {again}")
     settings = read_settings(resume)
     target = wanted.epochs if "epochs" in named else settings.epochs
     done, complete = epochs_done(Path(resume)), (Path(resume) / "result.json").exists()

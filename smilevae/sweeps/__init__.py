@@ -1,1 +1,1 @@
-"""A sweep: which jobs it has, which are left, a process for each, and how it stands. No torch, no Hydra."""
+"""A sweep: its plan, a process for each job, and its progress. No torch, no Hydra."""

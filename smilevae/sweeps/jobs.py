@@ -1,4 +1,4 @@
-"""The jobs of a sweep: each trains in a process of its own, whose end costs nobody else anything."""
+"""The jobs of a sweep. Each trains in its own process: if one crashes, the others go on."""
 
 import contextlib
 import logging
@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -14,65 +16,59 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from smilevae import console, runs
-from smilevae.config import Settings
-from smilevae.errors import ConfigError, Interrupted, UserError
+from smilevae.config import SAME_RESULT, Settings
+from smilevae.errors import ConfigError, UserError
 
-ID = "SMILEVAE_SWEEP"  # environment variable: which sweep a worker belongs to
-MAX_FORECASTS = 4  # sets of faces that are read before the first job
+ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
+MAX_FORECASTS = 4  # datasets that are read before the first job
 BUSY = 75  # exit code of a job that another sweep already runs
+GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
 
 
-def _server() -> Any:
-    """A server that has imported torch and Lightning; the processes of the jobs are forked from it."""
-    multiprocessing.set_start_method(None, force=True)  # joblib's workers have set one that only joblib knows
+def in_process(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a new process, forked from a server that has imported torch. Gives the exit code."""
+    multiprocessing.set_start_method(None, force=True)  # joblib sets a method that only joblib knows
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["__main__", "smilevae.training.fit", "tensorboard"])
-    return server
-
-
-def forecast(points: list[Settings]) -> int:
-    """Print what a linear VAE would reach at every point. The exit code is not 0 if no faces can be read."""
-    process = _server().Process(target=_forecast, args=(points,))
+    process = server.Process(target=function, args=arguments)
     process.start()
     process.join()
     return process.exitcode or 0
 
 
-def _forecast(points: list[Settings]) -> None:
+@console.one_sentence()
+def forecast(points: list[Settings]) -> None:
+    """Print what a linear VAE would reach at every point. Raises DataError if the faces cannot be read."""
     from smilevae.data import load_faces, spectrum_of
     from smilevae.models import linear
 
     runs.Stop().install()
-    spectra: dict[tuple[str, int], Any] = {}
-    printed = set()
-    try:
-        for settings in points:
-            faces = settings.data.model_dump_json(), settings.image_size
-            if faces not in spectra and len(spectra) < MAX_FORECASTS:
-                spectra[faces] = spectrum_of(load_faces(settings.data, settings.image_size), settings.data.cache)
-            point = faces, settings.beta, settings.latent_dim
-            if faces in spectra and point not in printed:
-                printed.add(point)
-                print(linear.forecast(spectra[faces], settings.beta, settings.latent_dim), flush=True)
-    except UserError as error:
-        console.end(str(error), error.exit_code)
-    except Interrupted as stopped:
-        sys.exit(stopped.exit_code)
+    wanted: dict[Any, dict[Any, None]] = {}
+    for settings in points:
+        faces, point = (settings.data, settings.image_size), (settings.beta, settings.latent_dim)
+        wanted.setdefault(faces, {})[point] = None
+    for (data, image_size), of_faces in list(wanted.items())[:MAX_FORECASTS]:
+        spectrum = spectrum_of(load_faces(data, image_size), data.cache)
+        for beta, latent_dim in of_faces:
+            print(linear.forecast(spectrum, beta, latent_dim), flush=True)
 
 
-def run_job(settings: Settings, path: Path) -> float | None:
-    """Train one point of a sweep in a process of its own; gives val/nelbo of its best epoch, None without a result.
+def run_job(settings: Settings, path: Path) -> float:
+    """Train one point of a sweep in its own process. Gives val/nelbo of its best epoch.
 
-    Every outcome is in the run folder; nothing is raised but a signal to this process.
+    The run folder records every outcome. Raises UserError if there is no result: a Hydra sweeper then counts a failure.
     """
-    if not (path.parent / f".stop-{os.environ.get(ID)}").exists() and runs.state(path)["status"] != "COMPLETED":
-        process = _server().Process(target=_job, args=(settings, path, os.environ.get(ID)))
-        process.start()
-        process.join()
-        if process.exitcode != BUSY:
-            _record_death(path, process.exitcode or 0)
-    best = runs.read_result(path).get("best")
-    return best.get("val/nelbo") if isinstance(best, dict) else None
+    sweep = os.environ.get(ID)
+    known = sweep is not None or not (path / "config.yaml").exists()  # our own sweeper has compared the settings
+    if not known and runs.read_settings(path).result_settings() != settings.result_settings():
+        raise ConfigError(f"{path} holds a run with other settings; choose another hydra.sweep.dir")
+    if not (path.parent / f".stop-{sweep}").exists() and runs.state(path)["status"] != "COMPLETED":
+        code = in_process(_job, settings, path, sweep)
+        if code != BUSY:
+            _record_death(path, code)
+    if best := runs.read_result(path).get("best"):
+        return best["val/nelbo"]
+    raise UserError(f"{path} has no result; see its status.json and train.log")
 
 
 def _record_death(path: Path, code: int) -> None:
@@ -81,19 +77,18 @@ def _record_death(path: Path, code: int) -> None:
         run = runs.Run(path)
         if runs.state(path)["status"] in ("RUNNING", "STALE", "NEW"):
             reason = f"the process ended with exit code {code} and without a result"
-            if code < 0:
-                reason = f"killed by {signal.Signals(-code).name}"
-                reason += ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-            run.status("FAILED", reason)
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason
+            run.status("FAILED", reason + ", as the system does when memory runs out" * (-code == signal.SIGKILL))
         run.close()
 
 
+@console.one_sentence()
 def _job(settings: Settings, path: Path, sweep: str | None) -> None:
-    """The process of a job: output goes to its train.log, its status to its folder; a signal leaves a checkpoint."""
+    """Train in this process. Its output goes to train.log; a signal saves a checkpoint."""
     stop = runs.Stop()
     stop.install()
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    log = open(path / "train.log", "a", buffering=1)  # noqa: SIM115, for as long as the process lives
+    log = open(path / "train.log", "a", buffering=1)  # noqa: SIM115, open until the process ends
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
@@ -105,40 +100,33 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
     run.sweep = sweep
     if runs.state(path)["status"] == "COMPLETED":
         return
-    try:
-        with run.recording():
-            if run.trained:
-                settings = runs.continued(str(path), settings, {"data", "num_workers", "log_images_every", "evaluate"})
-            run.write_config(settings)
-            from smilevae.training.fit import fit
+    with run.recording():
+        if run.trained:
+            settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values(
+                {"resume": str(path)}
+            )
+        run.write_config(settings)
+        import torch
 
-            console.quiet_lightning()
-            settings = settings.with_values({"resume": str(path) if run.trained else None})
-            fit(settings, run, stop, _free_device(path.parent))
-    except UserError as error:
-        logging.error(str(error))
-        sys.exit(error.exit_code)
-    except Interrupted as stopped:
-        sys.exit(stopped.exit_code)
+        from smilevae.training.fit import fit
+
+        console.quiet_lightning()
+        fit(settings, run, stop, _free_device(path.parent, torch.cuda.device_count()))
 
 
 def _stop_with_parent() -> None:
-    """End this job with SIGTERM when its sweep is killed, so that nobody waits for an orphan."""
+    """End this job with SIGTERM when the process of its sweep ends, for example by kill -9."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-_held: list[FileLock] = []  # locks that live as long as the process
+_held: list[FileLock] = []  # locks that are held until the process ends
 
 
-def _free_device(folder: Path, num: int | None = None) -> list[int] | None:
-    """The first of several GPUs that no other job of the sweep on this machine holds; None where there is no choice."""
-    if num is None:
-        import torch
-
-        num = torch.cuda.device_count()
+def _free_device(folder: Path, num: int) -> list[int] | None:
+    """The first of `num` GPUs that no other job on this machine holds; None if there are fewer than two."""
     if num < 2:
         return None
     for device in range(num):
@@ -148,3 +136,16 @@ def _free_device(folder: Path, num: int | None = None) -> list[int] | None:
             _held.append(lock)
             return [device]
     return [os.getpid() % num]
+
+
+def stop_jobs(paths: list[Path], sweep: str, signum: int) -> None:
+    """Ask the jobs of a sweep on this machine to write a checkpoint and end; wait for them, GRACE at most."""
+    (paths[0].parent / f".stop-{sweep}").touch()  # workers begin no other job
+    here = {"status": "RUNNING", "host": os.uname().nodename, "sweep": sweep}
+    ours = {path: state["pid"] for path in paths if here.items() <= (state := runs.state(path)).items()}
+    for pid in ours.values():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signum)
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and any(map(runs.in_use, ours)):
+        time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its jobs, which of them are left, and what a resumed sweep may change.
+"""The plan of a sweep: its jobs, which of them are left, and which settings may change when it goes on.
 
 sweep.json    the command, and every job's folder name with its overrides and settings
 sweep.log     one line for every change        <job>/    a run folder each; see runs/
@@ -7,112 +7,103 @@ analysis/     written by multirun_analysis
 
 import hashlib
 import json
-import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from smilevae import runs
 from smilevae.config import BEFORE, SAME_RESULT, Settings
 from smilevae.errors import ConfigError
 
-MAX_NAME = 150
+ONCE = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line does not repeat
 RESULT_BEFORE = {name: value for name, value in BEFORE.items() if name not in SAME_RESULT}
 
 
-class Plan:
-    """The jobs of a sweep folder by name, with what a resumed sweep adds to them.
+class Job(NamedTuple):
+    """One point of the grid: Hydra's overrides, the checked settings."""
 
-    `jobs` maps a folder name to {"overrides", "settings"}; `wanted` lists the names that this command asks for.
-    Raises ConfigError if the folder holds something else, or if a fixed knob that changes results was changed.
+    overrides: list[str]
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """A hash of the result settings: jobs with equal keys are one job."""
+        text = json.dumps(self.settings.result_settings(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Plan:
+    """The jobs of a sweep folder, old and new, by the name of their folder; `wanted` names those of this command.
+
+    Raises ConfigError if the folder holds something else, or if a fixed setting that changes results was changed.
     """
 
-    def __init__(self, folder: Path, points: list[tuple[str, list[str], Settings]], argv: list[str]):
-        once = ("hydra.sweep.dir=", "retry_failed=")
-        self.folder, self.argv = folder, [text for text in argv if not text.startswith(once)]
-        self.jobs: dict[str, dict[str, Any]] = read(folder).get("jobs", {}) if folder.exists() else {}
+    def __init__(self, folder: Path, points: list[tuple[str, Job]], argv: list[str]):
+        self.folder, self.argv = folder, [word for word in argv if not word.startswith(ONCE)]
+        self.jobs = read(folder) if folder.exists() else {}
         if not self.jobs and folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no sweep; choose another hydra.sweep.dir")
-        new = [(name, overrides, settings.result_settings()) for name, overrides, settings in points]
-        self._refuse_changes([settings for _, _, settings in new])
-        known = {_key(job["settings"]): name for name, job in self.jobs.items()}
-        self.wanted: list[str] = []
-        places: dict[str, list[Any]] = {}
-        for (wish, overrides, settings), (_, _, whole) in zip(new, points):
-            paths = [whole.data.root, whole.data.unlabelled]
-            name = known.get(_key(settings))
-            if places.setdefault(_key(settings), paths) != paths:
-                raise ConfigError(
-                    "data.root cannot be swept: jobs are told apart by knobs; start a sweep for each folder"
-                )
-            if name is None:
-                name = wish if wish not in self.jobs else f"{wish}_{_key(settings)[:8]}"
-                known[_key(settings)] = name
-            self.jobs[name] = {"overrides": overrides, "settings": settings}
-            if name not in self.wanted:
-                self.wanted.append(name)
+        self._refuse_changes([job for _, job in points])
+        names = {job.key: name for name, job in self.jobs.items()}
+        new: dict[str, Job] = {}
+        for name, job in points:
+            data, first = job.settings.data, new.setdefault(job.key, job).settings.data
+            if (data.root, data.unlabelled) != (first.root, first.unlabelled):
+                raise ConfigError("data.root cannot be swept; start a sweep for each folder")
+            if job.key not in names:
+                names[job.key] = name if name not in self.jobs else f"{name}_{job.key[:8]}"
+            self.jobs[names[job.key]] = job
+        self.wanted = [names[key] for key in new]
 
-    def _refuse_changes(self, new: list[dict[str, Any]]) -> None:
-        old = [job["settings"] for job in self.jobs.values()]
-        if not old:
-            return
-        problems = []
-        for knob in sorted({k for settings in old + new for k in settings}):
-            before, after = ({json.dumps(s.get(knob)) for s in some} for some in (old, new))
-            if len(before) == len(after) == 1 and before != after:
-                then, now = before.pop(), after.pop()
+    def _refuse_changes(self, new: list[Job]) -> None:
+        """Raise ConfigError if all old jobs have one value of a setting and all new jobs another."""
+        problems, before, after = [], _values(self.jobs.values()), _values(new)
+        for name in sorted(before.keys() | after.keys()) if self.jobs else ():
+            old_values, new_values = before.get(name, {"null"}), after.get(name, {"null"})
+            if len(old_values) == len(new_values) == 1 and old_values != new_values:
+                (then,), (now,) = old_values, new_values
                 problems.append(
-                    f"{knob}={now} would change the results of {self.folder}, which has {knob}={then};"
-                    f" leave it, start a new sweep, or add to this one with {knob}={then},{now}"
+                    f"{name}={now} would change the results of {self.folder}, which has {name}={then};"
+                    f" leave it, start a new sweep, or add to this one with {name}={then},{now}"
                 )
         if problems:
             raise ConfigError("\n".join(problems))
 
     def claim(self) -> None:
-        """Make the folder, which nobody else made, and write the plan. Raises ConfigError."""
+        """Create the folder, unless another sweep has just created it, and write the plan. Raises ConfigError."""
+        jobs = {n: {"overrides": j.overrides, "settings": j.settings.result_settings()} for n, j in self.jobs.items()}
         try:
             if not (self.folder / "sweep.json").exists():
                 self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
-            content = {"argv": self.argv, "jobs": self.jobs}
-            runs.write_text(self.folder / "sweep.json", json.dumps(content, indent=1) + "\n")
+            runs.write_text(self.folder / "sweep.json", json.dumps({"argv": self.argv, "jobs": jobs}, indent=1) + "\n")
         except FileExistsError:
             raise ConfigError(f"{self.folder} was made by another sweep just now; start again") from None
         except OSError as error:
             raise ConfigError(f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}") from None
 
     def left(self, retry_failed: bool) -> list[str]:
-        """The wanted jobs that are still to run: neither completed nor, unless they are retried, failed."""
+        """The wanted jobs that have neither completed nor failed; with `retry_failed` the failed ones too."""
         done = {"COMPLETED"} if retry_failed else {"COMPLETED", "FAILED"}
         return [name for name in self.wanted if runs.state(self.folder / name)["status"] not in done]
 
     def resume_line(self) -> str:
-        """The command that goes on with this sweep."""
-        folder = runs.override("hydra.sweep.dir", shlex.split(runs.short(self.folder))[0])
-        return f"python train.py {shlex.join([*self.argv, folder])}"
+        """The command that continues this sweep."""
+        return f"{runs.program('train')} {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """sweep.json of a folder, {} where there is none. Raises ConfigError if it is damaged."""
+def read(folder: Path) -> dict[str, Job]:
+    """The jobs in sweep.json of a folder, {} where there is none. Raises ConfigError if it is damaged."""
     try:
-        content = json.loads((folder / "sweep.json").read_text())
-        for job in content["jobs"].values():
-            job["settings"] = RESULT_BEFORE | job["settings"]
-        if not all(isinstance(word, str) for word in content["argv"]):
-            raise ValueError
-        return content
+        jobs = json.loads((folder / "sweep.json").read_text())["jobs"].items()
+        return {n: Job(j["overrides"], Settings().with_values(RESULT_BEFORE | j["settings"])) for n, j in jobs}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         raise ConfigError(f"{folder}/sweep.json cannot be read; restore it, or start a new sweep") from None
 
 
-def job_name(varied: list[str]) -> str:
-    """A job's folder, from the overrides that its sweep varies: beta-1_batch_size-32."""
-    name = re.sub(r"[^\w.+-]", "-", "_".join(text.lstrip("+").replace("=", "-", 1) for text in varied))
-    if len(name) > MAX_NAME:
-        name = f"{name[:MAX_NAME]}_{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return name if name.strip(".") else "job"
-
-
-def _key(settings: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+def _values(jobs: Iterable[Job]) -> dict[str, set[str]]:
+    """The values that each result setting has in some jobs, as JSON."""
+    rows = [job.settings.result_settings() for job in jobs]
+    return {name: {json.dumps(row.get(name)) for row in rows} for name in {name for row in rows for name in row}}
