@@ -92,10 +92,11 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
                 dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},), dynamo=True, verbose=False,
             )  # fmt: skip
         assert program is not None
-        for node in program.model_proto.graph.node:  # paths of this machine
+        proto = program.model_proto
+        for node in proto.graph.node:  # paths of this machine
             del node.metadata_props[:]
             node.doc_string = ""
-        files[f"{method}r.onnx"] = program.model_proto.SerializeToString()
+        files[f"{method}r.onnx"] = proto.SerializeToString()
     return files
 
 

@@ -70,13 +70,13 @@ class Model:
         if not isinstance(images, Tensor | np.ndarray):
             fitted = [ImageOps.fit(to_rgb8(image), (side, side), Image.Resampling.BICUBIC) for image in images]
             images = np.array([np.asarray(image) for image in fitted], dtype=np.uint8)
-        if not isinstance(images, Tensor):
-            images = torch.from_numpy(images)
-            images = images.movedim(-1, 1).float() / 255 if images.dtype == torch.uint8 else images
-        if not images.is_floating_point() or not len(images) or images.shape[1:] != (3, side, side):
+        x = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
+            x = x.movedim(-1, 1).float() / 255
+        if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
             raise ValueError(
                 f"images must be floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3) or PIL images"
             )
-        if not (images.min() >= 0 and images.max() <= 1):
+        if not (x.min() >= 0 and x.max() <= 1):
             raise ValueError("images must lie in [0, 1]")
-        return images.float()
+        return x.float()

@@ -94,15 +94,17 @@ def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: in
         left, top, side = ((width - side) / 2, (height - side) / 2, side) if box == "frame" else box
         if side < alignment.MIN_FACE or left < 0 or top < 0 or left + side > width or top + side > height:
             least, given = alignment.MIN_FACE, f"box={left:g},{top:g},{side:g}"
-            raise DataError(f"{name}: {given} does not lie in its {width}x{height} pixels, or SIDE is below {least}")
+            raise DataError(
+                f"{name}: {given} does not lie in its {width}x{height} pixels, or SIDE is below {least}; move it"
+            )
         scale = model.vae.image_size / side
         return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
-    least, faces = alignment.MIN_FACE, alignment.find_faces(photo)
+    faces = alignment.find_faces(photo)
     if not faces:
-        problem = (
-            f"no face of {least} pixels or more was detected; pass box=LEFT,TOP,SIDE or box=frame, or another photo"
+        raise DataError(
+            f"{name}: no face of {alignment.MIN_FACE} pixels or more was detected; pass box=LEFT,TOP,SIDE or box=frame,"
+            " or a photo with a larger, more frontal face"
         )
-        raise DataError(f"{name}: {problem}")
     if face != "all":
         if int(face) > len(faces):
             raise DataError(f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all")
