@@ -1,3 +1,26 @@
-"""Variational autoencoders on smiling and non-smiling faces: train, compare, and edit a smile."""
+"""Variational autoencoders on smiling and non-smiling faces: train, compare, and edit a smile.
+
+    model = smilevae.load("runs/NAME")
+    images = model.sample(8)
+    smiling = model.smile(images, 1.5)
+
+Importing this package costs no torch; `load` imports it.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from smilevae.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from smilevae.apps.model import Model
 
 __version__ = "0.1.0"
+__all__ = ["CheckpointError", "ConfigError", "DataError", "Diverged", "Interrupted", "UserError", "load"]
+
+
+def load(ckpt: str | os.PathLike[str]) -> "Model":
+    """The model of a run folder (its best checkpoint), checkpoint file or exported folder. Raises CheckpointError."""
+    from smilevae.apps.model import Model
+
+    return Model(ckpt)

@@ -1,12 +1,15 @@
+"""The slider: a real process, real HTTP."""
+
+import contextlib
 import http.client
 import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,30 +19,43 @@ from conftest import ROOT
 from PIL import Image
 
 from smilevae.apps import slider
-from smilevae.errors import ConfigError
 
 pytest.importorskip("cv2")
+COMMAND = [sys.executable, "-c", "from smilevae import cli; cli.main()"]
+
+
+@contextlib.contextmanager
+def app(run, **environment):
+    """The app as a process, once it says where it is: (process, port). Never leaves it behind."""
+    process = subprocess.Popen(
+        [*COMMAND, "app", f"ckpt={run}", "port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("open http://127.0.0.1:"), process.communicate(timeout=10)
+        yield process, int(line.split("127.0.0.1:")[1].split("/")[0])
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
-def server(evaluated_run):
-    server = slider.serve(str(evaluated_run), 0)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def port(evaluated_run):
+    with app(evaluated_run) as (_, number):
+        yield number
 
 
-def ask(server, method, path, body=None, **headers):
-    port = server.server_address[1]
+def ask(port, method, path, body=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    headers = {"Host": f"127.0.0.1:{port}"} | {k.replace("_", "-"): v for k, v in headers.items()}
-    connection.request(method, path, body, headers)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     answer = connection.getresponse()
-    found = answer.status, answer.getheader("Content-Type"), answer.read()
+    content = answer.status, answer.getheader("Content-Type"), answer.read()
     connection.close()
-    return found
+    return content
 
 
 def picture(width=300, height=200, form="PNG"):
@@ -49,38 +65,38 @@ def picture(width=300, height=200, form="PNG"):
     return file.getvalue()
 
 
-def upload(server, data, path="/photo?middle"):
-    return ask(server, "POST", path, data, X_Smilevae="1")
+def upload(port, data, path="/photo?middle"):
+    return ask(port, "POST", path, data, X_Smilevae="1")
 
 
-def test_a_photograph_smiles_and_can_be_saved_whole(server):
-    status, kind, body = upload(server, picture(1200, 800))
+def test_a_photograph_smiles_and_can_be_saved_whole(port):
+    status, kind, body = upload(port, picture(1200, 800))
     assert (status, kind) == (200, "application/json"), body
     opened = json.loads(body)
     assert (opened["width"], opened["height"]) == (900, 600)
     frames = {}
     for value in (0, 2):
-        status, kind, body = ask(server, "GET", f"/smile?id={opened['id']}&value={value}")
+        status, kind, body = ask(port, "GET", f"/smile?id={opened['id']}&value={value}")
         assert (status, kind) == (200, "image/jpeg")
         frames[value] = np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(int)
     assert frames[0].shape == (600, 900, 3)
     assert np.abs(frames[2] - frames[0])[150:450, 300:600].max() > 5
-    status, kind, body = ask(server, "GET", f"/smile?id={opened['id']}&value=2&full=1")
+    status, kind, body = ask(port, "GET", f"/smile?id={opened['id']}&value=2&full=1")
     assert (status, kind) == (200, "image/png")
     assert Image.open(io.BytesIO(body)).size == (1200, 800)
 
 
-def test_new_faces_are_their_seed_s_and_smile_too(server):
-    found = {(seed, v): ask(server, "GET", f"/new?seed={seed}&value={v}")[2] for seed in (1, 2) for v in (0, 2)}
+def test_new_faces_are_their_seed_s_and_smile_too(port):
+    found = {(seed, v): ask(port, "GET", f"/new?seed={seed}&value={v}")[2] for seed in (1, 2) for v in (0, 2)}
     assert len(set(found.values())) == 4
-    assert found[1, 2] == ask(server, "GET", "/new?seed=1&value=2")[2]
+    assert found[1, 2] == ask(port, "GET", "/new?seed=1&value=2")[2]
 
 
-def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(server):
-    status, kind, body = ask(server, "GET", "/")
+def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
+    status, kind, body = ask(port, "GET", "/")
     assert (status, kind) == (200, "text/html; charset=utf-8")
     assert b"//" not in body.replace(b"// ", b"").replace(b"<!doctype", b"")
-    about = json.loads(ask(server, "GET", "/about")[2])
+    about = json.loads(ask(port, "GET", "/about")[2])
     assert about["best"] in about["dials"]
 
 
@@ -89,6 +105,7 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(server):
     [
         ("POST", "/photo", b"not a picture", {"X_Smilevae": "1"}, 415, "not an image"),
         ("POST", "/photo", b"x" * 11_000_000, {"X_Smilevae": "1"}, 413, "over the limit of 10 MB"),
+        ("POST", "/photo", (b"x" * 1_000_000 for _ in range(11)), {"X_Smilevae": "1"}, 413, "over the limit of 10 MB"),
         ("POST", "/photo", None, {"X_Smilevae": "1"}, 415, "empty"),
         ("POST", "/photo", b"x", {}, 403, "from this page only"),
         ("POST", "/../../etc/passwd", b"x", {"X_Smilevae": "1"}, 403, "from this page only"),
@@ -97,76 +114,124 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(server):
         ("GET", "/new?value=nan", None, {}, 400, "a number from -10 to 10"),
         ("GET", "/new?seed=-9999999999", None, {}, 400, "a number from"),
         ("GET", "/new?direction=%3Cscript%3E", None, {}, 400, "no such direction"),
-        ("GET", "/", None, {"Host": "evil.example"}, 403, "answers to 127.0.0.1 only"),
+        ("GET", "/photo", None, {"X_Smilevae": "1"}, 404, "there is no"),
+        ("GET", "/", None, {"Host": "evil.example"}, 400, "Invalid host"),
+        ("POST", "/photo", b"x", {"X_Smilevae": "1", "Host": "127.0.0.1.evil.example"}, 400, "Invalid host"),
     ],
 )
-def test_every_mistake_and_every_attack_is_one_sentence(server, method, path, body, headers, status, words):
-    found = ask(server, method, path, body, **headers)
+def test_every_mistake_and_every_attack_is_one_sentence(port, method, path, body, headers, status, words):
+    found = ask(port, method, path, body, **headers)
     assert (found[0], words in found[2].decode()) == (status, True), found
     assert found[1].startswith("text/plain")
     assert b"Traceback" not in found[2]
 
 
-def test_no_face_and_too_many_pixels_are_told_before_they_cost_anything(server):
-    status, _, body = upload(server, picture(form="JPEG"), "/photo")
+def test_no_face_and_too_many_pixels_are_told_before_they_cost_anything(port):
+    status, _, body = upload(port, picture(form="JPEG"), "/photo")
     assert (status, b"no face of 24 pixels" in body) == (422, True)
     file = io.BytesIO()
     Image.new("L", (6000, 5000)).save(file, "PNG")
-    status, _, body = upload(server, file.getvalue())
+    status, _, body = upload(port, file.getvalue())
     assert (status, b"6000x5000 pixels, over the limit of 25 million" in body) == (413, True)
 
 
-def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(server):
-    first = json.loads(upload(server, picture())[2])["id"]
+def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(port):
+    first = json.loads(upload(port, picture())[2])["id"]
     with ThreadPoolExecutor(50) as pool:
-        moves = list(pool.map(lambda i: ask(server, "GET", f"/smile?id={first}&value={i / 25}")[0], range(50)))
+        moves = list(pool.map(lambda i: ask(port, "GET", f"/smile?id={first}&value={i / 25}")[0], range(50)))
     assert moves == [200] * 50
     for _ in range(slider.KEPT):
-        upload(server, picture())
-    assert ask(server, "GET", f"/smile?id={first}")[0] == 410
+        upload(port, picture())
+    assert ask(port, "GET", f"/smile?id={first}")[0] == 410
 
 
-def test_it_listens_on_loopback_alone_and_leaves_nothing_on_the_disk(evaluated_run, tmp_path):
-    environment = os.environ | {"TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path)}
+def test_every_answer_forbids_caches_frames_and_other_sites(port):
+    for path, host in (("/", "localhost"), ("/nowhere", "localhost"), ("/new", "localhost"), ("/", "evil.example")):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", path, headers={"Host": host})
+        answer = connection.getresponse()
+        assert answer.getheader("Server") is None
+        for name, value in slider.HEADERS.items():
+            assert answer.getheader(name) == value, (path, name)
+        connection.close()
+
+
+def test_half_requests_keep_nobody_waiting(port):
+    halves = (
+        b"GET / HT",
+        b"POST /photo HTTP/1.1\r\nHost: localhost\r\nX-Smilevae: 1\r\nContent-Length: 100\r\n\r\nabc",
+    )
+    with contextlib.ExitStack() as stack:
+        for half in 60 * halves:
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(half)
+        assert ask(port, "GET", "/about")[0] == 200
+        assert upload(port, picture())[0] == 200
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_on_loopback_alone_leaves_no_file_and_ends_on_a_signal_that_its_parent_ignores(
+    evaluated_run, tmp_path, signum
+):
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-m", "smilevae.apps.slider", f"ckpt={evaluated_run}", "port=0"]
     before = {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | {"PYTHONPATH": str(ROOT)})
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's `make test &`
     try:
-        port = int(process.stdout.readline().split("127.0.0.1:")[1].split("/")[0])
-
-        class Other:
-            server_address = ("127.0.0.1", port)
-
-        opened = json.loads(upload(Other, picture())[2])
-        assert ask(Other, "GET", f"/smile?id={opened['id']}&value=1")[0] == 200
-        outside = next((a[4][0] for a in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)), "127.0.0.1")
-        if not outside.startswith("127."):
-            with pytest.raises(ConnectionError):
-                socket.create_connection((outside, port), timeout=2)
+        with app(evaluated_run, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path)) as (process, port):
+            opened = json.loads(upload(port, picture())[2])
+            assert ask(port, "GET", f"/smile?id={opened['id']}&value=1")[0] == 200
+            addresses = socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
+            for outside in {address[4][0] for address in addresses}:
+                if not outside.startswith("127."):
+                    with pytest.raises(ConnectionError):
+                        socket.create_connection((outside, port), timeout=2)
+            half = socket.create_connection(("127.0.0.1", port))
+            half.sendall(b"POST /photo HTTP/1.1\r\nHost: localhost\r\nX-Smilevae: 1\r\nContent-Length: 9\r\n\r\nabc")
+            process.send_signal(signum)
+            errors = process.communicate(timeout=30)[1]
+            half.close()
     finally:
-        process.send_signal(2)
-        process.wait(10)
-        process.stdout.close()
-    assert process.returncode == 0
+        signal.signal(signal.SIGINT, handler)
+    assert (process.returncode, errors) == (0 if signum == signal.SIGINT else -signum, "")
     assert not list((tmp_path / "tmp").iterdir())
     assert {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")} == before
 
 
-def test_wrong_words_are_one_sentence(evaluated_run, server):
+@pytest.mark.parametrize("words", [["app"], ["photo", "image=me.jpg", "out=out.png"], ["export", "out=given"]], ids=str)
+def test_ctrl_c_while_torch_is_imported_is_one_word(evaluated_run, tmp_path, words):
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        [*COMMAND, *words, f"ckpt={evaluated_run}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def test_wrong_words_are_one_sentence(call, evaluated_run, port):
     for words, problem in (
-        ([], "takes these words"),
-        ([f"ckpt={evaluated_run}", "port=x"], "port=x must be"),
-        ([f"ckpt={evaluated_run}", f"port={server.server_address[1]}"], "choose another"),
-        ([f"ckpt={evaluated_run}", "share=true"], "takes these words"),
+        ([], "ckpt is not set; smilevae app ckpt=RUN"),
+        ([f"ckpt={evaluated_run}", "port=x"], "port=x must be a whole number from 0 to 65535"),
+        ([f"ckpt={evaluated_run}", f"port={port}"], f"port={port}: Address already in use; choose another"),
+        ([f"ckpt={evaluated_run}", "share=true"], "share is not an option"),
     ):
-        with pytest.raises(ConfigError, match=problem):
-            slider.main(words)
+        code, errors = call("app", *words)
+        assert (code, errors.count("\n"), problem in errors) == (2, 1, True), errors
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Debian's chromium-driver")
-def test_in_a_real_browser_one_uploads_slides_compares_and_draws(server, tmp_path):
+def test_in_a_real_browser_one_uploads_slides_compares_and_draws(port, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver")
     from selenium.webdriver.common.keys import Keys
 
@@ -176,7 +241,7 @@ def test_in_a_real_browser_one_uploads_slides_compares_and_draws(server, tmp_pat
         options.add_argument(word)
     browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
-        browser.get(f"http://127.0.0.1:{server.server_address[1]}/")
+        browser.get(f"http://127.0.0.1:{port}/")
 
         def until(what):
             end = time.monotonic() + 20

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -6,12 +7,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, TINY
 from PIL import Image
 
+import smilevae
+from smilevae import console
 from smilevae.apps import export, photo
+from smilevae.apps.options import ExportOptions, PhotoOptions
 from smilevae.errors import CheckpointError, ConfigError
-from smilevae.evaluation.report import report
+from smilevae.evaluation.options import EvaluateOptions
+from smilevae.evaluation.report import evaluate
 from smilevae.runs import checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -20,7 +26,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def exported(evaluated_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "given"
-    export.main(["export", f"ckpt={evaluated_run}", f"out={out}"])
+    export.main(ExportOptions(ckpt=str(evaluated_run), out=str(out)))
     return evaluated_run, out
 
 
@@ -31,19 +37,24 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
     x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
-        "import sys, numpy as np, torch; from smilevae import checkpoints\n"
-        "vae, content = checkpoint.load_vae(checkpoint.find(sys.argv[1]))\n"
+        "import sys, numpy as np, torch; from smilevae.runs import checkpoint\n"
+        "vae, _, _, epoch = checkpoint.load(checkpoint.find(sys.argv[1]))\n"
         "x = torch.from_numpy(np.load(sys.argv[2]))\n"
         "with torch.no_grad(): np.save(sys.argv[3], vae.decode(vae.encode(x)[0]).numpy())\n"
-        "print(checkpoint.epochs_trained(content))"
+        "print(epoch)"
     )
     words = [moved, tmp_path / "x.npy", tmp_path / "y.npy"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", code, *map(str, words)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    vae, content = checkpoint.load_vae(checkpoint.find(str(run)))
-    assert int(done.stdout) == checkpoint.epochs_trained(content)
+    vae, _, _, epoch = checkpoint.load(checkpoint.find(str(run)))
+    assert int(done.stdout) == epoch
     with torch.no_grad():
         expected = vae.decode(vae.encode(x)[0]).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
@@ -52,7 +63,7 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
 @pytest.mark.parametrize("num", [1, 5])
 def test_onnx_agrees_with_torch(exported, num):
     run, out = exported
-    vae, _ = checkpoint.load_vae(checkpoint.find(str(run)))
+    vae = checkpoint.load(checkpoint.find(str(run))).vae
     x, z = torch.rand(num, 3, 64, 64), torch.randn(num, 8)
     with torch.no_grad():
         mu, logvar = vae.encode(x)
@@ -69,15 +80,14 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
     results = []
     for model in (run, out):
-        photo.main(
-            [f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=frame", f"out={tmp_path / 'out.png'}", "smile=2"]
-        )
+        words = (f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=frame", f"out={tmp_path / 'out.png'}", "smile=2")
+        photo.main(console.parse_words(words, PhotoOptions))
         results.append((tmp_path / "out.png").read_bytes())
     assert results[0] == results[1]
     copy = tmp_path / "again"
     shutil.copytree(out, copy)
-    metrics, _ = report.evaluate(checkpoint.find(str(copy)))
-    before = json.loads((run / "evaluation" / "metrics.json").read_text())
+    metrics, _ = evaluate(checkpoint.find(str(copy)), EvaluateOptions(ckpt=str(copy)))
+    before = json.loads(next(run.rglob("metrics.json")).read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-4)
 
 
@@ -91,6 +101,18 @@ def test_nothing_of_the_machine_leaves_it_and_the_card_says_what_it_is(exported)
         assert word in card
 
 
+def test_model_hubs_can_read_the_card(exported):
+    _, front, body = (exported[1] / "README.md").read_text().split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert metadata["license"] == "other"  # the publisher's choice; hubs ask for a name then
+    assert metadata["license_name"]
+    assert metadata["library_name"] == "smilevae"
+    assert metadata["pipeline_tag"] == "unconditional-image-generation"
+    assert {"vae", "faces", "pytorch"} <= set(metadata["tags"])
+    assert body.startswith("# A variational autoencoder of faces, 64 px\n")
+    assert "{" not in body
+
+
 def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictures, tmp_path):
     small = [word for word in TINY if not word.startswith("data.")]
     run, out = tmp_path / "run", tmp_path / "given"
@@ -98,32 +120,33 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
         "train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *small, "evaluate=true"
     )
     assert code == 0, errors
-    export.main(["export", f"ckpt={run}", f"out={out}"])
+    export.main(ExportOptions(ckpt=str(run), out=str(out)))
     for path in out.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
-    assert photo.Editor(str(out)).dials.best == photo.Editor(str(run)).dials.best
+    assert smilevae.load(out).dials.best == smilevae.load(run).dials.best
     with pytest.raises(ConfigError, match="does not say where its pictures are; pass root=PATH"):
-        report.evaluate(checkpoint.find(str(out)))
-    metrics, _ = report.evaluate(checkpoint.find(str(out)), root=str(pictures))
-    before = json.loads((run / "evaluation" / "metrics.json").read_text())
+        evaluate(checkpoint.find(str(out)), EvaluateOptions(ckpt=str(out)))
+    metrics, _ = evaluate(checkpoint.find(str(out)), EvaluateOptions(ckpt=str(out), root=str(pictures)))
+    before = json.loads(next(run.rglob("metrics.json")).read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-3)
 
 
-def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(exported, tiny_run, tmp_path):
+def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(call, exported, tiny_run, tmp_path):
     run, out = exported
     for words, problem in (
-        (["export", f"ckpt={run}", f"out={out}"], "not an empty folder"),
-        (["import", f"ckpt={run}", f"out={out}"], "takes these words"),
-        (["export", f"ckpt={run}"], "takes these words"),
+        ([f"ckpt={run}", f"out={out}"], "exists and is not an empty folder"),
+        (["export", f"ckpt={run}", f"out={out}"], "export is not understood; smilevae export ckpt=RUN out=FOLDER"),
+        ([f"ckpt={run}"], "out is not set; smilevae export ckpt=RUN out=FOLDER"),
     ):
-        with pytest.raises(ConfigError, match=problem):
-            export.main(words)
+        code, errors = call("export", *words)
+        assert (code, errors.count("\n"), problem in errors) == (2, 1, True), errors
     bare = tmp_path / "bare"
     shutil.copytree(tiny_run, bare, ignore=shutil.ignore_patterns("evaluation"))
     with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):
-        export.main(["export", f"ckpt={bare}", f"out={tmp_path / 'new'}"])
+        export.main(ExportOptions(ckpt=str(bare), out=str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_damaged_export_is_refused(exported, tmp_path):
@@ -141,4 +164,4 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
         shutil.copytree(out, copy)
         spoil(copy)
         with pytest.raises(CheckpointError):
-            checkpoint.load_vae(checkpoint.find(str(copy)))
+            checkpoint.load(checkpoint.find(str(copy)))

@@ -1,1 +1,1 @@
-"""Programs around a trained model: your own photo, the slider in a browser, the export, the Python API."""
+"""Programs that use a trained model: photo, slider, export and the Python API."""

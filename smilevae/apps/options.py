@@ -1,66 +1,65 @@
 """The options of photo, app and export. Importing this costs no torch."""
 
-import math
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-MAX_INTENSITY, MAX_STEPS = 10, 100
+
+def _intensities(word: str) -> list[float]:
+    with suppress(ValueError):
+        low, high, num = word.split(":") if ":" in word else (word, word, "1")
+        if all(-10 <= float(end) <= 10 for end in (low, high)) and 1 <= int(num) <= 100:
+            return np.linspace(float(low), float(high), int(num)).tolist()
+    raise ValueError("must be a number from -10 to 10, or FROM:TO:STEPS with at most 100 steps")
+
+
+def _face(word: str) -> int | str:
+    with suppress(ValueError):
+        if word == "all" or int(word) > 0:
+            return word
+    raise ValueError("must be a number from 1, or all")
+
+
+def _box(word: str) -> Any:
+    with suppress(ValueError):
+        box = word if word == "frame" else tuple(float(number) for number in word.split(","))
+        if box == "frame" or (len(box) == 3 and np.isfinite(box).all()):
+            return box
+    raise ValueError("must be LEFT,TOP,SIDE in pixels, or frame")
 
 
 class Common(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    ckpt: str = Field(description="a run folder or checkpoint that evaluate.py has been run on")
-
-
-def _intensities(value: Any) -> list[float]:
-    """NUMBER or FROM:TO:STEPS as a list of intensities."""
-    try:
-        parts = str(value).split(":")
-        low, high, num = float(parts[0]), float(parts[min(1, len(parts) - 1)]), int(parts[2]) if parts[1:] else 1
-        if len(parts) in (1, 3) and max(abs(low), abs(high)) <= MAX_INTENSITY and 1 <= num <= MAX_STEPS:
-            return [low + (high - low) * step / max(1, num - 1) for step in range(num)]
-    except (ValueError, IndexError):
-        pass
-    raise ValueError(f"must be a number from -{MAX_INTENSITY} to {MAX_INTENSITY}, or FROM:TO:STEPS")
-
-
-def _box(value: Any) -> Any:
-    """frame, or LEFT,TOP,SIDE in pixels."""
-    if value == "frame":
-        return value
-    try:
-        box = tuple(float(part) for part in str(value).split(","))
-        if len(box) == 3 and all(map(math.isfinite, box)):
-            return box
-    except ValueError:
-        pass
-    raise ValueError("must be LEFT,TOP,SIDE in pixels, or frame")
+    ckpt: str = Field(description="a run folder or checkpoint that was evaluated, or an exported folder")
 
 
 class PhotoOptions(Common):
     """smilevae photo ckpt=RUN image=me.jpg smile=1.5 out=me_smiling.png
 
     Makes the face in a photo smile, at the photo's own resolution. PNG keeps every pixel outside the face to the bit.
-    The photo is turned upright and keeps its colour profile; place, camera and dates are left out.
+    The photo is turned upright and keeps its colour profile. Place, camera and dates are left out.
     """
 
-    image: str = Field(description="a photo, or a folder of them (then out is a folder)")
-    out: str = Field(description="the new file; .gif and .mp4 give an animation, other kinds a picture or a strip")
+    image: str = Field(description="a photo, or a folder of photos (then out is a folder)")
+    out: str = Field(description="the new file: .png, .jpg or .webp; .gif or .mp4 for an animation")
     smile: Annotated[list[float], BeforeValidator(_intensities)] = Field(
-        [1.0], description="intensity: 0 as it is, 1 an average smile, negative less; or FROM:TO:STEPS"
+        [1.0], description="intensity: 0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several"
     )
-    face: int | Literal["all"] = Field(1, description="the number of a face, largest first, or all")
+    face: Annotated[int | Literal["all"], BeforeValidator(_face)] = Field(
+        1, description="the number of a face, largest first, or all"
+    )
     box: Annotated[Any, BeforeValidator(_box)] = Field(
         None, description="LEFT,TOP,SIDE in pixels of the square that holds the face, or frame"
     )
-    direction: str | None = Field(None, description="one of the scorecard's; its best unless given")
+    direction: str | None = Field(None, description="a direction of the scorecard; its best unless given")
 
 
 class AppOptions(Common):
     """smilevae app ckpt=RUN [port=7860]
 
-    A smile on a slider, in a browser on this machine. The page listens on 127.0.0.1 only.
+    A smile on a slider, in a browser on this machine. The page is served on 127.0.0.1 only.
     """
 
     port: int = Field(7860, ge=0, le=65535, description="0 chooses a free one")

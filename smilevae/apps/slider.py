@@ -1,253 +1,199 @@
-"""A smile on a slider, in a browser on this machine: python -m smilevae.apps.slider ckpt=RUN [port=7860]
+"""A smile on a slider, in a browser on this machine: a web page, and the server behind it.
 
-Drop a photograph, choose a direction, move the smile, compare, draw new faces. It listens on 127.0.0.1 alone and
-connects to nowhere. Photographs stay in memory, the last KEPT of them, and are gone when it ends.
+The server listens on 127.0.0.1 only. Photos stay in memory, the last KEPT of them, until the program ends.
 """
 
+import contextlib
 import html
 import io
-import json
+import os
 import secrets
-import sys
+import signal
+import socket
 import threading
 from collections import OrderedDict
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from smilevae.apps import photo
+from smilevae.apps.model import Model
+from smilevae.apps.options import AppOptions
 from smilevae.data import images
 from smilevae.errors import ConfigError, DataError
 from smilevae.evaluation import grids
-from smilevae.evaluation.samplers import draw_codes
 
-PAGE = Path(__file__).with_name("app.html")
+try:
+    import anyio
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+except ImportError as error:
+    raise ConfigError(f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'") from None
+
+PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
 MAX_PIXELS = 25_000_000
-SHOWN = 900  # longest side of what the slider moves; a download has the photograph's own
+PREVIEW = 900  # longest side of the photo on the page; a download has the photo's own size
 KEPT = 4
 NUM_NEW = 8
-TIMEOUT = 20  # seconds for a request to arrive
-
-
-class Refused(Exception):
-    """Why a request is not answered, in a sentence, and the HTTP status."""
-
-    def __init__(self, status: HTTPStatus, text: str):
-        super().__init__(text)
-        self.status = status
-
-
-class Opened(NamedTuple):
-    """A photograph as it is and as the slider shows it, with where the face is in both (photograph to crop)."""
-
-    whole: np.ndarray
-    shown: np.ndarray
-    matrix: np.ndarray
-    shown_matrix: np.ndarray
-    profile: bytes | None
+TIMEOUT = 20  # seconds without a byte of an upload
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; connect-src 'self';"
+    " script-src 'unsafe-inline'; style-src 'unsafe-inline'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 
 
 class Studio:
-    """The model behind the page; one thread at a time may use it."""
+    """The model and the photos of the page. One thread at a time uses the model."""
 
-    def __init__(self, ckpt: str):
-        self.editor = photo.Editor(ckpt)
-        self.opened: OrderedDict[str, Opened] = OrderedDict()
-        self.lock = threading.Lock()
+    def __init__(self, model: Model):
+        self.model, self.dials, self.lock = model, model.dials, threading.Lock()
+        self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()  # profile, preview, full; views: pixels, matrix
 
-    def about(self) -> dict[str, Any]:
-        found = self.editor.dials
-        return {"best": found.best, "dials": {name: [dial.low, dial.high] for name, dial in found.dials.items()}}
-
-    def open(self, data: bytes, middle: bool) -> dict[str, Any]:
-        """Keep a photograph and find its face, or take its middle square; gives its name."""
-        try:
-            with Image.open(io.BytesIO(data)) as lazy:  # the header alone
-                if lazy.width * lazy.height > MAX_PIXELS:
-                    many = f"{lazy.width}x{lazy.height} pixels, over the limit of {MAX_PIXELS // 10**6} million"
-                    raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"this picture has {many}; shrink it first")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            pass  # the reader below says why
+    def open(self, data: bytes, middle: bool) -> Response:
+        """Keep a photo, with its face or its middle square. Answers the photo's id and the size of its preview."""
+        unreadable = OSError, ValueError, SyntaxError, Image.DecompressionBombError  # images.read says why
+        with contextlib.suppress(*unreadable), Image.open(io.BytesIO(data)) as header:
+            if header.width * header.height > MAX_PIXELS:
+                many = f"{header.width}x{header.height} pixels, over the limit of {MAX_PIXELS // 10**6} million"
+                raise HTTPException(413, f"this picture has {many}; shrink it first")
         try:
             picture = images.read(data)
+            full = np.asarray(picture)
+            matrix = photo.locate(self.model, full, "this picture", "frame" if middle else None)[0]
         except images.Unreadable as reason:
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"not opened: {reason}; choose a picture") from None
-        whole = np.asarray(picture)
-        options = {"box": "frame"} if middle else {}
-        try:
-            matrix = photo.where(whole, Path("this picture"), options, self.editor)[0]
+            raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(error).partition(";")[0]) from None
-        shrink = min(1.0, SHOWN / max(whole.shape[:2]))
-        size = (max(1, round(whole.shape[1] * shrink)), max(1, round(whole.shape[0] * shrink)))
-        shown = np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+            raise HTTPException(422, str(error).partition(";")[0]) from None
+        shrink = min(1.0, PREVIEW / max(picture.size))
+        width, height = (max(1, round(side * shrink)) for side in picture.size)
+        preview = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
         smaller = matrix.copy()
-        smaller[:, :2] /= [size[0] / whole.shape[1], size[1] / whole.shape[0]]
+        smaller[:, :2] /= [width / picture.width, height / picture.height]
         name = secrets.token_urlsafe(12)
         with self.lock:
-            self.opened[name] = Opened(whole, shown, matrix, smaller, picture.info.get("icc_profile"))
-            while len(self.opened) > KEPT:
-                self.opened.popitem(last=False)
-        return {"id": name, "width": size[0], "height": size[1]}
+            self.photos[name] = picture.info.get("icc_profile"), (preview, smaller), (full, matrix)
+            while len(self.photos) > KEPT:
+                self.photos.popitem(last=False)
+        return JSONResponse({"id": name, "width": width, "height": height})
 
-    def smile(self, name: str, direction: str, value: float, full: bool) -> tuple[str, bytes]:
-        """An opened photograph with its face at an intensity: its kind and bytes."""
+    def smile(self, request: Request) -> Response:
+        """A photo with its face at an intensity: the preview, or in full."""
+        query, (intensity, direction) = request.query_params, self._dial(request)
         with self.lock:
-            if name not in self.opened:
-                raise Refused(HTTPStatus.GONE, f"only the last {KEPT} pictures are kept; drop yours again")
-            self.opened.move_to_end(name)
-            found = self.opened[name]
-            before, matrix = (found.whole, found.matrix) if full else (found.shown, found.shown_matrix)
-            after = self.editor.edit(before, matrix, [value], self._known(direction))[0]
-        return _encoded(after, "PNG" if full else "JPEG", found.profile)
+            if (name := query.get("id", "")) not in self.photos:
+                raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
+            self.photos.move_to_end(name)
+            profile, preview, full = self.photos[name]
+            pixels, matrix = full if "full" in query else preview
+            after = photo.edit(self.model, pixels, matrix, intensity, direction)
+        return _picture(after, "PNG" if "full" in query else "JPEG", profile)
 
-    def new(self, direction: str, value: float, seed: int) -> tuple[str, bytes]:
-        """Faces drawn from noise, at an intensity."""
-        with self.lock, torch.no_grad():
-            vae = self.editor.vae
-            nobody = torch.zeros(1, vae.latent_dim)
-            codes = draw_codes(NUM_NEW, torch.Generator().manual_seed(seed), mu=nobody, logvar=nobody)
-            turned = self.editor.turn(codes, [value], self._known(direction))[:, 0]
-            picture = grids.tile(vae.decode(turned).clamp(0, 1).unflatten(0, (2, NUM_NEW // 2)))
-        return _encoded((picture * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
+    def new(self, request: Request) -> Response:
+        """Faces drawn from the prior, at an intensity."""
+        (intensity, direction), seed = self._dial(request), int(_number(request, "seed", 2**31))
+        with self.lock:
+            codes = self.model.turn(self.model.draw(NUM_NEW, seed), [intensity], direction)[:, 0]
+            grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
+        return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
-    def _known(self, direction: str) -> str:
-        if direction not in self.editor.dials.dials:
-            raise Refused(HTTPStatus.BAD_REQUEST, "there is no such direction")
-        return direction
+    def _dial(self, request: Request) -> tuple[float, str]:
+        direction = request.query_params.get("direction", self.dials.best)
+        if direction not in self.dials.dials:
+            raise HTTPException(400, "there is no such direction")
+        return _number(request, "value", 10), direction
 
 
-def _encoded(picture: np.ndarray, form: str, profile: bytes | None) -> tuple[str, bytes]:
+def application(studio: Studio) -> Starlette:
+    """The pages: GET / /about /smile /new, POST /photo. Starlette runs the plain functions in threads."""
+    ranges = {name: [dial.low, dial.high] for name, dial in studio.dials.dials.items()}
+
+    async def upload(request: Request) -> Response:
+        if request.headers.get("X-Smilevae") != "1":  # a page of another site cannot set this header
+            return other(request)
+        return await run_in_threadpool(studio.open, await _body(request), "middle" in request.query_params)
+
+    def other(request: Request) -> Response:
+        if request.method == "POST":
+            raise HTTPException(403, "pictures come from this page only")
+        raise HTTPException(404, f"there is no {html.escape(request.url.path[:80])} here")
+
+    def failed(request: Request, error: Exception) -> Response:
+        return PlainTextResponse(f"that failed: {error}", 500)
+
+    routes = [
+        Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
+        Route("/about", JSONResponse({"best": studio.dials.best, "dials": ranges}), methods=["GET"]),
+        Route("/smile", studio.smile),
+        Route("/new", studio.new),
+        Route("/photo", upload, methods=["POST"]),
+        Route("/{path:path}", other, methods=["GET", "POST"]),
+    ]
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # against DNS rebinding
+    return Starlette(routes=routes, middleware=[hosts], exception_handlers={Exception: failed})
+
+
+def _picture(pixels: np.ndarray, form: str, profile: bytes | None) -> Response:
     file = io.BytesIO()
     options: dict[str, Any] = {"quality": 92} if form == "JPEG" else {"compress_level": 3}
-    Image.fromarray(picture).save(file, form, icc_profile=profile, **options)
-    return f"image/{form.lower()}", file.getvalue()
+    Image.fromarray(pixels).save(file, form, icc_profile=profile, **options)
+    return Response(file.getvalue(), media_type=f"image/{form.lower()}")
 
 
-class Handler(BaseHTTPRequestHandler):
-    """GET / /about /smile /new, POST /photo; nothing is a path on the disk."""
-
-    server_version, sys_version, protocol_version, timeout = "smilevae", "", "HTTP/1.1", TIMEOUT
-    studio: Studio
-
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        self._answer(self._post)
-
-    def _answer(self, act: Any) -> None:
-        try:
-            port = cast("tuple[str, int]", self.server.server_address)[1]
-            if self.headers.get("Host") not in (f"127.0.0.1:{port}", f"localhost:{port}"):  # a page of another name
-                raise Refused(HTTPStatus.FORBIDDEN, "this page answers to 127.0.0.1 only")
-            kind, body = act(urlsplit(self.path))
-            self._send(HTTPStatus.OK, kind, body)
-        except Refused as refused:
-            self.close_connection = True  # what was not read of an upload is not a request
-            self._send(refused.status, "text/plain; charset=utf-8", str(refused).encode())
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
-        except Exception as error:  # a mistake of ours: the page says so, and goes on
-            self.close_connection = True
-            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", f"that failed: {error}".encode())
-
-    def _get(self, url: Any) -> tuple[str, bytes]:
-        words = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        if url.path == "/":
-            return "text/html; charset=utf-8", PAGE.read_bytes()
-        if url.path == "/about":
-            return "application/json", json.dumps(self.studio.about()).encode()
-        if url.path in ("/smile", "/new"):
-            direction = words.get("direction", self.studio.editor.dials.best)
-            value = self._number(words.get("value", "0"), 10)
-            if url.path == "/new":
-                return self.studio.new(direction, value, int(self._number(words.get("seed", "0"), 2**31)))
-            return self.studio.smile(words.get("id", ""), direction, value, "full" in words)
-        raise Refused(HTTPStatus.NOT_FOUND, f"there is no {html.escape(url.path[:80])} here")
-
-    def _post(self, url: Any) -> tuple[str, bytes]:
-        if url.path != "/photo" or self.headers.get("X-Smilevae") != "1":  # no other site can set this header
-            raise Refused(HTTPStatus.FORBIDDEN, "pictures come from this page only")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or len(length) > 12:
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "the upload does not say how long it is")
-        if int(length) > MAX_BYTES:
-            left = min(int(length), 10 * MAX_BYTES)
-            while left > 0 and (chunk := self.rfile.read(min(left, 65536))):  # or its sender would not hear the answer
-                left -= len(chunk)
-            limit = f"over the limit of {MAX_BYTES // 10**6} MB"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"this file is {limit}; choose a smaller one")
-        data = self.rfile.read(int(length))
-        return "application/json", json.dumps(self.studio.open(data, url.query == "middle")).encode()
-
-    @staticmethod
-    def _number(text: str, bound: float) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = np.nan
-        if not -bound <= value <= bound:
-            raise Refused(HTTPStatus.BAD_REQUEST, f"a number from {-bound:g} to {bound:g} is needed")
-        return value
-
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-        headers |= {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
-        sources = "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'"
-        headers["Content-Security-Policy"] = f"{sources}; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-        if self.close_connection:
-            headers["Connection"] = "close"
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: names of pictures are nobody's business."""
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads, request_queue_size = True, 128
-
-
-def serve(ckpt: str, port: int) -> Server:
-    """A server that is ready; port 0 chooses one. Raises CheckpointError, ConfigError."""
-    handler = type("StudioHandler", (Handler,), {"studio": Studio(ckpt)})
+async def _body(request: Request) -> bytes:
+    """The raw body: Starlette's forms would write a photo to the disk. One that is too long is read, not kept."""
+    data, size, stream = bytearray(), 0, request.stream()
     try:
-        return Server(("127.0.0.1", port), handler)
+        while size <= 10 * MAX_BYTES:
+            with anyio.fail_after(TIMEOUT):
+                chunk = await anext(stream, b"")
+            if not chunk:
+                break
+            size += len(chunk)
+            data += chunk if size <= MAX_BYTES else b""
+    except TimeoutError:
+        raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
+    if size > MAX_BYTES:
+        limit = f"over the limit of {MAX_BYTES // 10**6} MB"
+        raise HTTPException(413, f"this file is {limit}; choose a smaller one")
+    return bytes(data)
+
+
+def _number(request: Request, name: str, bound: float) -> float:
+    try:
+        value = float(request.query_params.get(name, "0"))
+    except ValueError:
+        value = np.nan
+    if not -bound <= value <= bound:
+        raise HTTPException(400, f"a number from {-bound:g} to {bound:g} is needed")
+    return value
+
+
+def main(options: AppOptions) -> None:
+    """Serve the page until a signal. Raises CheckpointError, ConfigError."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `smilevae app &` starts with it ignored
+    app = application(Studio(Model(options.ckpt)))
+    try:
+        listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:
-        raise ConfigError(f"port={port}: {error.strerror}; choose another") from None
-
-
-def main(arguments: list[str]) -> None:
-    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    port = options.get("port", "7860")
-    if not options.get("ckpt") or set(options) - {"ckpt", "port"} or len(options) != len(arguments):
-        given = " ".join(arguments) or "nothing"
-        raise ConfigError(f"python -m smilevae.apps.slider ckpt=RUN port=7860 takes these words, not {given}")
-    if not port.isdecimal() or len(port) > 5 or int(port) > 65535:
-        raise ConfigError(f"port={port} must be a number from 0 to 65535")
-    server = serve(options["ckpt"], int(port))
-    print(f"open http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends)", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
-
-
-if __name__ == "__main__":
-    from smilevae import console
-
-    with console.one_sentence():
-        main(sys.argv[1:])
+        raise ConfigError(f"port={options.port}: {os.strerror(error.errno or 0)}; choose another") from None
+    config = uvicorn.Config(
+        app, http="h11", ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
+        headers=list(HEADERS.items()), server_header=False, timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    with listener, contextlib.suppress(KeyboardInterrupt):
+        print(f"open http://127.0.0.1:{listener.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
+        uvicorn.Server(config).run(sockets=[listener])

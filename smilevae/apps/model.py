@@ -1,0 +1,82 @@
+"""A trained model in Python. Shapes: B batch, S image side, D latent dimensions, I intensities."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from smilevae.data.images import to_rgb8
+from smilevae.editing import dials
+from smilevae.evaluation.samplers import draw_codes
+from smilevae.runs import checkpoint
+
+Images = Tensor | np.ndarray | Sequence[Image.Image]
+
+
+class Model:
+    """A checkpoint's `vae` in eval mode, its `settings` and its `dials`. Raises CheckpointError.
+
+    Images go in as a float tensor (B, 3, S, S) in [0, 1], a uint8 array (B, S, S, 3) or a list of PIL images, which are
+    cropped and resized as for training. They come out as a tensor (B, 3, S, S) in [0, 1].
+    """
+
+    def __init__(self, ckpt: str | os.PathLike[str]):
+        self.path = checkpoint.find(os.fspath(ckpt))
+        self.vae, self.settings, *_ = checkpoint.load(self.path)
+
+    @cached_property
+    def dials(self) -> dials.Dials:
+        """The calibrated smile directions. Raises CheckpointError if the checkpoint was not evaluated."""
+        return dials.read(self.path, self.vae)
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Tensor:
+        """The posterior means of images: (B, D). Raises ValueError for another shape, type or range."""
+        return self.vae.encode(self._batch(images))[0]
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, D) -> (B, 3, S, S)."""
+        return self.vae.decode(codes).clamp(0, 1)
+
+    def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
+        """Codes (num, D) from the prior; `temperature` scales their spread."""
+        zero, generator = torch.zeros(1, self.vae.latent_dim), torch.Generator().manual_seed(seed)
+        return draw_codes(num, generator, mu=zero, logvar=zero, temperature=temperature)
+
+    def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
+        """New faces (num, 3, S, S), decoded from `draw`."""
+        return self.decode(self.draw(num, seed, temperature))
+
+    @torch.no_grad()
+    def turn(self, codes: Tensor, intensities: Sequence[float], direction: str | None = None) -> Tensor:
+        """Codes at smile intensities: (B, D) -> (B, I, D). Raises CheckpointError, ConfigError as `smile`."""
+        return self.dials.turn(self.vae, codes, torch.tensor(intensities), direction)
+
+    def smile(self, images: Images, intensity: float = 1.0, direction: str | None = None) -> Tensor:
+        """Decoded images with a smile: intensity 0 changes nothing, 1 is an average smile, negative is less.
+
+        Raises CheckpointError if the checkpoint was not evaluated, ConfigError for an unknown direction, ValueError as
+        `encode`.
+        """
+        return self.decode(self.turn(self.encode(images), [intensity], direction)[:, 0])
+
+    def _batch(self, images: Images) -> Tensor:
+        side = self.vae.image_size
+        if not isinstance(images, Tensor | np.ndarray):
+            fitted = [ImageOps.fit(to_rgb8(image), (side, side), Image.Resampling.BICUBIC) for image in images]
+            images = np.array([np.asarray(image) for image in fitted], dtype=np.uint8)
+        x = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
+            x = x.movedim(-1, 1).float() / 255
+        if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"images must be floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3) or PIL images"
+            )
+        if not (x.min() >= 0 and x.max() <= 1):
+            raise ValueError("images must lie in [0, 1]")
+        return x.float()

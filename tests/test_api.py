@@ -1,0 +1,91 @@
+"""import smilevae; model = smilevae.load(RUN): what a notebook uses."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import smilevae
+from smilevae.runs import checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(evaluated_run):
+    return smilevae.load(evaluated_run)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+
+def test_importing_costs_no_torch():
+    code = "import sys, smilevae; print(smilevae.__version__, smilevae.UserError, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_tensors_arrays_and_pil_images_give_the_codes_of_the_vae(model, pixels, evaluated_run):
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    vae = checkpoint.load(checkpoint.find(str(evaluated_run))).vae
+    with torch.no_grad():
+        expected = vae.encode(x)[0]
+    for images in (x, pixels, [Image.fromarray(image) for image in pixels]):
+        assert torch.equal(model.encode(images), expected)
+    assert expected.shape == (3, model.settings.latent_dim)
+    wide = Image.fromarray(np.tile(pixels[0], (1, 2, 1)))
+    assert model.encode([wide, wide.convert("L")]).shape == (2, model.settings.latent_dim)
+
+
+def test_codes_become_images_and_a_seed_gives_the_same_faces(model):
+    images = model.sample(5, seed=3)
+    assert images.shape == (5, 3, 64, 64)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal(images, model.sample(5, seed=3))
+    assert not torch.equal(images, model.sample(5, seed=4))
+    middle = model.decode(torch.zeros(1, model.settings.latent_dim))
+    assert torch.equal(model.sample(1, temperature=0), middle)
+
+
+def test_a_smile_of_zero_is_the_reconstruction_and_a_smile_of_two_is_not(model, pixels):
+    plain = model.decode(model.encode(pixels))
+    assert torch.equal(model.smile(pixels, 0), plain)
+    assert not torch.allclose(model.smile(pixels, 2), plain, atol=1e-4)
+    assert not model.smile(pixels).requires_grad
+    with pytest.raises(smilevae.ConfigError, match="direction=up is unknown; choose one of"):
+        model.smile(pixels, 1, "up")
+
+
+def test_a_run_without_evaluation_encodes_but_does_not_smile(tiny_run, tmp_path, pixels):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_run, bare, ignore=shutil.ignore_patterns("evaluation"))
+    model = smilevae.load(bare)
+    assert model.encode(pixels).shape == (3, 8)
+    with pytest.raises(smilevae.CheckpointError, match=r"is missing; run python evaluate\.py ckpt=.* first"):
+        model.smile(pixels)
+    with pytest.raises(smilevae.CheckpointError, match="does not exist"):
+        smilevae.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"),
+    [
+        (torch.rand(3, 64, 64), "must be floats"),
+        (torch.rand(2, 3, 32, 32), "must be floats"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), "must be floats"),
+        (torch.zeros(0, 3, 64, 64), "must be floats"),
+        (np.zeros((2, 3, 64, 64), np.uint8), "must be floats"),
+        ([], "must be floats"),
+        (torch.full((1, 3, 64, 64), 255.0), "must lie in"),
+        (torch.full((1, 3, 64, 64), torch.nan), "must lie in"),
+    ],
+)
+def test_another_shape_type_or_range_is_refused(model, images, problem):
+    with pytest.raises(ValueError, match=problem):
+        model.encode(images)
