@@ -1,0 +1,82 @@
+"""Reads a run folder, which anybody may have written: its state, result, metrics and evaluation folder."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+LOCK_TIMEOUT = 0.1  # seconds; `in_use` holds the lock for a moment
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none or it is not whole."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def state(path: Path) -> dict[str, Any]:
+    """The content of status.json, with two more values of `status`.
+
+    NEW has no status yet. STALE says RUNNING, but its process on this host is gone; a job of another host is never
+    called stale. A run with a result is COMPLETED, whatever its status says.
+    """
+    empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None, "sweep": None}
+    held = in_use(path)  # asked first: a process that ends between the two has written its status by then
+    status = empty | read_json(path / "status.json")
+    if (path / "result.json").exists():
+        return status | {"status": "COMPLETED", "reason": None}
+    here = status["host"] in (None, os.uname().nodename)
+    if status["status"] == "RUNNING" and here and not held and not in_use(path):  # nor did one begin meanwhile
+        return status | {"status": "STALE", "reason": "its process is gone"}
+    return status
+
+
+def in_use(path: Path) -> bool:
+    """Whether a living process holds the run folder."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        with FileLock(path / LOCK, timeout=LOCK_TIMEOUT):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder that may not be written holds no process of this user
+        return False
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """result.json of a run folder; {} where there is none or it is not whole."""
+    return read_json(path / "result.json")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run folder, as far as it is whole; [] where there is none."""
+    lines: list[dict[str, Any]] = []
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        for line in (path / "metrics.jsonl").read_text().splitlines():
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("epoch"), int)]
+
+
+def epochs_done(path: Path) -> int:
+    """The last whole epoch of a run folder."""
+    return max((line["epoch"] for line in read_metrics(path)), default=0)
+def evaluation_folder(run: Path) -> Path:
+    """Where a run's evaluation goes: into it, or, where that may not be written, beside the reader."""
+    inside = run / "evaluation"
+    if os.access(inside if inside.exists() else run, os.W_OK):
+        return inside
+    return Path(f"evaluation-{run.resolve().name}")
+
+
+def evaluated(run: Path) -> Path:
+    """Where a run's evaluation is found."""
+    inside = run / "evaluation"
+    return inside if inside.exists() else evaluation_folder(run)
+

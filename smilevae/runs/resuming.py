@@ -1,0 +1,54 @@
+"""The settings of an existing run, and what a resume may change of them."""
+
+from pathlib import Path
+
+import yaml
+
+from smilevae.config import HARDWARE, SAME_RESULT, Settings, checked
+from smilevae.errors import ConfigError
+from smilevae.runs.reading import epochs_done
+
+
+def read_settings(path: str | Path) -> Settings:
+    """The settings in a run folder's config.yaml. Raises ConfigError."""
+    try:
+        content = yaml.safe_load((Path(path) / "config.yaml").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path} is not a run folder (no config.yaml); pass the one that train.py printed") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}/config.yaml holds no settings; restore it")
+    return checked(content)
+
+
+def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
+    """The settings with which a run goes on: its own, and those the user `named` that do not change its result.
+
+    `epochs` may change too. Raises ConfigError, by name with both values, for any other change.
+    """
+    settings = read_settings(resume)
+    target = wanted.epochs if "epochs" in named else settings.epochs
+    done, complete = epochs_done(Path(resume)), (Path(resume) / "result.json").exists()
+    if target != settings.epochs and settings.schedule == "cosine":
+        raise ConfigError(f"{resume} has schedule=cosine, which ends at epochs={settings.epochs}; start a new run")
+    if target < done or (complete and target == done):
+        raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
+    old, new = settings.flat(), wanted.flat()
+    asked = {name for name in new if name in named or name.partition(".")[0] in named}
+    allowed = asked & {*SAME_RESULT, "epochs"}
+    problems = [
+        f"{name}={new[name]} would change the result of {resume}, which has {name}={old.get(name)}; start a new run"
+        for name in sorted(asked - allowed)
+        if new[name] != old.get(name)
+    ]
+    values = {name: new[name] for name in allowed}
+    before = settings.trainer.model_dump()
+    for name, value in wanted.trainer.model_dump().items():
+        if named & {"trainer", f"trainer.{name}"} and value != before.get(name):
+            values[f"trainer.{name}"] = value
+            if name not in HARDWARE:
+                problems.append(f"trainer.{name}={value} would change the result of {resume}, which has {before.get(name)}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings.with_values(values)

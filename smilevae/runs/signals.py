@@ -1,0 +1,35 @@
+"""SIGINT and SIGTERM end a process between two steps, with a checkpoint."""
+
+import math
+import signal
+import sys
+import time
+
+from smilevae.errors import Interrupted
+
+
+class Stop:
+    """Receives SIGINT and SIGTERM. Raises Interrupted at once or, while `deferred`, keeps the signal in `signum`.
+
+    A second signal raises at once. Repeats within 1 s are ignored: Ctrl-C reaches a sweep job twice.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self._time = -math.inf
+
+    def install(self, deferred: bool = False) -> None:
+        self.deferred = deferred
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: object) -> None:
+        if self.signum and time.monotonic() - self._time < 1:
+            return
+        self._time = time.monotonic()
+        if not self.deferred or self.signum:
+            self.signum = signum
+            raise Interrupted(signum)
+        self.signum = signum
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
