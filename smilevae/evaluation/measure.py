@@ -4,32 +4,21 @@ Everything is in eval mode; codes are mu, not samples, unless a line says otherw
 S image side, D latent dimensions.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smilevae.data.batches import gather, hash64, in_order, to_unit
+from smilevae.data.batches import hash64
 from smilevae.data.dataset import Faces
+from smilevae.data.encode import batches_of, encode
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms, gaussian_kl
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE
 
-BATCH = 128
-
-
-@torch.no_grad()
-def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """mu and logvar of some faces, on the CPU: (N, D) twice."""
-    was_training = vae.training
-    vae.eval()
-    codes = [[t.cpu() for t in vae.encode(x)] for x in batches_of(vae, faces, rows)]
-    vae.train(was_training)
-    return torch.cat([mu for mu, _ in codes]), torch.cat([logvar for _, logvar in codes])
+__all__ = ["encode", "measure"]
 
 
 @torch.no_grad()
@@ -62,8 +51,8 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
                 sums[name][key] = sums[name].get(key, 0.0) + value
     table: dict[str, Any] = {}
     for name, total in sums.items():
-        found = {key: value / len(rows) for key, value in total.items()}
-        table[name] = found | {key.replace("mse", "psnr"): psnr(v) for key, v in found.items() if key.endswith("mse")}
+        means = {key: value / len(rows) for key, value in total.items()}
+        table[name] = means | {key.replace("mse", "psnr"): psnr(v) for key, v in means.items() if key.endswith("mse")}
     loss, recon, kl = (terms / len(rows)).tolist()
     mu, logvar = torch.cat(codes, dim=1)
     return table | {
@@ -71,7 +60,7 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
         "recon": recon,
         "kl": kl,
         "nelbo": negative_elbo(recon, kl, 3 * vae.image_size**2),
-        "loss_study_units": 4 * recon + kl,  # SSE on [-1, 1] pixels + KL
+        "loss_study_units": 4 * recon + beta * kl,  # SSE on [-1, 1] pixels + beta * KL
         "active_units": active_units(mu.var(0, correction=min(1, len(mu) - 1))),
         "latent_dim": vae.latent_dim,
         "pca_dim": basis.shape[1],
@@ -83,19 +72,12 @@ def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
     """Sums over a batch of mse and ssim, at the pictures' size and at the native one where that is smaller."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    found = {}
+    sums = {}
     for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
         if side != x.shape[-1]:
             guess, x = (
                 F.interpolate(t, (side, side), mode="bicubic", antialias=True, align_corners=False) for t in (guess, x)
             )
-        found[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
-        found[f"{prefix}ssim"] = float(ssim(guess, x, data_range=1.0, reduction="sum"))  # type: ignore[arg-type]
-    return found
-
-
-def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
-    """Faces in the given order as [0, 1] batches (B, 3, S, S) on the network's device."""
-    device = next(vae.parameters()).device
-    for chunk, _ in in_order(rows, BATCH):
-        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)
+        sums[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
+        sums[f"{prefix}ssim"] = float(ssim(guess, x, data_range=1.0, reduction="sum"))  # type: ignore[arg-type]
+    return sums

@@ -7,14 +7,14 @@ evaluation/    measures and pictures of a checkpoint
 """
 
 from smilevae.runs.commands import override, resume_line, short, typed
+from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
 from smilevae.runs.folder import Run, new_run_dir, what_next
 from smilevae.runs.machine import environment
 from smilevae.runs.reading import (
     epochs_done,
-    evaluated,
-    evaluation_folder,
     in_use,
+    read_json,
     read_metrics,
     read_result,
     state,
@@ -28,11 +28,13 @@ __all__ = [
     "continued",
     "environment",
     "epochs_done",
-    "evaluated",
     "evaluation_folder",
     "in_use",
     "new_run_dir",
     "override",
+    "point_to_best",
+    "read_evaluation",
+    "read_json",
     "read_metrics",
     "read_result",
     "read_settings",

@@ -12,7 +12,7 @@ from smilevae.data import UNKNOWN, Faces
 from smilevae.data.batches import gather, to_unit
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
-from smilevae.evaluation.figures import INTENSITIES, decode_rows
+from smilevae.evaluation.figures import WHOLE_INTENSITIES, decode_rows
 from smilevae.evaluation.measure import encode
 from smilevae.models import latents
 from smilevae.training.record import Record
@@ -76,7 +76,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
         smile = torch.from_numpy(self.faces.smile[train])
         if (smile == 1).any() and (smile == 0).any():
             direction = mean_difference(encode(vae, self.faces, train)[0], smile).to(device)
-            strip = latents.shift(mu[:4], direction, torch.tensor(INTENSITIES, device=device))
+            strip = latents.shift(mu[:4], direction, torch.tensor(WHOLE_INTENSITIES, device=device))
             board.add_image("pictures/smile_strip", grids.tile(decode_rows(vae, strip)), epoch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
