@@ -108,20 +108,18 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
 
 
 def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
-    """Held-out codes in two dimensions: along the smile direction of the training faces (if any) and principal axes."""
+    """Held-out codes (N, D) in two dimensions: the smile direction (if any), then principal axes; 0 where D is 1."""
     if len(mu) < 3:
         return
     from matplotlib.figure import Figure
 
     centred = mu - mu.mean(0)
-    axes = torch.linalg.svd(centred, full_matrices=False)[2][:2]
-    label = "1st principal axis"
-    if direction is not None:
-        unit = direction / direction.norm()
-        rest = centred - (centred @ unit)[:, None] * unit
-        axes = torch.stack([unit, torch.linalg.svd(rest, full_matrices=False)[2][0]])
-        label = "smile direction of the training faces"
-    across, along = (centred @ axes.T).T.numpy()
+    unit = torch.zeros(mu.shape[1]) if direction is None else direction / direction.norm()
+    rest = centred - (centred @ unit)[:, None] * unit
+    principal = torch.linalg.svd(rest, full_matrices=False)[2]
+    axes = principal if direction is None else torch.cat([unit[None], principal])
+    label = "1st principal axis" if direction is None else "smile direction of the training faces"
+    across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
     figure = Figure(figsize=(6, 5), layout="constrained")
     plot = figure.subplots()
     for value, name, colour in ((1, "smiling", "#d95f02"), (0, "not smiling", "#1b6ca8"), (-1, "no label", "#777777")):

@@ -10,8 +10,10 @@ def tile(images: Tensor) -> Tensor:
     """Lay (R, C, 3, S, S) out as one image (3, H, W), values clamped to [0, 1]."""
     from torchvision.utils import make_grid  # a third of a second
 
-    flat = images.detach().cpu().flatten(0, 1)
-    return make_grid(flat.clamp(0, 1), nrow=images.shape[1], padding=GAP, pad_value=1.0)
+    flat = images.detach().cpu().flatten(0, 1).clamp(0, 1)
+    if len(flat) == 1:  # make_grid gives one image no border
+        return torch.nn.functional.pad(flat[0], (GAP,) * 4, value=1.0)
+    return make_grid(flat, nrow=images.shape[1], padding=GAP, pad_value=1.0)
 
 
 def pairs(x: Tensor, x_hat: Tensor, num_columns: int = 8) -> Tensor:
