@@ -90,6 +90,14 @@ def test_the_table_agrees_with_scikit_image(evaluated, model):
     assert row["ssim"] == pytest.approx(np.mean(maps), abs=0.003)  # the two mirror their borders differently
 
 
+def test_ssim_is_that_of_torchmetrics():
+    from torchmetrics.functional.image import structural_similarity_index_measure as reference
+
+    a = torch.rand(4, 3, 40, 40)
+    b = (a + 0.2 * torch.randn(a.shape)).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(measure.ssim(a, b), reference(a, b, data_range=1.0, reduction="none"))
+
+
 def test_the_references_agree_with_plain_numpy(evaluated, model):
     _, metrics = evaluated
     _, faces = model

@@ -162,7 +162,7 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
 def test_the_estimate_from_codes_is_what_was_measured():
     mu = torch.randn(300, 4)
     truth = torch.tensor([0.5, -0.2, 0, 1.0])
-    weights, bias = dial_module.fit_estimate(mu, lambda codes: codes @ truth + 0.7)
+    weights, bias = dial_module.fit_estimate(mu, mu @ truth + 0.7, lambda codes: codes @ truth + 0.7)
     torch.testing.assert_close(weights, truth, atol=0.01, rtol=0.01)
     assert bias == pytest.approx(0.7, abs=0.01)
 

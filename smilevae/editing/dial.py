@@ -87,16 +87,17 @@ def plain_dial(mu: Tensor, smile: Tensor) -> Dial:
     return Dial("mean_difference", direction, weights, -float(mu[smile == 0].mean(0) @ weights), 1.0)
 
 
-def fit_estimate(mu: Tensor, smile_of: SmileOf) -> tuple[Tensor, float]:
+def fit_estimate(mu: Tensor, smiles: Tensor, smile_of: SmileOf) -> tuple[Tensor, float]:
     """Weights (D,) and bias that estimate the measured smile from a code (ridge regression).
 
-    Fitted to the codes (N, D) and to two neighbours of each, half the codes' spread away.
+    Fitted to codes (N, D) with their measured `smiles`, and to two neighbours of each, half the codes' spread away.
     """
     from sklearn.linear_model import Ridge
 
     noise = torch.randn(2 * len(mu), mu.shape[1], generator=torch.Generator().manual_seed(0))
-    codes = torch.cat([mu, mu.repeat(2, 1) + 0.5 * mu.std(0) * noise])
-    model = Ridge(alpha=1.0).fit(codes.double().numpy(), smile_of(codes).double().numpy())
+    near = mu.repeat(2, 1) + 0.5 * mu.std(0) * noise
+    codes, smiles = torch.cat([mu, near]).double(), torch.cat([smiles, smile_of(near)]).double()
+    model = Ridge(alpha=1.0).fit(codes.numpy(), smiles.numpy())
     return torch.from_numpy(model.coef_).float(), float(model.intercept_)
 
 

@@ -87,8 +87,9 @@ def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = Attribut
         return smile_and_clipped(codes)[0]
 
     by_name = directions.directions(mu, label, others, people)
-    weights, bias = fit_estimate(mu[~half], smile_of)
-    smiling = float(smile_of(mu[~half][label[~half] == 1]).mean())
+    smiles = smile_of(mu[~half])
+    weights, bias = fit_estimate(mu[~half], smiles, smile_of)
+    smiling = float(smiles[label[~half] == 1].mean())
     calm = mu[half][label[half] == 0][:MAX_CALIBRATED]
     dials = {}
     for name, direction in by_name.items():

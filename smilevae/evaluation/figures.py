@@ -99,10 +99,12 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
 
     there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
     frames = decode_rows(vae, dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
-    pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+    images = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+    palette = images[12].quantize(256)  # of the middle intensity: one palette for all frames is four times faster
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
 
     def write(file: IO[bytes]) -> None:
-        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
 
     runs.replace_file(out / "smile.gif", write)
 
