@@ -17,8 +17,8 @@ from smilevae.data import batches, dataset, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, directions
 from smilevae.errors import CheckpointError
-from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation import figures, measure, report
+from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.axes import principal_axes, streamed_axes
 from smilevae.runs import checkpoint

@@ -29,7 +29,7 @@ from PIL import Image
 from smilevae import runs
 from smilevae.data import images
 from smilevae.editing import alignment, dials
-from smilevae.editing.directions import Dial
+from smilevae.editing.dial import Dial
 from smilevae.errors import ConfigError, DataError
 from smilevae.runs import checkpoint
 

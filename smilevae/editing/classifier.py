@@ -102,10 +102,9 @@ class AttributeClassifier:
 
         images = [_shrunk(chunk) for chunk in x.split(CHUNK)]
         every = torch.cat([features(some) for some in images] + [features(blur(some)) for some in images])
-        mean, sd = every.mean(0), every.std(0, correction=0)
-        self._mean = mean
+        self._mean, sd = every.mean(0), every.std(0, correction=0)
         self._sd = sd.maximum(0.5 * sd.mean(1, keepdim=True))  # a decoder varies features that hardly vary in images
-        halves = self._standardised(every).swapaxes(0, 1).double().numpy()
+        halves = standardised(every, self._mean, self._sd).swapaxes(0, 1).double().numpy()
         num = min(NUM_AXES, len(x) - 1, every.shape[2])
         axes = [PCA(num, random_state=0).fit(half) for half in halves]
         codes = np.hstack([pca.transform(half) for pca, half in zip(axes, halves)])
@@ -124,26 +123,25 @@ class AttributeClassifier:
             parts = np.pad(coefficients, (0, 2 * num - width)).reshape(2, num)
             weights = np.stack([part @ pca.components_ for part, pca in zip(parts, axes)])
             bias -= sum(weight @ pca.mean_ for weight, pca in zip(weights, axes)) + low
-            weights = torch.from_numpy(weights / (high - low)).float()
-            self._meters[name] = SmileMeter(self._mean, self._sd, weights, float(bias / (high - low)))
+            slopes = torch.from_numpy(weights / (high - low)).float()
+            self._meters[name] = SmileMeter(self._mean, self._sd, slopes, float(bias / (high - low)))
         scale = np.sqrt(axes[0].explained_variance_[:NUM_IDENTITY])
         self._identity = torch.from_numpy(axes[0].components_[:NUM_IDENTITY] / scale[:, None]).float()
         self._offset = torch.from_numpy(axes[0].mean_).float()
-
-    def _standardised(self, x_features: Tensor) -> Tensor:
-        return standardised(x_features, self._mean, self._sd)
 
     def meter(self, name: str) -> "SmileMeter":
         """The linear model of one attribute, which is stored with the dials."""
         return self._meters[name]
 
     def embed(self, x: Tensor) -> Tensor:
-        shared = torch.cat([self._standardised(features(chunk))[:, 0] for chunk in x.split(CHUNK)])
-        return F.normalize((shared - self._offset) @ self._identity.T, dim=1)
+        return F.normalize((self._measured(x)[:, 0] - self._offset) @ self._identity.T, dim=1)
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        standard = torch.cat([self._standardised(features(chunk)) for chunk in x.split(CHUNK)])
+        standard = self._measured(x)
         return {name: meter.score(standard) for name, meter in self._meters.items()}
+
+    def _measured(self, x: Tensor) -> Tensor:
+        return torch.cat([standardised(features(chunk), self._mean, self._sd) for chunk in x.split(CHUNK)])
 
 
 @dataclass
@@ -180,7 +178,7 @@ def meter_from(content: Mapping[str, Any]) -> SmileMeter:
     bias = float(content["bias"])
     if any(t.shape != shape or not torch.isfinite(t).all() for t in tensors) or not np.isfinite(bias):
         raise ValueError("not a smile meter")
-    return SmileMeter(*tensors, bias)
+    return SmileMeter(tensors[0], tensors[1], tensors[2], bias)
 
 
 def _validated(codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bool) -> tuple[float, float, float]:

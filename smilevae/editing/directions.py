@@ -65,7 +65,7 @@ def orthogonal(direction: Tensor, others: Tensor) -> Tensor:
     return direction - basis @ (basis.T @ direction)
 
 
-def paired(mu: Tensor, smile: Tensor, people: Sequence) -> Tensor | None:
+def paired(mu: Tensor, smile: Tensor, people: Sequence | np.ndarray) -> Tensor | None:
     """The mean of each person's own difference, smiling minus not; None where nobody has both."""
     person = torch.from_numpy(np.unique(people, return_inverse=True)[1])
     numbers = [torch.bincount(person[smile == label], minlength=int(person.max()) + 1) for label in (0, 1)]
@@ -80,7 +80,7 @@ def paired(mu: Tensor, smile: Tensor, people: Sequence) -> Tensor | None:
 
 
 def directions(
-    mu: Tensor, smile: Tensor, others: Mapping[str, Tensor] | None = None, people: Sequence | None = None
+    mu: Tensor, smile: Tensor, others: Mapping[str, Tensor] | None = None, people: Sequence | np.ndarray | None = None
 ) -> dict[str, Tensor]:
     """Every direction that the labels allow, each as long as the mean difference: name -> (D,).
 
@@ -89,7 +89,7 @@ def directions(
     """
     known = (smile == 0) | (smile == 1)
     label = smile.float().masked_fill(~known, torch.nan)
-    confounders = []
+    confounders: list[Tensor] = []
     for values in (others or {}).values():
         both = known & torch.isfinite(values)
         enough = min((smile[both] == side).sum() for side in (0, 1)) > 1

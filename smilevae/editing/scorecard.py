@@ -4,7 +4,6 @@ One attribute classifier, of half the training people, calibrates the dials; ano
 Shapes: N examples, D latent dimensions, I intensities.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,26 +26,21 @@ MAX_FACES = 100  # held-out faces that are edited
 MAX_TRAIN = 8000  # training faces that directions and both classifiers learn from
 MIN_KNOWN = 20  # faces of a half of which an attribute must be known
 MIN_LABELLED = 20  # smiling faces, and as many others, in each half of the training people
-PLAIN = "mean_difference, uncalibrated"
+PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
 CHUNK = 64  # images decoded at a time
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """The result: `card` is plain numbers, `best` the default dial, `rows` and `mu` (N, D) the edited faces."""
+    """The result: `card` is plain numbers, `best` the default dial, `rows` the edited faces."""
 
     card: dict[str, Any]
     dials: dict[str, Dial]
     best: Dial
     meter: SmileMeter | None  # None for the user's own classifier
-    smile_of: Callable[[Tensor], Tensor]
     rows: np.ndarray
-    mu: Tensor
+    codes: dict[str, Tensor]  # of the edited faces at INTENSITIES, by direction: (N, I, D)
     threshold: float
-
-    def turned(self, name: str, mu: Tensor, intensities: Tensor) -> Tensor:
-        """Codes along a direction: (N, D), (I,) -> (N, I, D)."""
-        return turned(self.dials, self.smile_of if self.meter else None, name, mu, intensities)
 
 
 def possible(faces: Faces) -> bool:
@@ -100,11 +94,10 @@ def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = Attribut
     val = faces.rows("val")
     rows = np.random.default_rng(0).permutation(val[faces.smile[val] == 0])[:MAX_FACES]
     edited = encode(vae, faces, rows)[0]
-    codes = {
-        name: turned(dials, smile_of if meter else None, name, edited, torch.tensor(INTENSITIES))
-        for name in (PLAIN, *dials)
-    }
-    card = {
+    levels = torch.tensor(INTENSITIES)
+    codes = {PLAIN: latents.shift(edited, by_name["mean_difference"], levels)}
+    codes |= {name: dial.turn(edited, levels, smile_of if meter else None) for name, dial in dials.items()}
+    card: dict[str, Any] = {
         "classifier": scoring.accuracy,
         "confounds": _confounds(faces, mu, label, others, encode(vae, faces, val)[0], by_name),
         "angle_degrees": directions.angles(mu, label, others, people),
@@ -114,7 +107,7 @@ def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = Attribut
     for name, dial in dials.items():
         card["directions"][name] |= {"range": [dial.low, dial.high], "gain": dial.gain}
     best = dials["orthogonal" if "orthogonal" in dials else "mean_difference"]
-    return Scorecard(card, dials, best, meter, smile_of, rows, edited, scoring.threshold["smile"])
+    return Scorecard(card, dials, best, meter, rows, codes, scoring.threshold["smile"])
 
 
 def _classifier(faces: Faces, rows: np.ndarray, make: MakeClassifier) -> Classifier:
@@ -148,15 +141,6 @@ def decode(vae: VAE, codes: Tensor) -> Tensor:
     """Images of codes, not clamped: (N, D) -> (N, 3, S, S)."""
     device = next(vae.parameters()).device
     return torch.cat([vae.decode(z.to(device)).cpu() for z in codes.split(CHUNK)])
-
-
-def turned(
-    dials: dict[str, Dial], smile_of: Callable[[Tensor], Tensor] | None, name: str, mu: Tensor, intensities: Tensor
-) -> Tensor:
-    """Codes along a direction, or by the plain z + intensity * mean difference: (N, D), (I,) -> (N, I, D)."""
-    if name == PLAIN:
-        return latents.shift(mu, dials["mean_difference"].direction, intensities)
-    return dials[name].turn(mu, intensities, smile_of)
 
 
 def _confounds(
@@ -253,8 +237,7 @@ def _edges(x: Tensor) -> Tensor:
 
 
 def _auc(score: Tensor, values: Tensor) -> float | None:
-    """How well a score separates the higher half (or the 1s) of an attribute from the rest; None where there is one
-    kind only."""
+    """How well a score separates the higher half (or the 1s) of an attribute from the rest; None without both."""
     from sklearn.metrics import roc_auc_score
 
     known = torch.isfinite(values)

@@ -45,12 +45,11 @@ def draw(result: Scorecard, vae: VAE, faces: Faces, path: Path) -> None:
     grid = below.subplots(len(by_name), len(INTENSITIES) + 1, squeeze=False)
     titles = ["original", *(f"{intensity:+g}" for intensity in INTENSITIES)]
     for row, name in zip(grid, by_name):
-        codes = result.turned(name, result.mu[:1], torch.tensor(INTENSITIES))[0]
-        for axes, image in zip(row, [*images(faces, result.rows[:1]), *decode(vae, codes).clamp(0, 1)]):
+        edited = decode(vae, result.codes[name][0]).clamp(0, 1)
+        for axes, image in zip(row, [*images(faces, result.rows[:1]), *edited]):
             axes.imshow(image.permute(1, 2, 0).numpy())
             axes.set_axis_off()
-        place = {"ha": "right", "va": "center", "fontsize": 8, "transform": row[0].transAxes}
-        row[0].text(-0.1, 0.5, name.replace(", ", "\n"), **place)
+        row[0].text(-3, image.shape[1] / 2, name.replace(", ", "\n"), ha="right", va="center", fontsize=8)
     for axes, title in zip(grid[0], titles):
         axes.set_title(title, fontsize=9)
     runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))

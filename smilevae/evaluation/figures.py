@@ -20,6 +20,7 @@ from smilevae.editing.dial import WHOLE_INTENSITIES
 from smilevae.editing.dials import Dials
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
+from smilevae.evaluation.options import Sampler
 from smilevae.evaluation.samplers import draw_codes, nearest
 from smilevae.models import latents
 from smilevae.models.vae import VAE
@@ -54,7 +55,7 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dials: Dials | None = None
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: Sampler, temperature: float, dials: Dials | None = None
 ) -> None:
     """Write every figure of an evaluation into `out`; the smile strip needs dials."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
