@@ -11,11 +11,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from smilevae.data import batches, dataset
+from smilevae.data import batches, load_faces, spectrum_of
 from smilevae.models import latents, linear
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.metrics import active_units
-from smilevae.models.vae import VAE
+from smilevae.models.vae import VAE, build_vae
 from smilevae.runs import checkpoint
 
 DRAWS = 8
@@ -36,19 +36,18 @@ def losses(vae: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def compare(run: str) -> str:
-    vae, content = checkpoint.load_vae(checkpoint.find(run))
-    settings = content["hyper_parameters"]
-    alone = checkpoint.build_vae(settings).eval()  # its network adds nothing yet
+    vae, settings, _, epoch = checkpoint.load(checkpoint.find(run))
+    alone = build_vae(settings).eval()  # its network adds nothing yet
     alone.linear = vae.linear
-    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
+    faces = load_faces(settings.data, settings.image_size)
     x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
-    (theirs, _), (ours, mu) = (losses(model, x, settings["beta"]) for model in (alone, vae))
+    (theirs, _), (ours, mu) = (losses(model, x, settings.beta) for model in (alone, vae))
     difference = (ours - theirs).double().numpy()
     low, high = stats.ttest_1samp(difference, 0).confidence_interval()
-    expected = linear.linear_vae(dataset.spectrum_of(faces), settings["beta"], settings["latent_dim"])["active_units"]
+    expected = linear.linear_vae(spectrum_of(faces), settings.beta, settings.latent_dim)["active_units"]
     return (
-        f"{run}: beta {settings['beta']:g}, {len(faces.rows('train'))} training faces, epoch"
-        f" {checkpoint.epochs_trained(content)}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
+        f"{run}: beta {settings.beta:g}, {len(faces.rows('train'))} training faces, epoch"
+        f" {epoch}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
         f" {difference.mean():+.2f} ({low:+.2f} to {high:+.2f}, n = {len(difference)} faces),"
         f" {difference.mean() / float(theirs.mean()):+.1%}; active {active_units(mu.var(0))}, forecast {expected}"
     )

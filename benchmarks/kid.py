@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from smilevae.data import batches, dataset
-from smilevae.evaluation.report import measure
+from smilevae.data import batches, load_faces
+from smilevae.data.augment import augment
+from smilevae.data.encode import encode
 from smilevae.evaluation.samplers import draw_codes
 from smilevae.runs import checkpoint
-from smilevae.training.module import jitter
 
 SIDE, WIDTH, EPOCHS = 64, 128, 40
 
@@ -61,7 +61,7 @@ def train(faces: Tensor) -> FaceNetwork:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
         rows = torch.randint(len(faces), (64,), generator=generator)
-        x = jitter(faces[rows], torch.rand(64, 9, generator=generator) * 2 - 1, shift=4, rotate=8, zoom=0.1, light=0.3)
+        x = augment(faces[rows], torch.rand(64, 9, generator=generator) * 2 - 1, shift=4, rotate=8, zoom=0.1, light=0.3)
         mirrored = torch.rand(64, generator=generator) < 0.5
         x[mirrored] = x[mirrored].flip(3)
         logits = 16 * network.features(x) @ F.normalize(classes, dim=1).T
@@ -88,9 +88,8 @@ def kid(network: FaceNetwork, real: Tensor, other: Tensor) -> str:
 
 @torch.no_grad()
 def compare(run: str) -> None:
-    vae, content = checkpoint.load_vae(checkpoint.find(run))
-    settings = content["hyper_parameters"]
-    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
+    vae, settings, *_ = checkpoint.load(checkpoint.find(run))
+    faces = load_faces(settings.data, settings.image_size)
 
     def pictures(part: str) -> Tensor:
         x = batches.to_unit(torch.from_numpy(faces.images[faces.rows(part)]))
@@ -103,8 +102,8 @@ def compare(run: str) -> None:
     print(f"{run}, {len(real)} training faces, {len(faces.rows('val'))} held out; KID (face features) x 1000")
     print(f"  {'other half of the training faces':42} {kid(network, real[order[::2]], real[order[1::2]])}")
     print(f"  {'held-out people':42} {kid(network, real, pictures('val'))}")
-    mu, logvar = measure.encode(vae, faces, faces.rows("train"))
-    held_out = measure.encode(vae, faces, faces.rows("val"))[0]
+    mu, logvar = encode(vae, faces, faces.rows("train"))
+    held_out = encode(vae, faces, faces.rows("val"))[0]
     print(f"  {'reconstructions of held-out people':42} {kid(network, real, decode(vae, held_out))}")
     for sampler in ("prior", "mixture"):
         for temperature in (1.0, 0.8, 0.6):

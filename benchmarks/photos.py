@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from smilevae import runs
 from smilevae.apps import photo
-from smilevae.data import dataset
+from smilevae.data import load_faces
 from smilevae.editing import alignment
 from smilevae.runs import checkpoint
 
@@ -59,8 +59,8 @@ def corners(matrix: np.ndarray, side: int) -> np.ndarray:
 
 def main(run: str, out: Path, num: int) -> None:
     editor = photo.Editor(run)
-    settings = checkpoint.load_vae(checkpoint.find(run))[1]["hyper_parameters"]
-    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
+    settings = checkpoint.load(checkpoint.find(run)).settings
+    faces = load_faces(settings.data, settings.image_size)
     calm = faces.rows("val")[faces.smile[faces.rows("val")] == 0]
     rng = np.random.default_rng(0)
     off, sharp, changed, tiles = [], [], 0, []

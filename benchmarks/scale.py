@@ -18,14 +18,15 @@ import numpy as np
 from PIL import Image
 
 from smilevae import runs
-from smilevae.data import dataset
+from smilevae.config import Data
+from smilevae.data import load_faces
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300
 
 
 def write_faces(folder: Path, num: int) -> None:
-    drawn = dataset.load_faces(source="synthetic", image_size=64, split_seed=0)
+    drawn = load_faces(Data(source="synthetic"), 64)
     rng = np.random.default_rng(0)
     for name in ("smile", "non_smile"):
         (folder / name).mkdir(parents=True)

@@ -15,26 +15,25 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from smilevae import runs
-from smilevae.data import dataset
+from smilevae.data import load_faces
 from smilevae.editing import scorecard
-from smilevae.evaluation.report import measure
+from smilevae.editing.dial import INTENSITIES
 from smilevae.runs import checkpoint
 
-SHOWN = torch.tensor([-1.0, 0, 1, 2])
+SHOWN = (-1, 0, 1, 2)
 NUM_FACES = 3
 
 
 def main(run: str, out: Path) -> None:
-    vae, content = checkpoint.load_vae(checkpoint.find(run))
-    settings = content["hyper_parameters"]
-    faces = dataset.load_faces(**settings["data"], image_size=settings["image_size"])
-    found = scorecard.Audit(vae, faces, lambda rows: measure.encode(vae, faces, rows)[0])
-    hair = faces.attributes["hair_length"][found.rows]
-    rows = found.rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES]
-    mu = measure.encode(vae, faces, rows)[0]
+    vae, settings, *_ = checkpoint.load(checkpoint.find(run))
+    faces = load_faces(settings.data, settings.image_size)
+    result = scorecard.scorecard(vae, faces)
+    hair = faces.attributes["hair_length"][result.rows]
+    chosen = np.flatnonzero(hair <= np.quantile(hair, 1 / 3))[:NUM_FACES]
+    levels = [INTENSITIES.index(intensity) for intensity in SHOWN]
     titles = {
         scorecard.PLAIN: "plain: z + k (mean smiling - mean not)",
-        found.best.name: f"ours: {found.best.name}, calibrated",
+        result.best.name: f"ours: {result.best.name}, calibrated",
     }
 
     figure = Figure(figsize=(11, 1.35 * NUM_FACES + 3.4), layout="constrained")
@@ -42,7 +41,8 @@ def main(run: str, out: Path) -> None:
     for part, (name, title) in zip(top.subfigures(1, 2), titles.items()):
         part.suptitle(title, fontsize=10)
         with torch.no_grad():
-            shown = found.decode(found.turned(name, mu, SHOWN).flatten(0, 1)).clamp(0, 1)
+            codes = result.codes[name][chosen][:, levels].flatten(0, 1)
+            shown = scorecard.decode(vae, codes).clamp(0, 1)
         grid = part.subplots(NUM_FACES, len(SHOWN))
         for index, (axes, picture) in enumerate(zip(grid.flat, shown)):
             axes.imshow(picture.permute(1, 2, 0).numpy())
@@ -51,7 +51,7 @@ def main(run: str, out: Path) -> None:
                 axes.set_title(f"{SHOWN[index]:+g}" if SHOWN[index] else "0", fontsize=9)
     left, right = below.subplots(1, 2)
     for number, (name, title) in enumerate(titles.items()):
-        numbers = found.card["directions"][name]
+        numbers = result.card["directions"][name]
         x, y, spread = (np.array(numbers[key]) for key in ("intensities", "smile", "spread"))
         left.plot(x, y, f"C{number}", label=title.partition(":")[0])
         left.fill_between(x, y - spread, y + spread, color=f"C{number}", alpha=0.2)

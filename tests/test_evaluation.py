@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from smilevae import runs
-from smilevae.data import batches, dataset
-from smilevae.editing import directions
+from smilevae.data import batches, dataset, load_faces
+from smilevae.data.encode import encode
+from smilevae.editing import dials, directions
 from smilevae.errors import CheckpointError
+from smilevae.evaluation import figures, measure, report
 from smilevae.evaluation.grids import GAP, pairs, square, tile
-from smilevae.evaluation.report import measure, report
+from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.axes import principal_axes, streamed_axes
 from smilevae.runs import checkpoint
 
@@ -27,14 +31,17 @@ PICTURES = {
 
 @pytest.fixture(scope="module")
 def evaluated(evaluated_run):
-    return evaluated_run, json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
+    return evaluated_run, json.loads((evaluated_run / "evaluation" / "best" / "metrics.json").read_text())
+
+
+def evaluate(path, **options):
+    return report.evaluate(path, EvaluateOptions(ckpt=str(path), **options))
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run):
-    vae, content = checkpoint.load_vae(checkpoint.find(str(tiny_run)))
-    faces = dataset.load_faces(**content["hyper_parameters"]["data"], image_size=64)
-    return vae, faces
+    vae, settings, *_ = checkpoint.load(checkpoint.find(str(tiny_run)))
+    return vae, load_faces(settings.data, 64)
 
 
 def test_principal_components_agree_with_a_singular_value_decomposition():
@@ -83,6 +90,14 @@ def test_the_table_agrees_with_scikit_image(evaluated, model):
     assert row["ssim"] == pytest.approx(np.mean(maps), abs=0.003)  # the two mirror their borders differently
 
 
+def test_ssim_is_that_of_torchmetrics():
+    from torchmetrics.functional.image import structural_similarity_index_measure as reference
+
+    a = torch.rand(4, 3, 40, 40)
+    b = (a + 0.2 * torch.randn(a.shape)).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(measure.ssim(a, b), reference(a, b, data_range=1.0, reduction="none"))
+
+
 def test_the_references_agree_with_plain_numpy(evaluated, model):
     _, metrics = evaluated
     _, faces = model
@@ -100,7 +115,7 @@ def test_the_references_agree_with_plain_numpy(evaluated, model):
 def test_the_metrics_are_consistent(evaluated):
     _, metrics = evaluated
     assert metrics["loss"] == pytest.approx(metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6)
-    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["kl"])
+    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["beta"] * metrics["kl"])
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
     table = report.format_table(metrics)
@@ -110,7 +125,7 @@ def test_the_metrics_are_consistent(evaluated):
 
 def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
     run = train("image_size=96", "epochs=1", "data.num_smiling=10", "data.num_not_smiling=10")
-    metrics, _ = report.evaluate(checkpoint.find(str(run)))
+    metrics, _ = evaluate(checkpoint.find(str(run)))
     assert metrics["native_size"] == 64
     for name in ("model", "mean_face", "pca"):
         assert metrics[name]["native_psnr"] == pytest.approx(metrics[name]["psnr"], abs=1.5)
@@ -119,7 +134,7 @@ def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
 
 def test_every_picture_is_there_and_the_gif_moves(evaluated):
     run, _ = evaluated
-    out = run / "evaluation"
+    out = run / "evaluation" / "best"
     assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json"}
     for name in PICTURES:
         with Image.open(out / name) as image:
@@ -133,14 +148,14 @@ def test_every_picture_is_there_and_the_gif_moves(evaluated):
 def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     run, metrics = evaluated
     shutil.copytree(run, tmp_path / "again")
-    again, out = report.evaluate(checkpoint.find(str(tmp_path / "again")))
+    again, out = evaluate(checkpoint.find(str(tmp_path / "again")))
     assert again == metrics
-    assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "smile_strip.png").read_bytes()
+    assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "best" / "smile_strip.png").read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
-    lone = shutil.copy(checkpoint.find(str(tiny_run)), tmp_path / "mine.ckpt")
-    metrics, out = report.evaluate(lone if hasattr(lone, "parent") else tmp_path / "mine.ckpt")
+    shutil.copy(checkpoint.find(str(tiny_run)), tmp_path / "mine.ckpt")
+    metrics, out = evaluate(tmp_path / "mine.ckpt")
     assert out == tmp_path / "evaluation"
     assert metrics["checkpoint"] == "mine.ckpt"
 
@@ -159,8 +174,8 @@ def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, picture
     code, errors = call("evaluate", f"ckpt={run}", f"root={tmp_path / 'elsewhere'}")
     assert code == 0, errors
     next((tmp_path / "elsewhere" / "train" / "smile").iterdir()).unlink()
-    with pytest.raises(CheckpointError, match="other pictures"):
-        report.evaluate(checkpoint.find(str(run)), root=str(tmp_path / "elsewhere"))
+    with pytest.raises(CheckpointError, match="other images"):
+        evaluate(checkpoint.find(str(run)), root=str(tmp_path / "elsewhere"))
 
 
 def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pictures, tmp_path):
@@ -178,20 +193,20 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
         "data.val_fraction=0.4",
     )
     assert code == 0, errors
-    found = {p.name for p in (run / "evaluation").iterdir()}
+    found = {p.name for p in (run / "evaluation" / "best").iterdir()}
     assert found == PICTURES - {"smile_strip.png", "smile.gif"} | {"metrics.json"}
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
     vae, faces = model
     rows = faces.rows("train")[:9]
-    expected = measure.encode(vae, faces, rows)[0]
+    expected = encode(vae, faces, rows)[0]
     vae.train()
-    again = measure.encode(vae, faces, rows)[0]
+    again = encode(vae, faces, rows)[0]
     assert vae.training
     vae.eval()
     assert torch.equal(expected, again)
-    torch.testing.assert_close(expected[3:4], measure.encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_mean_difference_is_the_difference_of_the_means():
@@ -241,3 +256,91 @@ def test_the_run_it_belongs_to_is_read_only_data(evaluated):
     run, _ = evaluated
     assert runs.read_metrics(run)
     assert not list(run.rglob("*.tmp"))
+
+
+@pytest.fixture
+def copied(evaluated_run, tmp_path):
+    """A copy of the evaluated run: its folder, its best checkpoint and its last one."""
+    run = tmp_path / "copied"
+    shutil.copytree(evaluated_run, run, symlinks=True)
+    best, last = checkpoint.find(str(run)), run / "checkpoints" / "last.ckpt"
+    content = checkpoint.read(last)
+    weights = content["state_dict"]
+    weights |= {name: t + 0.01 for name, t in weights.items() if t.is_floating_point()}
+    checkpoint.write({key: content[key] for key in content if key != "settings"}, last)
+    return run, best, last
+
+
+def test_without_smile_the_dials_stay(copied):
+    _, best, _ = copied
+    _, out = evaluate(best, smile=False)
+    assert (out / "dials.json").exists()
+    assert (out / "smile_strip.png").exists()
+    dials.read(best, checkpoint.load(best).vae)
+
+
+def test_two_checkpoints_of_a_run_keep_two_evaluations(copied):
+    run, best, last = copied
+    before = (run / "evaluation" / best.stem / "dials.json").read_bytes()
+    metrics, out = evaluate(last)
+    assert out == run / "evaluation" / "last"
+    assert metrics["checkpoint"] == "checkpoints/last.ckpt"
+    assert (run / "evaluation" / best.stem / "dials.json").read_bytes() == before
+    for path in (best, last):
+        dials.read(path, checkpoint.load(path).vae)
+    link = run / "evaluation" / "best"
+    assert link.is_symlink()
+    assert str(link.readlink()) == best.stem  # relative: a moved run keeps it
+
+
+def test_an_evaluation_of_an_older_run_folder_serves_the_checkpoint_whose_weights_fit(copied):
+    run, best, last = copied
+    place = run / "evaluation"
+    for file in (place / best.stem).iterdir():
+        shutil.move(file, place / file.name)
+    shutil.rmtree(place / best.stem)
+    (place / "best").unlink()
+    dials.read(best, checkpoint.load(best).vae)
+    with pytest.raises(CheckpointError, match=r"another checkpoint than last\.ckpt"):
+        dials.read(last, checkpoint.load(last).vae)
+
+
+def test_a_read_only_run_shows_its_newest_evaluation(copied, tmp_path, monkeypatch):
+    """The one in the current folder, though the run holds an earlier one."""
+    run, best, _ = copied
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: run not in (path, *path.parents))
+    assert dials.read(best, checkpoint.load(best).vae).best == "mean_difference"
+    _, out = evaluate(best)
+    assert out == Path("evaluation-copied") / best.stem
+    content = json.loads((out / "dials.json").read_text())
+    content["best"] = "newer"
+    content["dials"]["newer"] = content["dials"]["mean_difference"]
+    (out / "dials.json").write_text(json.dumps(content))
+    assert dials.read(best, checkpoint.load(best).vae).best == "newer"
+    (run / "evaluation" / best.stem / "dials.json").touch()
+    assert dials.read(best, checkpoint.load(best).vae).best == "mean_difference"
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_codes_of_one_dimension_have_a_map(tmp_path, dims):
+    smile = np.array([0, 1, -1, 1, 0])
+    for name, direction in {"plain": None, "smile": torch.ones(dims)}.items():
+        figures.draw_map(torch.randn(5, dims), smile, direction, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_loss_in_the_units_of_the_study_weighs_the_kl_by_beta(model):
+    vae, faces = model
+    metrics = measure.measure(vae, faces, beta=3.0, seed=0)
+    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + 3 * metrics["kl"])
+
+
+def test_a_grid_is_that_of_plain_slices():
+    images = torch.randn(3, 4, 3, 8, 8)
+    expected = torch.ones(3, 3 * 10 + 2, 4 * 10 + 2)
+    for r in range(3):
+        for c in range(4):
+            expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(0, 1)
+    assert torch.equal(tile(images), expected)
+    assert tile(images[:1, :1]).shape == (3, 12, 12)

@@ -1,12 +1,15 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from smilevae.data import batches, dataset, sources
-from smilevae.editing import directions, scorecard
-from smilevae.editing.classifier import Judge, blur, features, outside, reader_from
+from smilevae.config import Data
+from smilevae.data import batches, load_faces, sources
+from smilevae.editing import dial as dial_module
+from smilevae.editing import directions, scorecard, scorecard_figure
+from smilevae.editing.classifier import AttributeClassifier, blur, features, import_classifier, meter_from
 from smilevae.errors import ConfigError, DataError
 from smilevae.models.axes import linear_vae_weights
 from smilevae.models.vae import VAE
@@ -99,7 +102,7 @@ def test_the_angle_of_a_direction_is_surer_with_more_people():
 
 def dial(**more):
     direction = torch.tensor([2.0, 0, 0])
-    return directions.Dial("d", direction, torch.tensor([0.5, 0.1, 0]), 0.2, 1.0, **more)
+    return dial_module.Dial("d", direction, torch.tensor([0.5, 0.1, 0]), 0.2, 1.0, **more)
 
 
 def test_zero_is_the_face_as_it_is_and_one_is_an_average_smile_on_every_face():
@@ -135,14 +138,14 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
     def half(codes):
         return 0.5 * (codes @ weights) + 0.2
 
-    found = directions.calibrate(dial(), mu, lambda codes: (half(codes), torch.zeros(len(codes))))
+    found = dial_module.calibrate(dial(), mu, lambda codes: (half(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(2, rel=0.05)
     assert (found.low, found.high) == (-4, 4)
 
     def stops(codes):
         return (codes @ weights + 0.2).clamp(-0.6, 1.7)
 
-    found = directions.calibrate(dial(), mu, lambda codes: (stops(codes), torch.zeros(len(codes))))
+    found = dial_module.calibrate(dial(), mu, lambda codes: (stops(codes), torch.zeros(len(codes))))
     assert found.gain == pytest.approx(1, rel=0.05)
     assert -1.5 <= found.low <= -0.5
     assert 1.5 <= found.high <= 2.5
@@ -151,7 +154,7 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
         smiles = codes @ weights + 0.2
         return smiles, 0.05 * (smiles > 2.6)
 
-    found = directions.calibrate(dial(), mu, breaks)
+    found = dial_module.calibrate(dial(), mu, breaks)
     assert 2 <= found.high <= 3
     assert found.low == -4
 
@@ -159,85 +162,80 @@ def test_calibration_finds_the_gain_and_where_the_smile_stops_to_follow():
 def test_the_estimate_from_codes_is_what_was_measured():
     mu = torch.randn(300, 4)
     truth = torch.tensor([0.5, -0.2, 0, 1.0])
-    weights, bias = directions.reader(mu, lambda codes: codes @ truth + 0.7)
+    weights, bias = dial_module.fit_estimate(mu, mu @ truth + 0.7, lambda codes: codes @ truth + 0.7)
     torch.testing.assert_close(weights, truth, atol=0.01, rtol=0.01)
     assert bias == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    return dataset.load_faces(
-        source="synthetic", image_size=64, split_seed=0, num_smiling=150, num_not_smiling=150, num_test=0
-    )
+    return load_faces(Data(source="synthetic", num_smiling=150, num_not_smiling=150, num_test=0), 64)
 
 
 def pictures(faces, part):
     return batches.to_unit(torch.from_numpy(faces.images[faces.rows(part)])).contiguous()
 
 
-def test_the_judge_reads_people_it_has_not_seen_sharp_and_blurred(drawn):
+def test_the_classifier_measures_people_outside_its_training_data_sharp_and_blurred(drawn):
     train, val = drawn.rows("train"), drawn.rows("val")
     glasses = (drawn.attributes["glasses"] > 0).astype(float)
     glasses[train[:20]] = np.nan
     attributes = {"smile": drawn.smile.astype(float), "glasses": glasses, "face_width": drawn.attributes["face_width"]}
-    judge = Judge(
+    classifier = AttributeClassifier(
         pictures(drawn, "train"), {n: v[train] for n, v in attributes.items()}, [drawn.people[r] for r in train]
     )
     x = pictures(drawn, "val")
-    for name in attributes:  # what goes with a model reads what the judge reads
-        torch.testing.assert_close(judge.reader(name)(x), judge(x)[name], atol=1e-3, rtol=1e-3)
-    kept = json.loads(json.dumps(judge.reader("smile").plain()))
-    torch.testing.assert_close(reader_from(kept)(x), judge(x)["smile"], atol=1e-3, rtol=1e-3)
+    for name in attributes:  # the stored model measures as the classifier does
+        torch.testing.assert_close(classifier.meter(name)(x), classifier(x)[name], atol=1e-3, rtol=1e-3)
+    kept = json.loads(json.dumps(classifier.meter("smile").plain()))
+    torch.testing.assert_close(meter_from(kept)(x), classifier(x)["smile"], atol=1e-3, rtol=1e-3)
     for seen in (x, blur(x)):
-        scores = judge(seen)
+        scores = classifier(seen)
         for name in ("smile", "glasses"):
-            right = (scores[name].numpy() > judge.threshold[name]) == (attributes[name][val] == 1)
+            right = (scores[name].numpy() > classifier.threshold[name]) == (attributes[name][val] == 1)
             assert right.mean() > (0.85 if name == "smile" else 0.75), name
         assert scores["smile"][drawn.smile[val] == 1].mean() == pytest.approx(1, abs=0.35)
         assert scores["smile"][drawn.smile[val] == 0].mean() == pytest.approx(0, abs=0.35)
         assert np.corrcoef(scores["face_width"], attributes["face_width"][val])[0, 1] > 0.7
-    assert judge.accuracy["smile"] > 0.85
-    assert "face_width" not in judge.threshold
-    close = torch.cdist(judge.embed(blur(x, 1.0)), judge.embed(x)).argmin(1)
+    assert classifier.accuracy["smile"] > 0.85
+    assert "face_width" not in classifier.threshold
+    close = torch.cdist(classifier.embed(blur(x, 1.0)), classifier.embed(x)).argmin(1)
     assert (close == torch.arange(len(x))).float().mean() > 0.9
 
 
-def test_another_judge_is_found_by_its_place():
-    assert outside("smilevae.editing.classifier:Judge") is Judge
+def test_a_classifier_of_the_user_is_imported_by_its_name():
+    assert import_classifier("smilevae.editing.classifier:AttributeClassifier") is AttributeClassifier
     for name in ("no.such:one", "smilevae.editing.classifier:nobody", "smilevae.editing.classifier:SIDE", "::", ""):
-        with pytest.raises(ConfigError, match="judge="):
-            outside(name)
+        with pytest.raises(ConfigError, match="classifier="):
+            import_classifier(name)
 
 
 @pytest.fixture(scope="module")
 def card(tmp_path_factory):
-    """The audit of a linear VAE on drawn faces whose hair goes with the smile."""
-    faces = dataset.load_faces(
-        **{"source": "synthetic", "image_size": 64, "split_seed": 0, "confound": 0.5},
-        **{"num_smiling": 250, "num_not_smiling": 250, "num_test": 0},
-    )
+    """The scorecard of a linear VAE on drawn faces of which more smiling ones have long hair."""
+    some = {"num_smiling": 250, "num_not_smiling": 250, "num_test": 0}
+    faces = load_faces(Data(source="synthetic", confound=0.5, **some), 64)
     some = {"image_size": 64, "latent_dim": 120, "normalize": False, "widths": [8, 16], "dropout": 0.0}
     vae = VAE(network="patch", linear=True, **some).eval()
     vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
-    with torch.no_grad():
-        mu = vae.encode(batches.to_unit(torch.from_numpy(np.array(faces.images))))[0]
     assert scorecard.possible(faces)
-    judges = []
+    seen = []
 
-    def make(*known):  # one turns the dials, the other, of other people, scores
-        judges.append(Judge(*known))
-        return judges[-1]
+    def make(*known):  # one calibrates the dials; the other, of other people, scores them
+        seen.append((set(known[2]), AttributeClassifier(*known)))
+        return seen[-1][1]
 
-    found = scorecard.Audit(vae, faces, lambda rows: mu[rows], make)
-    assert found.judge is judges[1]
-    assert len(judges) == 2
+    result = scorecard.scorecard(vae, faces, make)
+    assert len(seen) == 2
+    assert not seen[0][0] & seen[1][0]
+    assert result.threshold == seen[1][1].threshold["smile"]
     path = tmp_path_factory.mktemp("card") / "card.png"
-    found.draw(path)
+    scorecard_figure.draw(result, vae, faces, path)
     assert path.stat().st_size > 50_000
-    return found.card
+    return result.card
 
 
-def test_the_audit_finds_the_planted_confound_and_what_removes_it(card):
+def test_the_scorecard_shows_the_planted_confound_and_which_direction_removes_it(card):
     hair = card["confounds"]["hair_length"]
     assert hair["correlation"] == pytest.approx(0.5, abs=0.1)
     assert hair["cosine"]["mean_difference"] > 0.3
@@ -246,28 +244,50 @@ def test_the_audit_finds_the_planted_confound_and_what_removes_it(card):
     plain, fair = (card["directions"][name]["drift"]["hair_length"] for name in ("mean_difference", "balanced"))
     assert abs(fair) < 0.4 * plain
     assert "is hair_length: mean_difference" in scorecard.format_card(card)
-    assert "true_smile" in card["judge"]  # drawn faces have the truth beside the label
+    assert "true_smile" in card["classifier"]  # drawn faces have the truth beside the label
 
 
 def test_every_dial_is_at_rest_at_zero_and_smiles_at_one(card):
-    where = scorecard.INTENSITIES.tolist()
-    rest = {round(found["smile"][where.index(0)], 5) for found in card["directions"].values()}
+    zero, one = (dial_module.INTENSITIES.index(level) for level in (0, 1))
+    rest = {round(found["smile"][zero], 5) for found in card["directions"].values()}
     assert len(rest) == 1
     found = card["directions"]["mean_difference"]
     assert found["success"] > 0.9 > 0.3 > found["success_at_0"]
-    assert 0.7 < found["smile"][where.index(1)] < 1.5  # another judge's reading, of people neither judge has seen
+    assert 0.7 < found["smile"][one] < 1.5  # another classifier, other people
     assert found["range"][0] < 0 < 1 <= found["range"][1]
     assert set(card["angle_degrees"]) == set(card["directions"]) - {scorecard.PLAIN}
 
 
 def test_without_other_attributes_the_card_says_so():
-    assert "attributes=CSV would tell" in scorecard.confound_sentence({"smile": {"auc": {}}})
-    assert scorecard.confound_sentence({"smile": {}, "hat": {"correlation": 0.02}}).startswith("no known attribute")
+    assert "attributes=CSV adds" in scorecard.confound_sentence({"smile": {"auc": {}}})
+
+
+def test_a_card_without_a_confounder_says_how_many_attributes_were_tested(drawn):
+    others = {name for name in drawn.attributes if name != "smile"}
+    assert len(others) == 18
+    weak = {name: {"correlation": -0.09 if name == "glasses" else 0.01} for name in others}
+    sentence = scorecard.confound_sentence(weak | {"smile": {"auc": {}}})
+    assert "18 known attributes" in sentence
+    assert "glasses -0.09" in sentence
+
+
+@pytest.mark.parametrize(("smiling", "enough"), [(0, True), (-1, False)])
+def test_the_scorecard_needs_the_labelled_faces_that_its_constant_says(drawn, smiling, enough):
+    """MIN_LABELLED smiling and other training faces in each half of the people, and not one fewer."""
+    train = drawn.rows("train")
+    half = scorecard._first_half([drawn.people[row] for row in train])
+    smile = np.full(len(drawn.smile), -1, dtype=np.int8)
+    for side in (half, ~half):
+        for label in (0, 1):
+            num = scorecard.MIN_LABELLED + (smiling if label else 0)
+            smile[train[side & (drawn.smile[train] == label)][:num]] = label
+    smile[drawn.rows("val")] = 0
+    assert scorecard.possible(dataclasses.replace(drawn, smile=smile)) == enough
 
 
 def test_a_plain_dial_has_the_class_means_at_zero_and_one():
     mu, label, _ = planted()
-    dial = directions.plain_dial(mu, label)
+    dial = dial_module.plain_dial(mu, label)
     reading = mu @ dial.weights + dial.bias
     assert [float(reading[label == v].mean()) for v in (0, 1)] == pytest.approx([0, 1], abs=1e-4)
 

@@ -3,6 +3,7 @@
 Shapes: H, W the photograph's sides, S a crop's. A matrix (2, 3) takes a photograph's points to a crop's.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,7 @@ def _grey(photo: np.ndarray, shrink: float) -> np.ndarray:
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if shrink > 1 else grey
 
 
+@functools.cache
 def _cascade(name: str) -> Any:
     cv2 = opencv()
     return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")

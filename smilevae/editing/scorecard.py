@@ -1,249 +1,211 @@
-"""The scorecard of smile directions: what else a direction is, and what an edit along it does to people held out.
+"""The edit scorecard: what else a smile direction changes, and how an edit along it works on held-out people.
 
+One attribute classifier, of half the training people, calibrates the dials; another, of the other half, scores them.
 Shapes: N examples, D latent dimensions, I intensities.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae import runs
 from smilevae.data.batches import gather, to_unit
 from smilevae.data.dataset import Faces
+from smilevae.data.encode import encode
 from smilevae.editing import directions
-from smilevae.editing.classifier import Judge, MakeJudge, Reads
+from smilevae.editing.classifier import AttributeClassifier, Classifier, MakeClassifier, SmileMeter
+from smilevae.editing.dial import INTENSITIES, Dial, calibrate, fit_estimate
 from smilevae.errors import ConfigError
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 
-INTENSITIES = torch.arange(-1.0, 3.01, 0.5)
 MAX_CALIBRATED = 40  # training faces that a dial's gain and range are fitted to
 MAX_FACES = 100  # held-out faces that are edited
-MAX_TRAIN = 8000  # training faces that directions and both judges learn from
-MIN_KNOWN = 20  # faces of a half of which an attribute is known: of fewer nothing is read
-MIN_LABELLED = 50  # training faces of either kind: fewer would not teach two judges
-PLAIN = "mean_difference, uncalibrated"
+MAX_TRAIN = 8000  # training faces that directions and both classifiers learn from
+MIN_KNOWN = 20  # faces of a half of which an attribute must be known
+MIN_LABELLED = 20  # smiling faces, and as many others, in each half of the training people
+PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
+CHUNK = 64  # images decoded at a time
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """The result: `card` is plain numbers, `best` the default dial, `rows` the edited faces."""
+
+    card: dict[str, Any]
+    dials: dict[str, Dial]
+    best: Dial
+    meter: SmileMeter | None  # None for the user's own classifier
+    rows: np.ndarray
+    codes: dict[str, Tensor]  # of the edited faces at INTENSITIES, by direction: (N, I, D)
+    threshold: float
 
 
 def possible(faces: Faces) -> bool:
-    """Whether there are labels enough for an audit, and somebody held out to be made to smile."""
+    """Whether there are labels enough, and a held-out face that does not smile."""
     train, val = faces.rows("train"), faces.smile[faces.rows("val")]
     half = _first_half([faces.people[row] for row in train])
     counts = [(faces.smile[train[side]] == label).sum() for side in (half, ~half) for label in (0, 1)]
-    return min(counts) >= MIN_LABELLED / 2 - 5 and (val == 0).any()
+    return min(counts) >= MIN_LABELLED and (val == 0).any()
 
 
 def _first_half(people: list[str]) -> np.ndarray:
-    """Which faces are of the first half of their people: its judge scores, the other half's turns the dial."""
     return np.unique(people, return_inverse=True)[1] % 2 == 0
 
 
-class Audit:
-    """Directions, their dials and their scorecard for one VAE; `card` is plain numbers, `best` the default dial.
+@torch.no_grad()
+def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = AttributeClassifier) -> Scorecard:
+    """Directions, their dials and their edit scorecard for one VAE. Raises ConfigError for a classifier that fails."""
+    train = faces.rows("train")
+    train = np.random.default_rng(0).permutation(train[faces.smile[train] >= 0])[:MAX_TRAIN]
+    people = [faces.people[row] for row in train]
+    half = _first_half(people)
+    mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
+    others = {name: torch.from_numpy(v[train]).float() for name, v in faces.attributes.items() if name != "smile"}
 
-    `encode` gives mu of rows of `faces`; `make_judge` a judge from pictures and what is known of them.
-    """
+    calibrating = _classifier(faces, train[~half], make_classifier)
+    meter = calibrating.meter("smile") if isinstance(calibrating, AttributeClassifier) else None
 
-    @torch.no_grad()
-    def __init__(self, vae: VAE, faces: Faces, encode: Callable[[np.ndarray], Tensor], make_judge: MakeJudge = Judge):
-        self.vae, self.faces, self.make_judge = vae, faces, make_judge
-        train = faces.rows("train")
-        train = np.random.default_rng(0).permutation(train[faces.smile[train] >= 0])[:MAX_TRAIN]
-        people = [faces.people[row] for row in train]
-        fold = _first_half(people)
-        mu, label = encode(train), torch.from_numpy(faces.smile[train])
-        others = {name: torch.from_numpy(v[train]).float() for name, v in faces.attributes.items() if name != "smile"}
-
-        dialling = self._judge(train[~fold])
-        self.reader = dialling.reader("smile") if isinstance(dialling, Judge) else None  # nobody else's can be kept
-        self.look = lambda codes: self._look(dialling, codes)
-        self.read = lambda codes: self.look(codes)[0]
-        self.directions = directions.directions(mu, label, others, people)
-        weights, bias = directions.reader(mu[~fold], self.read)
-        smiling = float(self.read(mu[~fold][label[~fold] == 1]).mean())
-        calm = mu[fold][label[fold] == 0]
-        self.dials = {}
-        for name, direction in self.directions.items():
-            direction = direction if direction @ weights > 0 else -direction
-            self.dials[name] = directions.calibrate(
-                directions.Dial(name, direction, weights, bias, smiling), calm[:MAX_CALIBRATED], self.look
-            )
-        self.best = self.dials["orthogonal" if "orthogonal" in self.dials else "mean_difference"]
-        self.judge = self._judge(train[fold])
-        self.card: dict[str, Any] = {
-            "judge": self.judge.accuracy,
-            "confounds": self._confounds(mu, label, others, encode),
-            "angle_degrees": directions.angles(mu, label, others, people),
-            "directions": self._edits(encode),
-            "num_faces": len(self.rows),
-        }
-
-    def _judge(self, rows: np.ndarray) -> Reads:
-        attributes = {"smile": self.faces.smile[rows].astype(float)}
-        for name, values in self.faces.attributes.items():
-            known = values[rows][np.isfinite(values[rows])]
-            if len(known) >= MIN_KNOWN and len(np.unique(known)) > 1:
-                attributes["true_smile" if name == "smile" else name] = values[rows]
-        people = [self.faces.people[row] for row in rows]
-        if self.make_judge is Judge:
-            return Judge(self._pictures(rows), attributes, people)
-        try:
-            judge = self.make_judge(self._pictures(rows), attributes, people)
-            reads = (
-                callable(judge)
-                and callable(judge.embed)
-                and {"smile"} <= judge.threshold.keys() & judge.accuracy.keys()
-            )
-        except Exception as error:  # somebody else's
-            raise ConfigError(
-                f"the judge failed: {type(error).__name__}: {error}; see smilevae.editing.classifier.Reads"
-            ) from error
-        if not reads:
-            raise ConfigError("the judge is none: it needs what smilevae.editing.classifier.Reads has")
-        return judge
-
-    def _pictures(self, rows: np.ndarray) -> Tensor:
-        return to_unit(torch.from_numpy(gather(self.faces.images, rows))).contiguous()
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Pictures of codes, not clamped: (N, D) -> (N, 3, S, S)."""
-        device = next(self.vae.parameters()).device
-        return torch.cat([self.vae.decode(z.to(device)).cpu() for z in codes.split(128)])
-
-    def _look(self, judge: Reads, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """smile.Look of codes' pictures, a few at a time."""
+    def smile_and_clipped(codes: Tensor) -> tuple[Tensor, Tensor]:
         smiles, clipped = [], []
-        for z in codes.split(250):
-            x = self.decode(z)
-            smiles.append(judge(x.clamp(0, 1))["smile"])
-            clipped.append((x != x.clamp(0, 1)).flatten(1).float().mean(1))
+        for z in codes.split(CHUNK):
+            x = decode(vae, z)
+            inside = x.clamp(0, 1)
+            smiles.append(meter(inside) if meter else calibrating(inside)["smile"])
+            clipped.append((x != inside).flatten(1).float().mean(1))
         return torch.cat(smiles), torch.cat(clipped)
 
-    def _confounds(self, mu: Tensor, label: Tensor, others: dict[str, Tensor], encode: Any) -> dict[str, Any]:
-        """Of every attribute: its correlation with the smile, each direction's cosine with it and held-out AUC."""
-        val = self.faces.rows("val")
-        held_out, found = encode(val), {}
-        for name, values in others.items():
-            own = directions.slope(mu, values)
-            known = torch.from_numpy(self.faces.attributes[name][val]).float()
-            found[name] = {
-                "correlation": directions.correlation(label.float(), values),
-                "cosine": {d: directions.cosine(v, own) for d, v in self.directions.items()},
-                "auc": {d: _auc(held_out @ v, known) for d, v in self.directions.items()},
-            }
-        truth = torch.from_numpy(self.faces.smile[val]).float()
-        truth[truth < 0] = torch.nan
-        found["smile"] = {"auc": {d: _auc(held_out @ v, truth) for d, v in self.directions.items()}}
-        return found
+    def smile_of(codes: Tensor) -> Tensor:
+        return smile_and_clipped(codes)[0]
 
-    def _edits(self, encode: Callable[[np.ndarray], Tensor]) -> dict[str, Any]:
-        """What every dial does to held-out people who do not smile, beside z + intensity * mean difference."""
-        val = self.faces.rows("val")
-        self.rows = np.random.default_rng(0).permutation(val[self.faces.smile[val] == 0])[:MAX_FACES]
-        mu = self._mu = encode(self.rows)
-        zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
-        original = self.judge.embed(self.decode(mu).clamp(0, 1))
-        found: dict[str, Any] = {}
-        for name in (PLAIN, *self.dials):
-            codes = self.turned(name, mu)
-            pictures = [self.decode(codes[:, i]).clamp(0, 1) for i in range(len(INTENSITIES))]
-            scores = [self.judge(x) for x in pictures]
-            measured = torch.stack([s["smile"] for s in scores], 1)  # (N, I)
-            close = torch.cdist(self.judge.embed(pictures[one]), original).argmin(1)
-            found[name] = {
-                "intensities": INTENSITIES.tolist(),
-                "smile": measured.mean(0).tolist(),
-                "spread": measured.std(0, correction=0).tolist(),
-                "success": float((measured[:, one] > self.judge.threshold["smile"]).float().mean()),
-                "success_at_0": float((measured[:, zero] > self.judge.threshold["smile"]).float().mean()),
-                "monotone": float((measured.diff(dim=1) > 0).all(1).float().mean()),
-                "drift": {k: float((scores[one][k] - scores[zero][k]).mean()) for k in scores[one] if k != "smile"},
-                "identity": float((close == torch.arange(len(close))).float().mean()),
-                "sharpness": float((_edges(pictures[one]) / _edges(pictures[zero])).mean()),
-            }
-            if name in self.dials:
-                dial = self.dials[name]
-                found[name] |= {"range": [dial.low, dial.high], "gain": dial.gain}
-        return found
+    by_name = directions.directions(mu, label, others, people)
+    smiles = smile_of(mu[~half])
+    weights, bias = fit_estimate(mu[~half], smiles, smile_of)
+    smiling = float(smiles[label[~half] == 1].mean())
+    calm = mu[half][label[half] == 0][:MAX_CALIBRATED]
+    dials = {}
+    for name, direction in by_name.items():
+        direction = direction if direction @ weights > 0 else -direction
+        dials[name] = calibrate(Dial(name, direction, weights, bias, smiling), calm, smile_and_clipped)
 
-    def turned(self, name: str, mu: Tensor, intensities: Tensor = INTENSITIES) -> Tensor:
-        """Codes along a direction: (N, D), (I,) -> (N, I, D)."""
-        if name == PLAIN:
-            return latents.shift(mu, self.directions["mean_difference"], intensities)
-        return self.dials[name].turn(mu, intensities, self.read if self.reader else None)
+    scoring = _classifier(faces, train[half], make_classifier)
+    val = faces.rows("val")
+    rows = np.random.default_rng(0).permutation(val[faces.smile[val] == 0])[:MAX_FACES]
+    edited = encode(vae, faces, rows)[0]
+    levels = torch.tensor(INTENSITIES)
+    codes = {PLAIN: latents.shift(edited, by_name["mean_difference"], levels)}
+    codes |= {name: dial.turn(edited, levels, smile_of if meter else None) for name, dial in dials.items()}
+    card: dict[str, Any] = {
+        "classifier": scoring.accuracy,
+        "confounds": _confounds(faces, mu, label, others, encode(vae, faces, val)[0], by_name),
+        "angle_degrees": directions.angles(mu, label, others, people),
+        "directions": _edits(vae, scoring, edited, codes),
+        "num_faces": len(rows),
+    }
+    for name, dial in dials.items():
+        card["directions"][name] |= {"range": [dial.low, dial.high], "gain": dial.gain}
+    best = dials["orthogonal" if "orthogonal" in dials else "mean_difference"]
+    return Scorecard(card, dials, best, meter, rows, codes, scoring.threshold["smile"])
 
-    def _moved(self) -> list[str]:
-        """The attributes that the plain edit moves most."""
-        drift = self.card["directions"][PLAIN]["drift"]
-        return sorted(drift, key=lambda name: -abs(drift[name]))[:12]
 
-    @torch.no_grad()
-    def draw(self, path: Path) -> None:
-        """One figure: measured smile against intensity, what else changes, and the same face along every direction."""
-        from matplotlib.figure import Figure
+def _classifier(faces: Faces, rows: np.ndarray, make: MakeClassifier) -> Classifier:
+    """An attribute classifier trained on some faces, with every attribute that enough of them have."""
+    attributes = {"smile": faces.smile[rows].astype(float)}
+    for name, values in faces.attributes.items():
+        known = values[rows][np.isfinite(values[rows])]
+        if len(known) >= MIN_KNOWN and len(np.unique(known)) > 1:
+            attributes["true_smile" if name == "smile" else name] = values[rows]
+    x, people = images(faces, rows), [faces.people[row] for row in rows]
+    if make is AttributeClassifier:
+        return make(x, attributes, people)
+    see = "see smilevae.editing.classifier.Classifier"
+    try:
+        classifier = make(x, attributes, people)
+        complete = callable(classifier) and callable(classifier.embed)
+        complete &= "smile" in classifier.threshold.keys() & classifier.accuracy.keys()
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"the attribute classifier failed: {type(error).__name__}: {error}; {see}") from error
+    if not complete:
+        raise ConfigError(f"the attribute classifier lacks embed, threshold or accuracy; {see}")
+    return classifier
 
-        names = list(self.card["directions"])
-        figure = Figure(figsize=(13, 4.2 + 1.25 * len(names)), layout="constrained")
-        top, below = cast("Any", figure.subfigures(2, 1, height_ratios=(4.2, 1.25 * len(names))))
-        left, right = top.subplots(1, 2)
-        for index, (name, found) in enumerate(self.card["directions"].items()):
-            x, y, sd = (np.array(found[key]) for key in ("intensities", "smile", "spread"))
-            colour = "#888888" if name == PLAIN else f"C{index - 1}"
-            left.plot(x, y, color=colour, label=name, linestyle="--" if name == PLAIN else "-")
-            if name in (PLAIN, self.best.name):
-                left.fill_between(x, y - sd, y + sd, color=colour, alpha=0.15)
-            keys = self._moved()
-            height = 0.8 / len(names)
-            where = np.arange(len(keys)) + index * height
-            right.barh(where, [found["drift"][key] for key in keys], height=height, color=colour)
-            right.set_yticks(np.arange(len(keys)) + 0.4, keys)
-        left.axhline(self.judge.threshold["smile"], color="black", linewidth=0.5)
-        left.set(
-            xlabel="intensity", ylabel="measured smile (0: not smiling, 1: smiling)", title="mean and spread over faces"
-        )
-        left.legend(fontsize=8)
-        right.set(title="what else changes at intensity 1")
-        right.invert_yaxis()
-        mu = self._mu[:1]
-        grid = below.subplots(len(names), len(INTENSITIES) + 1, squeeze=False)
-        original = self._pictures(self.rows[:1])[0]
-        for row, name in enumerate(names):
-            pictures = [original, *self.decode(self.turned(name, mu)[0]).clamp(0, 1)]
-            for column, picture in enumerate(pictures):
-                axes = grid[row][column]
-                axes.imshow(picture.permute(1, 2, 0).numpy())
-                axes.set_axis_off()
-                if row == 0:
-                    axes.set_title("original" if column == 0 else f"{INTENSITIES[column - 1]:+g}", fontsize=9)
-            grid[row][0].text(
-                -0.1,
-                0.5,
-                name.replace(", ", "\n"),
-                transform=grid[row][0].transAxes,
-                ha="right",
-                va="center",
-                fontsize=8,
-            )
-        runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+def images(faces: Faces, rows: np.ndarray) -> Tensor:
+    return to_unit(torch.from_numpy(gather(faces.images, rows))).contiguous()
+
+
+@torch.no_grad()
+def decode(vae: VAE, codes: Tensor) -> Tensor:
+    """Images of codes, not clamped: (N, D) -> (N, 3, S, S)."""
+    device = next(vae.parameters()).device
+    return torch.cat([vae.decode(z.to(device)).cpu() for z in codes.split(CHUNK)])
+
+
+def _confounds(
+    faces: Faces, mu: Tensor, label: Tensor, others: dict[str, Tensor], held_out: Tensor, by_name: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Of each attribute: its correlation with the smile, each direction's cosine with it, and held-out AUC."""
+    val = faces.rows("val")
+    confounds: dict[str, Any] = {}
+    for name, values in others.items():
+        own = directions.slope(mu, values)
+        known = torch.from_numpy(faces.attributes[name][val]).float()
+        confounds[name] = {
+            "correlation": directions.correlation(label.float(), values),
+            "cosine": {d: directions.cosine(v, own) for d, v in by_name.items()},
+            "auc": {d: _auc(held_out @ v, known) for d, v in by_name.items()},
+        }
+    truth = torch.from_numpy(faces.smile[val]).float()
+    truth[truth < 0] = torch.nan
+    return confounds | {"smile": {"auc": {d: _auc(held_out @ v, truth) for d, v in by_name.items()}}}
+
+
+def _edits(vae: VAE, classifier: Classifier, mu: Tensor, codes_of: dict[str, Tensor]) -> dict[str, Any]:
+    """Scores of held-out faces at every intensity (N, I, D), by direction."""
+    zero, one = INTENSITIES.index(0), INTENSITIES.index(1)
+    rest = decode(vae, mu).clamp(0, 1)  # intensity 0 is the same on every direction
+    at_rest, original = classifier(rest), classifier.embed(rest)
+    result: dict[str, Any] = {}
+    for name, codes in codes_of.items():
+        scores = []
+        for level in range(len(INTENSITIES)):
+            x = decode(vae, codes[:, level]).clamp(0, 1) if level != zero else rest
+            scores.append(classifier(x) if level != zero else at_rest)
+            if level == one:
+                nearest = torch.cdist(classifier.embed(x), original).argmin(1)
+                sharpness = float((_edges(x) / _edges(rest)).mean())
+        smiles = torch.stack([score["smile"] for score in scores], 1)  # (N, I)
+        smiling = (smiles > classifier.threshold["smile"]).float().mean(0).tolist()
+        result[name] = {
+            "intensities": list(INTENSITIES),
+            "smile": smiles.mean(0).tolist(),
+            "spread": smiles.std(0, correction=0).tolist(),
+            "success": smiling[one],
+            "success_at_0": smiling[zero],
+            "monotone": float((smiles.diff(dim=1) > 0).all(1).float().mean()),
+            "drift": {k: float((v - at_rest[k]).mean()) for k, v in scores[one].items() if k != "smile"},
+            "identity": float((nearest == torch.arange(len(nearest))).float().mean()),
+            "sharpness": sharpness,
+        }
+    return result
 
 
 def format_card(card: dict[str, Any]) -> str:
-    """The scorecard for a terminal, ending with what the mean difference is besides a smile."""
+    """The edit scorecard for a terminal, ending with the strongest confounder."""
     columns = ("at 0", "at 1", "spread", "smiling", "monotone", "same face", "sharp", "range", "angle")
+    accuracy = (card.get("classifier") or card["judge"])["smile"]  # "judge" in older files
     lines = [
-        f"smile: {card['num_faces']} held-out people who do not smile, read by a judge that is right for"
-        f" {card['judge']['smile']:.0%} of people it has not seen (0: not smiling, 1: smiling)",
+        f"smile: {card['num_faces']} held-out people who do not smile, measured by an attribute classifier that is"
+        f" right for {accuracy:.0%} of people outside its training data (0: not smiling, 1: smiling)",
         f"{'':30}" + "".join(f"{column:>10}" for column in columns),
     ]
-    zero, one = (INTENSITIES.tolist().index(i) for i in (0, 1))
-    for name, found in card["directions"].items():
-        cells = [f"{found['smile'][zero]:.2f}", f"{found['smile'][one]:.2f}", f"{found['spread'][one]:.2f}"]
-        cells += [f"{found[key]:.0%}" for key in ("success", "monotone", "identity")] + [f"{found['sharpness']:.2f}"]
-        cells.append("{:+g}..{:+g}".format(*found["range"]) if "range" in found else "")
+    zero, one = INTENSITIES.index(0), INTENSITIES.index(1)
+    for name, scores in card["directions"].items():
+        cells = [f"{scores['smile'][zero]:.2f}", f"{scores['smile'][one]:.2f}", f"{scores['spread'][one]:.2f}"]
+        cells += [f"{scores[key]:.0%}" for key in ("success", "monotone", "identity")] + [f"{scores['sharpness']:.2f}"]
+        cells.append("{:+g}..{:+g}".format(*scores["range"]) if "range" in scores else "")
         angle = card["angle_degrees"].get(name)
         cells.append(f"±{angle:.0f}°" if angle else "")
         lines.append(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells))
@@ -251,25 +213,31 @@ def format_card(card: dict[str, Any]) -> str:
 
 
 def confound_sentence(confounds: dict[str, Any]) -> str:
-    """What the mean difference is besides a smile, and whether the other directions are less of it."""
-    found = {name: c for name, c in confounds.items() if abs(c.get("correlation", 0)) > directions.CONFOUNDED}
-    if not found:
-        if len(confounds) > 1:
-            return "no known attribute goes with the smile"
-        return "only the smile is known of these faces: attributes=CSV would tell what else its direction is"
-    worst = max(found, key=lambda name: abs(found[name]["cosine"]["mean_difference"]))
-    cosines = {d: abs(value) for d, value in found[worst]["cosine"].items()}
+    """How strongly attributes correlate with the smile, and how much of each direction the strongest confounder is."""
+    strength = {name: abs(c["correlation"]) for name, c in confounds.items() if "correlation" in c}
+    if not strength:
+        return "only the smile is known of these faces; attributes=CSV adds attributes that its direction may contain"
+    confounders = [name for name in strength if strength[name] > directions.CONFOUNDED]
+    if not confounders:
+        strongest = max(strength, key=lambda name: strength[name])
+        correlation = confounds[strongest]["correlation"]
+        return (
+            f"no confounder among {len(strength)} known attributes: the strongest correlation with the smile is"
+            f" {strongest} {correlation:+.2f}, and up to {directions.CONFOUNDED:g} counts as none"
+        )
+    worst = max(confounders, key=lambda name: abs(confounds[name]["cosine"]["mean_difference"]))
+    cosines = {d: abs(value) for d, value in confounds[worst]["cosine"].items()}
     return "how much of each direction is " + worst + ": " + ", ".join(f"{d} {v:.2f}" for d, v in cosines.items())
 
 
 def _edges(x: Tensor) -> Tensor:
-    """Mean strength of a picture's edges: (B, 3, S, S) -> (B,)."""
+    """Mean strength of an image's edges: (B, 3, S, S) -> (B,)."""
     across, down = x.diff(dim=3), x.diff(dim=2)
     return across.abs().flatten(1).mean(1) + down.abs().flatten(1).mean(1)
 
 
 def _auc(score: Tensor, values: Tensor) -> float | None:
-    """How well a score tells the higher half (or the 1s) of an attribute from the rest; None where that is one kind."""
+    """How well a score separates the higher half (or the 1s) of an attribute from the rest; None without both."""
     from sklearn.metrics import roc_auc_score
 
     known = torch.isfinite(values)

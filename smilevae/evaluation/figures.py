@@ -1,4 +1,4 @@
-"""What a VAE does, as pictures: reconstructions, new faces, what lies between two, each dimension, smiles, a map.
+"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, smiles, a map of the codes.
 
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from smilevae import runs
 from smilevae.data.batches import hash64
 from smilevae.data.dataset import Faces
+from smilevae.data.encode import batches_of, encode
+from smilevae.editing.dial import WHOLE_INTENSITIES
 from smilevae.editing.dials import Dials
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
-from smilevae.evaluation.measure import batches_of, encode
+from smilevae.evaluation.options import Sampler
 from smilevae.evaluation.samplers import draw_codes, nearest
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
-INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
         mu = vae.encode(x)[0]
         direction = mean_difference(encode(vae, faces, train)[0], smile)
-        strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES)))
+        strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(WHOLE_INTENSITIES)))
         blocks.append(torch.cat([x[:, None], strip], dim=1))
     tiles = torch.cat(blocks, dim=1)
     small = F.interpolate(tiles.flatten(0, 1), (side, side), mode="bicubic", antialias=True, align_corners=False)
@@ -54,9 +55,9 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, out: Path, seed: int, sampler: str, temperature: float, dials: Dials | None = None
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: Sampler, temperature: float, dials: Dials | None = None
 ) -> None:
-    """Write every picture of an evaluation into `out`; the smile strip needs dials, the map their direction."""
+    """Write every figure of an evaluation into `out`; the smile strip needs dials."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
@@ -93,35 +94,35 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
     """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the best dial."""
     x = next(batches_of(vae, faces, rows))
     mu = vae.encode(x)[0].cpu()
-    strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(INTENSITIES)).to(x.device))
-    titles = ["original", *(f"{i:+.0f}" if i else "0" for i in INTENSITIES)]
+    strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(WHOLE_INTENSITIES)).to(x.device))
+    titles = ["original", *(f"{i:+.0f}" if i else "0" for i in WHOLE_INTENSITIES)]
     save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
 
-    there = torch.linspace(INTENSITIES[0], INTENSITIES[-1], 25)
+    there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
     frames = decode_rows(vae, dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
-    pictures = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+    images = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
+    palette = images[12].quantize(256)  # of the middle intensity: one palette for all frames is four times faster
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
 
     def write(file: IO[bytes]) -> None:
-        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=80, loop=0)
+        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
 
     runs.replace_file(out / "smile.gif", write)
 
 
 def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
-    """Held-out codes in two dimensions: along the smile direction of the training faces (if any) and principal axes."""
+    """Held-out codes (N, D) in two dimensions: the smile direction (if any), then principal axes; 0 where D is 1."""
     if len(mu) < 3:
         return
     from matplotlib.figure import Figure
 
     centred = mu - mu.mean(0)
-    axes = torch.linalg.svd(centred, full_matrices=False)[2][:2]
-    label = "1st principal axis"
-    if direction is not None:
-        unit = direction / direction.norm()
-        rest = centred - (centred @ unit)[:, None] * unit
-        axes = torch.stack([unit, torch.linalg.svd(rest, full_matrices=False)[2][0]])
-        label = "smile direction of the training faces"
-    across, along = (centred @ axes.T).T.numpy()
+    unit = torch.zeros(mu.shape[1]) if direction is None else direction / direction.norm()
+    rest = centred - (centred @ unit)[:, None] * unit
+    principal = torch.linalg.svd(rest, full_matrices=False)[2]
+    axes = principal if direction is None else torch.cat([unit[None], principal])
+    label = "1st principal axis" if direction is None else "smile direction of the training faces"
+    across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
     figure = Figure(figsize=(6, 5), layout="constrained")
     plot = figure.subplots()
     for value, name, colour in ((1, "smiling", "#d95f02"), (0, "not smiling", "#1b6ca8"), (-1, "no label", "#777777")):

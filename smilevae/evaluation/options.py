@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
+Sampler = Literal["prior", "mixture"]
+
 
 class EvaluateOptions(BaseModel):
     """python evaluate.py ckpt=RUN|FILE|SWEEP [option=value ...]
@@ -26,7 +28,7 @@ class EvaluateOptions(BaseModel):
         description="package.module:class, an attribute classifier of your own in place of the built-in one",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Literal["prior", "mixture"] = Field(
+    sampler: Sampler = Field(
         "prior", description="of new faces: prior, or a Gaussian mixture fitted to the codes of the training faces"
     )
     temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are safer and more alike")

@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: numbers on held-out people, pictures and, where there are labels, the smile's audit."""
+"""The report of a checkpoint: measures on held-out people, figures and, where there are labels, the edit scorecard."""
 
 import json
 from functools import partial
@@ -11,40 +11,41 @@ from PIL import Image, ImageDraw, ImageFont
 from smilevae import runs
 from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces, load_faces
-from smilevae.editing import dials, scorecard
+from smilevae.data.encode import encode
+from smilevae.editing import dials, scorecard, scorecard_figure
 from smilevae.editing.alignment import EYES, typical_eyes
-from smilevae.editing.classifier import Judge, MakeJudge, outside
-from smilevae.editing.directions import mean_difference, plain_dial
+from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, import_classifier
+from smilevae.editing.dial import plain_dial
+from smilevae.editing.directions import mean_difference
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation.figures import draw
-from smilevae.evaluation.measure import encode, measure
+from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 SMILES = ("smile_scorecard.png", "smile_strip.png", "smile.gif")
-MAX_EYES = 100  # training faces in which eyes are looked for
+MAX_EYES = 100  # training faces in which eyes are located
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
-    """Measure and draw the checkpoint at `path`; needs nothing but the file and its faces.
+    """Measure and draw the checkpoint at `path`; returns the metrics and the evaluation folder that holds everything.
 
-    Writes metrics.json and pictures into the run's evaluation folder; returns the metrics and that folder. Raises
-    CheckpointError, DataError or ConfigError.
+    Raises CheckpointError, DataError or ConfigError.
     """
-    make_judge = outside(options.classifier) if options.classifier else Judge
+    make_classifier = import_classifier(options.classifier) if options.classifier else AttributeClassifier
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     places = {name: getattr(options, name) for name in ("root", "unlabelled", "attributes")}
     settings = settings.with_values({f"data.{name}": value for name, value in places.items() if value})
     if settings.data.source == "folder" and not settings.data.root:
-        raise ConfigError(f"{path} does not say where its pictures are; pass root=PATH")
+        raise ConfigError(f"{path} does not name the folder of its images; pass root=PATH")
     faces = load_faces(settings.data, settings.image_size)
     if faces.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{path} was trained on other pictures than {settings.data.root or settings.data.source} now"
-            " holds, so its held-out people are not known; pass root=PATH of the original ones"
+            f"{path} was trained on other images than {settings.data.root or settings.data.source} holds, so its"
+            " held-out people are unknown; pass root=PATH of the original ones"
         )
-    out = runs.evaluation_folder(checkpoint.run_of(path))
+    out = runs.evaluation_folder(path)
     metrics = {
         "checkpoint": str(path.relative_to(checkpoint.run_of(path))),
         "epoch": epoch,
@@ -57,34 +58,38 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         **measure(vae, faces, settings.beta, options.seed, options.refine),
     }
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    for name in (dials.NAME, *SMILES):  # of an earlier evaluation
-        (out / name).unlink(missing_ok=True)
-    found = None
+    if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
+        for name in (dials.NAME, *SMILES):  # of an earlier evaluation
+            (out / name).unlink(missing_ok=True)
+    smiles = None
     if options.smile and faces.labelled("train"):
-        found, audited = _directions(vae, faces, make_judge)
-        if found:
-            dials.write(out, vae, found)
-        if audited:
-            metrics["smile"] = audited.card
-            audited.draw(out / SMILES[0])
+        smiles, scores = _dials(vae, faces, make_classifier)
+        if smiles:
+            dials.write(out, vae, smiles)
+        if scores:
+            metrics["smile"] = scores.card
+            scorecard_figure.draw(scores, vae, faces, out / SMILES[0])
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, options.seed, options.sampler, options.temperature, found)
+    draw(vae, faces, out, options.seed, options.sampler, options.temperature, smiles)
+    runs.point_to_best(path)
     return metrics, out
 
 
-def _directions(vae: VAE, faces: Faces, make_judge: MakeJudge) -> tuple[dials.Dials | None, scorecard.Audit | None]:
-    """The dials of a model, audited if there are faces enough, and what smilevae.apps.photo needs of the training faces.
+def _dials(
+    vae: VAE, faces: Faces, make_classifier: MakeClassifier
+) -> tuple[dials.Dials | None, scorecard.Scorecard | None]:
+    """The dials of a model, with their scorecard where there are faces enough.
 
-    None where the codes do not tell smiling from other faces at all.
+    No dials where the codes do not separate smiling from other faces at all.
     """
     train = faces.rows("train")
     mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
     if mean_difference(mu, label).norm() < 1e-3:
         return None, None
-    eyes = typical_eyes(gather(faces.images, faces.rows("train")[:MAX_EYES])) or EYES
+    eyes = typical_eyes(gather(faces.images, train[:MAX_EYES])) or EYES
     if scorecard.possible(faces):
-        found = scorecard.Audit(vae, faces, lambda rows: encode(vae, faces, rows)[0], make_judge)
-        return dials.Dials(found.best.name, found.dials, found.reader, eyes), found
+        scores = scorecard.scorecard(vae, faces, make_classifier)
+        return dials.Dials(scores.best.name, scores.dials, scores.meter, eyes), scores
     dial = plain_dial(mu, label)
     return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
 
@@ -101,22 +106,22 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
 
     Each also gets its own evaluation folder, as `evaluate` gives it.
     """
-    found = {name: evaluate(path, options) for name, path in named.items()}
-    width = max(map(len, [*found, "mean face"])) + 2
+    evaluations = {name: evaluate(path, options) for name, path in named.items()}
+    width = max(map(len, [*evaluations, "mean face"])) + 2
     lines = [
         " " * width + "".join(f"{title:>12}" for title in ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta"))
     ]
-    for name, (m, _) in found.items():
+    for name, (m, _) in evaluations.items():
         cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
         lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12g}")
-    first = next(iter(found.values()))[0]
+    first = next(iter(evaluations.values()))[0]
     for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
-    if len({m["num_images"] for m, _ in found.values()}) > 1:
+    if len({m["num_images"] for m, _ in evaluations.values()}) > 1:
         lines.append("these hold out different people; the references are those of the first")
     font = ImageFont.load_default(size=14)
     for picture in ("reconstructions.png", "samples.png", "smile_strip.png"):
-        parts = [(name, Image.open(p)) for name, (_, where) in found.items() if (p := where / picture).exists()]
+        parts = [(name, Image.open(p)) for name, (_, folder) in evaluations.items() if (p := folder / picture).exists()]
         if parts:
             sheet = Image.new("RGB", (max(i.width for _, i in parts), sum(i.height + 20 for _, i in parts)), "white")
             top = 0

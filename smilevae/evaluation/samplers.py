@@ -1,14 +1,16 @@
-"""New faces: codes from the prior or from where the training faces' codes really lie. Shapes: N codes, D dimensions.
+"""New faces: codes from the prior, or from a mixture fitted to the training faces' codes (Ghosh et al. 1903.12436).
 
-The prior N(0, I) is what the KL pulls towards, not what the encoder fills; a mixture fitted to the codes is nearer to
-it (Ghosh et al. 1903.12436).
+The KL pulls codes towards the prior N(0, I); the encoder does not fill it. Shapes: N codes, D dimensions.
 """
+
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLERS = ("prior", "mixture")
+from smilevae.evaluation.options import Sampler
+
 SHAPES = (("full", 1), ("tied", 4), ("tied", 16), ("diag", 1), ("diag", 4), ("diag", 16))  # covariance, components
 
 
@@ -18,7 +20,7 @@ def draw_codes(
     *,
     mu: Tensor,
     logvar: Tensor,
-    sampler: str = "prior",
+    sampler: Sampler = "prior",
     temperature: float = 1.0,
 ) -> Tensor:
     """Codes (num, D) of new faces; mu and logvar (N, D) are the training faces', `temperature` scales the spread.
@@ -26,8 +28,8 @@ def draw_codes(
     "mixture" draws from a Gaussian mixture fitted to mu, its shape chosen by BIC, widened by the mean posterior
     variance: together they are the aggregate posterior. Raises ValueError for another sampler.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler={sampler} is unknown; choose one of {', '.join(SAMPLERS)}")
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"sampler={sampler} is unknown; choose one of {', '.join(get_args(Sampler))}")
     noise = torch.randn(num, mu.shape[1], generator=generator)
     if sampler == "prior":
         return noise * temperature

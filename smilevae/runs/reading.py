@@ -67,17 +67,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def epochs_done(path: Path) -> int:
     """The last whole epoch of a run folder."""
     return max((line["epoch"] for line in read_metrics(path)), default=0)
-
-
-def evaluation_folder(run: Path) -> Path:
-    """Where a run's evaluation goes: into it, or, where that may not be written, beside the reader."""
-    inside = run / "evaluation"
-    if os.access(inside if inside.exists() else run, os.W_OK):
-        return inside
-    return Path(f"evaluation-{run.resolve().name}")
-
-
-def evaluated(run: Path) -> Path:
-    """Where a run's evaluation is found."""
-    inside = run / "evaluation"
-    return inside if inside.exists() else evaluation_folder(run)

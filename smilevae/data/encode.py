@@ -1,0 +1,30 @@
+"""Faces of a dataset through a VAE's encoder. Shapes: B batch, N faces, S image side, D latent dimensions."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae.data.batches import gather, in_order, to_unit
+from smilevae.data.dataset import Faces
+from smilevae.models.vae import VAE
+
+BATCH = 128
+
+
+def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
+    """Faces in the given order as batches (B, 3, S, S) in [0, 1] on the network's device."""
+    device = next(vae.parameters()).device
+    for chunk, _ in in_order(rows, BATCH):
+        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)
+
+
+@torch.no_grad()
+def encode(vae: VAE, faces: Faces, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """mu and logvar of some faces, in eval mode, on the CPU: (N, D) twice."""
+    was_training = vae.training
+    vae.eval()
+    codes = [[t.cpu() for t in vae.encode(x)] for x in batches_of(vae, faces, rows)]
+    vae.train(was_training)
+    return torch.cat([mu for mu, _ in codes]), torch.cat([logvar for _, logvar in codes])

@@ -1,0 +1,126 @@
+"""A dial: intensities on a smile direction that mean the same on every face.
+
+Shapes: N examples, B batch, D latent dimensions, I intensities.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae.editing.directions import mean_difference
+
+INTENSITIES = tuple(step / 2 for step in range(-2, 7))  # -1 to 3, at which edits are scored
+WHOLE_INTENSITIES = INTENSITIES[::2]  # those that figures show
+REACH = 4.0  # largest intensity of a dial's range
+CLIPPED = 0.02
+GAINS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+
+SmileOf = Callable[[Tensor], Tensor]  # codes (N, D) -> the smile measured on their decoded images (N,)
+SmileAndClipped = Callable[[Tensor], tuple[Tensor, Tensor]]  # also the share of their values outside [0, 1] (N,)
+
+
+@dataclass
+class Dial:
+    """Intensities on a direction: 0 is the face itself, 1 an average smile; a negative one is less smile.
+
+    `weights` (D,) and `bias` estimate the measured smile from a code: a face that smiles a little moves less. The step
+    to an average smile, `smiling`, is at least `least`. `gain` is fitted so that intensity 1 gives the mean measured
+    smile. The measured smile rises from `low` to `high`.
+    """
+
+    name: str
+    direction: Tensor
+    weights: Tensor
+    bias: float
+    smiling: float
+    gain: float = 1.0
+    low: float = -3.0
+    high: float = 3.0
+    least: float = 0.25
+
+    def plain(self) -> dict[str, Any]:
+        """Its values as JSON takes them."""
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+
+    def steps(self, mu: Tensor, smile_of: SmileOf | None = None) -> Tensor:
+        """How far along the direction intensity 1 is for each face: (B, D) -> (B,).
+
+        With `smile_of` each face is measured at 0 and at 1, and its step is corrected twice. Without it both are
+        estimated from the code.
+        """
+        now = smile_of(mu) if smile_of else mu @ self.weights + self.bias
+        short = (self.smiling - now).clamp(min=self.least)
+        steps = self.gain * short / (self.direction @ self.weights)
+        for _ in range(2 if smile_of else 0):
+            gained = smile_of(mu + steps[:, None] * self.direction) - now  # type: ignore[misc]
+            steps = steps * (short / gained.clamp(min=1e-3)).clamp(0.5, 2)
+        return steps
+
+    def turn(self, mu: Tensor, intensities: Tensor, smile_of: SmileOf | None = None) -> Tensor:
+        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
+        return mu[:, None] + (self.steps(mu, smile_of)[:, None] * intensities)[:, :, None] * self.direction
+
+
+def dial_from(content: Mapping[str, Any], latent_dim: int) -> Dial:
+    """A dial from the values that `plain` gave. Raises ValueError for others."""
+    try:
+        tensors = [torch.tensor(content[name], dtype=torch.float32) for name in ("direction", "weights")]
+        numbers = [float(content[name]) for name in ("bias", "smiling", "gain", "low", "high", "least")]
+        dial = Dial(str(content["name"]), tensors[0], tensors[1], *numbers)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"not a dial: {error}") from None
+    if any(t.shape != (latent_dim,) or not torch.isfinite(t).all() for t in tensors):
+        raise ValueError(f"not a dial of {latent_dim} dimensions")
+    if not np.isfinite(numbers).all() or not dial.direction @ dial.weights > 0:
+        raise ValueError("not a dial: its numbers are not finite, or its smile does not rise")
+    return dial
+
+
+def plain_dial(mu: Tensor, smile: Tensor) -> Dial:
+    """A dial on the mean difference that estimates smiles from codes alone: 0 and 1 are the class means along it."""
+    direction = mean_difference(mu, smile)
+    weights = direction / direction.square().sum()
+    return Dial("mean_difference", direction, weights, -float(mu[smile == 0].mean(0) @ weights), 1.0)
+
+
+def fit_estimate(mu: Tensor, smiles: Tensor, smile_of: SmileOf) -> tuple[Tensor, float]:
+    """Weights (D,) and bias that estimate the measured smile from a code (ridge regression).
+
+    Fitted to codes (N, D) with their measured `smiles`, and to two neighbours of each, half the codes' spread away.
+    """
+    from sklearn.linear_model import Ridge
+
+    noise = torch.randn(2 * len(mu), mu.shape[1], generator=torch.Generator().manual_seed(0))
+    near = mu.repeat(2, 1) + 0.5 * mu.std(0) * noise
+    codes, smiles = torch.cat([mu, near]).double(), torch.cat([smiles, smile_of(near)]).double()
+    model = Ridge(alpha=1.0).fit(codes.numpy(), smiles.numpy())
+    return torch.from_numpy(model.coef_).float(), float(model.intercept_)
+
+
+def calibrate(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Dial:
+    """A dial with gain and range fitted to measurements of faces (N, D) that nothing else of it was fitted to.
+
+    Gain: at intensity 1 the mean measured smile is that of smiling faces. Range: half a step of intensity raises the
+    measured smile by at least a quarter of half the step from 0 to 1, and at most CLIPPED more of the images' values
+    leave [0, 1] than at 0 (beyond, mouths turn black and teeth glow).
+    """
+    smiles, _ = _means(dial, mu, torch.tensor(GAINS), smile_and_clipped)
+    dial = replace(dial, gain=float(np.interp(dial.smiling, np.maximum.accumulate(smiles), GAINS)))
+    levels = torch.arange(-REACH, REACH + 0.01, 0.5)
+    smiles, clipped = _means(dial, mu, levels, smile_and_clipped)
+    zero = int((levels == 0).nonzero()[0, 0])
+    promised = 0.5 * (smiles[levels == 1] - smiles[zero])[0]
+    whole = clipped <= clipped[zero] + CLIPPED
+    rises = (np.diff(smiles) >= 0.25 * promised) & whole[1:] & whole[:-1] & (promised > 0)
+    up = next((i for i in range(zero, len(rises)) if not rises[i]), len(rises))
+    down = next((i + 1 for i in range(zero - 1, -1, -1) if not rises[i]), 0)
+    return replace(dial, low=float(levels[down]), high=float(levels[up]))
+
+
+def _means(dial: Dial, mu: Tensor, levels: Tensor, smile_and_clipped: SmileAndClipped) -> list[np.ndarray]:
+    codes = dial.turn(mu, levels)
+    return [part.view(codes.shape[:2]).mean(0).double().numpy() for part in smile_and_clipped(codes.flatten(0, 1))]

@@ -1,0 +1,61 @@
+"""Evaluation folders: one a checkpoint, with a pointer `best` to that of a run's best. No torch.
+
+evaluation/epoch-0142/   of a run's checkpoint; last/ and model/ (an exported model) likewise
+evaluation/              of a lone checkpoint file, of a sweep side by side, and of every checkpoint in older folders
+evaluation-RUN/          in the current folder, where the run may not be written
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from smilevae.errors import CheckpointError
+from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
+from smilevae.runs.commands import short
+from smilevae.runs.reading import read_json
+
+
+def evaluation_folder(path: Path) -> Path:
+    """Where the evaluation of a checkpoint file, or of a sweep's folder, is written."""
+    home = path if path.is_dir() else run_of(path)
+    inside = home / "evaluation"
+    if not os.access(inside if inside.exists() else home, os.W_OK):
+        inside = Path(f"evaluation-{home.resolve().name}")
+    return inside / _part(path)
+
+
+def point_to_best(path: Path) -> None:
+    """Let evaluation/best lead to the evaluation of `path`, if that is its run's best checkpoint."""
+    folder = evaluation_folder(path)
+    if path.parent.name == "checkpoints" and path in ranked(run_of(path))[:1]:
+        link = folder.with_name(f".best.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # not every file system has links
+            link.symlink_to(folder.name)
+            link.replace(folder.with_name("best"))
+
+
+def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
+    """The newest `name` (metrics.json, dials.json) that a checkpoint's evaluation left, for the digest `weights`.
+
+    Raises CheckpointError.
+    """
+    home = run_of(path)
+    folders = [home / "evaluation", Path(f"evaluation-{home.resolve().name}")]
+    files = [folder / part / name for folder in folders for part in (_part(path), "")]
+    files = sorted((file for file in dict.fromkeys(files) if file.exists()), key=lambda file: -file.stat().st_mtime)
+    contents = [read_json(file) for file in files]
+    for content in contents:
+        if content.get("weights") == weights:
+            return content
+    again = f"run python evaluate.py ckpt={short(path)}"
+    if not files:
+        raise CheckpointError(f"{folders[0] / _part(path) / name} is missing; {again} first")
+    if not all(contents):
+        raise CheckpointError(f"{files[contents.index({})]} is damaged; {again} again")
+    raise CheckpointError(f"{files[0]} is of another checkpoint than {path.name}; {again}")
+
+
+def _part(path: Path) -> str:
+    in_a_run = path.parent.name == "checkpoints" or path.name == EXPORTED
+    return path.stem if in_a_run and not path.is_dir() else ""
