@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from smilevae import runs
 from smilevae.data import batches, load_faces, spectrum_of
 from smilevae.models import latents, linear
 from smilevae.models.losses import beta_vae_terms
@@ -36,7 +37,7 @@ def losses(vae: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def compare(run: str) -> str:
-    vae, settings, _, epoch = checkpoint.load(checkpoint.find(run))
+    vae, settings, _, epoch = checkpoint.load(runs.find(run))
     alone = build_vae(settings).eval()  # its network adds nothing yet
     alone.linear = vae.linear
     faces = load_faces(settings.data, settings.image_size)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from smilevae import runs
 from smilevae.data import batches, load_faces
 from smilevae.data.augment import augment
 from smilevae.data.encode import encode
@@ -88,7 +89,7 @@ def kid(network: FaceNetwork, real: Tensor, other: Tensor) -> str:
 
 @torch.no_grad()
 def compare(run: str) -> None:
-    vae, settings, *_ = checkpoint.load(checkpoint.find(run))
+    vae, settings, *_ = checkpoint.load(runs.find(run))
     faces = load_faces(settings.data, settings.image_size)
 
     def pictures(part: str) -> Tensor:

@@ -59,7 +59,7 @@ def corners(matrix: np.ndarray, side: int) -> np.ndarray:
 
 def main(run: str, out: Path, num: int) -> None:
     editor = photo.Editor(run)
-    settings = checkpoint.load(checkpoint.find(run)).settings
+    settings = checkpoint.load(runs.find(run)).settings
     faces = load_faces(settings.data, settings.image_size)
     calm = faces.rows("val")[faces.smile[faces.rows("val")] == 0]
     rng = np.random.default_rng(0)

@@ -25,7 +25,7 @@ NUM_FACES = 3
 
 
 def main(run: str, out: Path) -> None:
-    vae, settings, *_ = checkpoint.load(checkpoint.find(run))
+    vae, settings, *_ = checkpoint.load(runs.find(run))
     faces = load_faces(settings.data, settings.image_size)
     result = scorecard.scorecard(vae, faces)
     hair = faces.attributes["hair_length"][result.rows]

@@ -11,6 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 import smilevae
+from smilevae import runs
 from smilevae.runs import checkpoint
 
 
@@ -32,7 +33,7 @@ def test_importing_costs_no_torch():
 
 def test_tensors_arrays_and_pil_images_give_the_codes_of_the_vae(model, pixels, evaluated_run):
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-    vae = checkpoint.load(checkpoint.find(str(evaluated_run))).vae
+    vae = checkpoint.load(runs.find(str(evaluated_run))).vae
     with torch.no_grad():
         expected = vae.encode(x)[0]
     for images in (x, pixels, [Image.fromarray(image) for image in pixels]):

@@ -124,7 +124,8 @@ def test_the_analysis_knows_run_folders_only(path: Path):
 
 
 def test_these_wait_for_no_torch():
-    code = f"import sys, importlib\nfor name in {NO_TORCH}: importlib.import_module(name); assert 'torch' not in sys.modules, name"
+    code = f"import sys, importlib\nfor name in {NO_TORCH}:\n    importlib.import_module(name)\n"
+    code += "    assert 'torch' not in sys.modules, name"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

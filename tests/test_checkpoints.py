@@ -103,16 +103,16 @@ def test_other_files_are_refused(tmp_path, tiny_run):
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.read(tmp_path / "missing.ckpt")
     with pytest.raises(CheckpointError, match="is a URL"):
-        checkpoint.find("https://example.org/a.ckpt")
+        runs.find("https://example.org/a.ckpt")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(str(tmp_path))
+        runs.find(str(tmp_path))
 
 
 def test_a_run_folder_means_its_best_checkpoint(tiny_run):
     lines = sorted(runs.read_metrics(tiny_run), key=lambda line: line["val/loss"])
-    found = checkpoint.ranked(tiny_run)
-    assert [p.name for p in found] == [checkpoint.best_name(line["epoch"]) for line in lines[:2]]
-    assert checkpoint.find(str(tiny_run)) == found[0]
+    found = runs.ranked(tiny_run)
+    assert [p.name for p in found] == [runs.best_name(line["epoch"]) for line in lines[:2]]
+    assert runs.find(str(tiny_run)) == found[0]
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path):
@@ -122,7 +122,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path
     settings = config.checked(content["hyper_parameters"]), content["fingerprint"]
     assert checkpoint.read(checkpoint.resume_point(copy, *settings))["epoch"] == 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
-    assert checkpoint.epoch_of(checkpoint.find(str(copy))) > 0
+    assert runs.epoch_of(runs.find(str(copy))) > 0
     assert checkpoint.read(checkpoint.resume_point(copy, *settings))["epoch"] == 2  # of 0 to 3
     (copy / "checkpoints" / "last.ckpt").write_bytes(b"torn")
     (copy / "checkpoints" / "previous.ckpt").unlink()
@@ -133,7 +133,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_previous(tiny_run, tmp_path
 def test_links_fall_back_to_copies(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x")
     monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
-    checkpoint.link(tmp_path / "a", tmp_path / "b")
+    runs.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x"
 
 

@@ -40,7 +40,7 @@ def evaluate(path, **options):
 
 @pytest.fixture(scope="module")
 def model(tiny_run):
-    vae, settings, *_ = checkpoint.load(checkpoint.find(str(tiny_run)))
+    vae, settings, *_ = checkpoint.load(runs.find(str(tiny_run)))
     return vae, load_faces(settings.data, 64)
 
 
@@ -125,7 +125,7 @@ def test_the_metrics_are_consistent(evaluated):
 
 def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
     run = train("image_size=96", "epochs=1", "data.num_smiling=10", "data.num_not_smiling=10")
-    metrics, _ = evaluate(checkpoint.find(str(run)))
+    metrics, _ = evaluate(runs.find(str(run)))
     assert metrics["native_size"] == 64
     for name in ("model", "mean_face", "pca"):
         assert metrics[name]["native_psnr"] == pytest.approx(metrics[name]["psnr"], abs=1.5)
@@ -148,13 +148,13 @@ def test_every_picture_is_there_and_the_gif_moves(evaluated):
 def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     run, metrics = evaluated
     shutil.copytree(run, tmp_path / "again")
-    again, out = evaluate(checkpoint.find(str(tmp_path / "again")))
+    again, out = evaluate(runs.find(str(tmp_path / "again")))
     assert again == metrics
     assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "best" / "smile_strip.png").read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
-    shutil.copy(checkpoint.find(str(tiny_run)), tmp_path / "mine.ckpt")
+    shutil.copy(runs.find(str(tiny_run)), tmp_path / "mine.ckpt")
     metrics, out = evaluate(tmp_path / "mine.ckpt")
     assert out == tmp_path / "evaluation"
     assert metrics["checkpoint"] == "mine.ckpt"
@@ -175,7 +175,7 @@ def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, picture
     assert code == 0, errors
     next((tmp_path / "elsewhere" / "train" / "smile").iterdir()).unlink()
     with pytest.raises(CheckpointError, match="other images"):
-        evaluate(checkpoint.find(str(run)), root=str(tmp_path / "elsewhere"))
+        evaluate(runs.find(str(run)), root=str(tmp_path / "elsewhere"))
 
 
 def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pictures, tmp_path):
@@ -263,7 +263,7 @@ def copied(evaluated_run, tmp_path):
     """A copy of the evaluated run: its folder, its best checkpoint and its last one."""
     run = tmp_path / "copied"
     shutil.copytree(evaluated_run, run, symlinks=True)
-    best, last = checkpoint.find(str(run)), run / "checkpoints" / "last.ckpt"
+    best, last = runs.find(str(run)), run / "checkpoints" / "last.ckpt"
     content = checkpoint.read(last)
     weights = content["state_dict"]
     weights |= {name: t + 0.01 for name, t in weights.items() if t.is_floating_point()}

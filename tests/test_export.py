@@ -12,7 +12,7 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import smilevae
-from smilevae import console
+from smilevae import console, runs
 from smilevae.apps import export, photo
 from smilevae.apps.options import ExportOptions, PhotoOptions
 from smilevae.errors import CheckpointError, ConfigError
@@ -38,7 +38,7 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
         "import sys, numpy as np, torch; from smilevae.runs import checkpoint\n"
-        "vae, _, _, epoch = checkpoint.load(checkpoint.find(sys.argv[1]))\n"
+        "vae, _, _, epoch = checkpoint.load(runs.find(sys.argv[1]))\n"
         "x = torch.from_numpy(np.load(sys.argv[2]))\n"
         "with torch.no_grad(): np.save(sys.argv[3], vae.decode(vae.encode(x)[0]).numpy())\n"
         "print(epoch)"
@@ -53,7 +53,7 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    vae, _, _, epoch = checkpoint.load(checkpoint.find(str(run)))
+    vae, _, _, epoch = checkpoint.load(runs.find(str(run)))
     assert int(done.stdout) == epoch
     with torch.no_grad():
         expected = vae.decode(vae.encode(x)[0]).numpy()
@@ -63,7 +63,7 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
 @pytest.mark.parametrize("num", [1, 5])
 def test_onnx_agrees_with_torch(exported, num):
     run, out = exported
-    vae = checkpoint.load(checkpoint.find(str(run))).vae
+    vae = checkpoint.load(runs.find(str(run))).vae
     x, z = torch.rand(num, 3, 64, 64), torch.randn(num, 8)
     with torch.no_grad():
         mu, logvar = vae.encode(x)
@@ -86,7 +86,7 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     assert results[0] == results[1]
     copy = tmp_path / "again"
     shutil.copytree(out, copy)
-    metrics, _ = evaluate(checkpoint.find(str(copy)), EvaluateOptions(ckpt=str(copy)))
+    metrics, _ = evaluate(runs.find(str(copy)), EvaluateOptions(ckpt=str(copy)))
     before = json.loads(next(run.rglob("metrics.json")).read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-4)
 
@@ -127,8 +127,8 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
     assert smilevae.load(out).dials.best == smilevae.load(run).dials.best
     with pytest.raises(ConfigError, match="does not say where its pictures are; pass root=PATH"):
-        evaluate(checkpoint.find(str(out)), EvaluateOptions(ckpt=str(out)))
-    metrics, _ = evaluate(checkpoint.find(str(out)), EvaluateOptions(ckpt=str(out), root=str(pictures)))
+        evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out)))
+    metrics, _ = evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out), root=str(pictures)))
     before = json.loads(next(run.rglob("metrics.json")).read_text())
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-3)
 
@@ -164,4 +164,4 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
         shutil.copytree(out, copy)
         spoil(copy)
         with pytest.raises(CheckpointError):
-            checkpoint.load(checkpoint.find(str(copy)))
+            checkpoint.load(runs.find(str(copy)))

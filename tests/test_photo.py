@@ -7,7 +7,7 @@ from conftest import SMILES
 from PIL import Image, ImageCms
 
 import smilevae
-from smilevae import console
+from smilevae import console, runs
 from smilevae.apps import photo
 from smilevae.apps.options import PhotoOptions
 from smilevae.editing import alignment, dials
@@ -174,7 +174,7 @@ def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
 def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(model, run)
-    path, best = next(run.rglob("dials.json")), checkpoint.find(str(run))
+    path, best = next(run.rglob("dials.json")), runs.find(str(run))
     vae, good = checkpoint.load(best).vae, json.loads(path.read_text())
     assert dials.read(best, vae).best == good["best"]
     for spoil in (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae.config import Data
+from smilevae.config import Data, Model
 from smilevae.data import batches, load_faces, sources
 from smilevae.editing import dial as dial_module
 from smilevae.editing import directions, scorecard, scorecard_figure
@@ -215,8 +215,7 @@ def card(tmp_path_factory):
     """The scorecard of a linear VAE on drawn faces of which more smiling ones have long hair."""
     some = {"num_smiling": 250, "num_not_smiling": 250, "num_test": 0}
     faces = load_faces(Data(source="synthetic", confound=0.5, **some), 64)
-    some = {"image_size": 64, "latent_dim": 120, "normalize": False, "widths": [8, 16], "dropout": 0.0}
-    vae = VAE(network="patch", linear=True, **some).eval()
+    vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 120, linear=True).eval()
     vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
     assert scorecard.possible(faces)
     seen = []
@@ -324,7 +323,7 @@ def pictures_csv(tmp_path):
     ("text", "problem"),
     [
         (None, "No such file"),
-        ("file,gender\nx.jpg,male\n", "names none of the 1 pictures"),
+        ("file,gender\nx.jpg,male\n", "names none of the 1 images"),
         ("a,b\n1,2\n", "names none"),
     ],
 )

@@ -21,16 +21,16 @@ from conftest import ROOT
 from PIL import Image
 from test_images import PHOTO, SIXTEEN, encoded, flat, huge_png
 
-from smilevae import config
+from smilevae import config, runs
 from smilevae.config import Data
-from smilevae.data import format_card, load_faces
+from smilevae.data import data_card, format_card, load_faces
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
 
 
 @pytest.fixture(scope="module")
 def best(tiny_run):
-    return checkpoint.find(str(tiny_run))
+    return runs.find(str(tiny_run))
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +135,16 @@ def attacks(home, best, content, canary):
     found["long pickle"] = home / "long pickle.ckpt"
     with zipfile.ZipFile(found["long pickle"], "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps("x" * (checkpoint.MAX_PLAIN + 1)))
-    found["1 GB header"] = home / "header" / checkpoint.EXPORTED
+    found["1 GB header"] = home / "header" / runs.EXPORTED
     found["1 GB header"].parent.mkdir()
     found["1 GB header"].write_bytes((10**9).to_bytes(8, "little") + b"{")
     plain = {"smilevae": content["smilevae"], "hyper_parameters": settings, "fingerprint": "f", "epoch": 1}
     found["1 GB header"].with_suffix(".json").write_text(json.dumps(plain))
-    found["long settings"] = home / "settings" / checkpoint.EXPORTED
+    found["long settings"] = home / "settings" / runs.EXPORTED
     found["long settings"].parent.mkdir()
     found["long settings"].write_bytes(b"")
     found["long settings"].with_suffix(".json").write_text("[" * (checkpoint.MAX_PLAIN + 1))
-    found["deep settings"] = home / "deep" / checkpoint.EXPORTED
+    found["deep settings"] = home / "deep" / runs.EXPORTED
     found["deep settings"].parent.mkdir()
     found["deep settings"].write_bytes(b"")
     found["deep settings"].with_suffix(".json").write_text("[" * 100_000)
@@ -171,7 +171,7 @@ torch.set_num_threads(1)
 for name, path in json.load(open(sys.argv[2])).items():
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     try:
-        checkpoint.load(checkpoint.find(path))
+        checkpoint.load(runs.find(path))
         said = "loaded"
     except CheckpointError as error:
         said = f"{error.exit_code}: {error}"
@@ -305,7 +305,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     for name, reason in bad.items():
         assert re.search(reason, faces.skipped[name]), (name, faces.skipped[name])
     assert set(faces.noted) == {"moving.gif", "moving.webp", "pages.tiff"}
-    assert "noted of 3 images" in format_card(faces.card())
+    assert "3 files had remarks" in format_card(data_card(faces))
     record_property("figure", f"{len(good)} right to 1/255, {len(bad)} listed with a reason")
 
 

@@ -81,10 +81,10 @@ def test_the_run_folder_keeps_its_contract(tiny_run):
 
 
 def test_checkpoints_are_of_the_epochs_in_their_names(tiny_run):
-    for path in checkpoint.ranked(tiny_run):
+    for path in runs.ranked(tiny_run):
         content = checkpoint.read(path)
-        assert content["epoch"] + 1 == checkpoint.epoch_of(path)
-        assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == checkpoint.epoch_of(path)
+        assert content["epoch"] + 1 == runs.epoch_of(path)
+        assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == runs.epoch_of(path)
 
 
 def test_training_learns(train):
@@ -195,7 +195,7 @@ def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, wher
     assert_same(weights(whole), weights(tmp_path / "broken"))
     assert_same(runs.read_metrics(whole), runs.read_metrics(tmp_path / "broken"))
     assert read(whole, "result.json")["checkpoints"] == read(tmp_path / "broken", "result.json")["checkpoints"]
-    for path in checkpoint.ranked(whole):
+    for path in runs.ranked(whole):
         assert_same(checkpoint.read(path), weights(tmp_path / "broken", path.name))
 
 
@@ -521,7 +521,7 @@ def test_sums_that_a_resume_restored_on_the_cpu_move_to_the_device_of_the_batch(
 
 
 def test_lightnings_own_load_from_checkpoint_works(tiny_run):
-    path = checkpoint.find(str(tiny_run))
+    path = runs.find(str(tiny_run))
     module = VAEModule.load_from_checkpoint(path, map_location="cpu")
     x = torch.rand(2, 3, 64, 64)
     vae = checkpoint.load(path).vae

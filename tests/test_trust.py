@@ -187,7 +187,7 @@ def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path
     expected = json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
     moved = tmp_path / "far" / "away, = 'x'"
     shutil.copytree(evaluated_run, moved, ignore=lambda *_: ["evaluation"])
-    best = checkpoint.find(str(moved))
+    best = runs.find(str(moved))
     lone = Path(shutil.copy(best, tmp_path / "lone.ckpt"))
     code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
     code += (
@@ -251,7 +251,7 @@ def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
         assert re.search(r"error: .*Permission denied; make room there", said)
         assert "Traceback" not in said
         assert runs.state(run)["status"] == "FAILED"
-        checkpoint.load(checkpoint.find(str(run)))
+        checkpoint.load(runs.find(str(run)))
         checkpoint.load(run / "checkpoints" / "last.ckpt")
     done = script("train", f"resume={run}", "epochs=" + str(len(runs.read_metrics(run)) + 2))
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ README.md                        the model card
 Every command that takes a run also takes this folder; evaluate then needs root=PATH of the images.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -41,9 +42,13 @@ def main(options: ExportOptions) -> None:
         from safetensors.torch import save
     except ImportError as error:
         raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
-    path = checkpoint.find(options.ckpt)
+    path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
-    evaluation, metrics = evaluation_of(path, vae)
+    digest = checkpoint.digest(vae)
+    metrics = runs.read_evaluation(path, "metrics.json", digest)
+    evaluation = {"metrics.json": metrics}
+    with contextlib.suppress(CheckpointError):  # faces without labels have no dials
+        evaluation["dials.json"] = runs.read_evaluation(path, "dials.json", digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
         "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),
@@ -53,29 +58,15 @@ def main(options: ExportOptions) -> None:
     for left in out.parent.glob(f".{out.name}.[0-9]*.tmp"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     with runs.replacing(out) as work:
-        for name in ("metrics.json", "dials.json"):
-            if (source := evaluation / name).exists():
-                runs.write_text(work / "evaluation" / name, source.read_text())
-        for name, content in onnx_halves(vae).items():
-            runs.write_bytes(work / name, content)
-        runs.write_text(work / "README.md", model_card(model, metrics, checkpoint.run_of(path)))
+        for name, content in evaluation.items():
+            runs.write_text(work / "evaluation" / name, json.dumps(content) + "\n")
+        for name, half in onnx_halves(vae).items():
+            runs.write_bytes(work / name, half)
+        runs.write_text(work / "README.md", model_card(model, metrics, runs.run_of(path)))
         runs.write_text(work / "model.json", json.dumps(model, indent=2) + "\n")
         weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
-        runs.write_bytes(work / checkpoint.EXPORTED, save(weights))
+        runs.write_bytes(work / runs.EXPORTED, save(weights))
     print(f"exported: {runs.short(out)}/")
-
-
-def evaluation_of(path: Path, vae: VAE) -> tuple[Path, dict[str, Any]]:
-    """The evaluation folder of a checkpoint and its metrics. Raises CheckpointError if it was not evaluated."""
-    evaluation = runs.evaluated(checkpoint.run_of(path))
-    again = f"run python evaluate.py ckpt={runs.short(path)} first"
-    try:
-        metrics = json.loads((evaluation / "metrics.json").read_text())
-    except (OSError, ValueError):
-        raise CheckpointError(f"{path} has not been evaluated; {again}") from None
-    if metrics.get("weights") != checkpoint.digest(vae):
-        raise CheckpointError(f"{evaluation} is of another checkpoint than {path.name}; {again}")
-    return evaluation, metrics
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from smilevae import runs
 from smilevae.data.images import to_rgb8
 from smilevae.editing import dials
 from smilevae.evaluation.samplers import draw_codes
@@ -25,7 +26,7 @@ class Model:
     """
 
     def __init__(self, ckpt: str | os.PathLike[str]):
-        self.path = checkpoint.find(os.fspath(ckpt))
+        self.path = runs.find(os.fspath(ckpt))
         self.vae, self.settings, *_ = checkpoint.load(self.path)
 
     @cached_property

@@ -34,23 +34,25 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
     """preview.png of a run's best checkpoint, two rows: six held-out faces above their reconstructions; twelve samples;
     two faces that do not smile, moved along the smile direction. The same faces and noise in every run on a split.
     """
-    vae = checkpoint.load(checkpoint.find(str(run))).vae
+    vae = checkpoint.load(runs.find(str(run))).vae
     rows = np.random.default_rng(0).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, np.resize(rows, 6)))
     noise = torch.randn(12, vae.latent_dim, generator=torch.Generator().manual_seed(0))
     blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(noise).unflatten(0, (2, 6))]
-    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
     calm = rows[faces.smile[rows] == 0]
-    smile = torch.from_numpy(faces.smile[train])
-    if (smile == 1).any() and (smile == 0).any() and len(calm):
+    if faces.labelled("train") and len(calm):
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
-        mu = vae.encode(x)[0]
-        direction = mean_difference(encode(vae, faces, train)[0], smile)
-        strip = decode_rows(vae, latents.shift(mu, direction, torch.tensor(WHOLE_INTENSITIES)))
-        blocks.append(torch.cat([x[:, None], strip], dim=1))
+        blocks.append(torch.cat([x[:, None], plain_strip(vae, faces, vae.encode(x)[0])], dim=1))
     tiles = torch.cat(blocks, dim=1)
     small = F.interpolate(tiles.flatten(0, 1), (side, side), mode="bicubic", antialias=True, align_corners=False)
     save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
+
+
+def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
+    """Faces moved along the mean difference of (MAX_REFERENCE) training codes: (B, D) -> (B, I, 3, S, S)."""
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    direction = mean_difference(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])).to(mu.device)
+    return decode_rows(vae, latents.shift(mu, direction, torch.tensor(WHOLE_INTENSITIES, device=mu.device)))
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         )
     out = runs.evaluation_folder(path)
     metrics = {
-        "checkpoint": str(path.relative_to(checkpoint.run_of(path))),
+        "checkpoint": str(path.relative_to(runs.run_of(path))),
         "epoch": epoch,
         "num_images": len(faces.rows("val")),
         "image_size": settings.image_size,
@@ -96,7 +96,7 @@ def _dials(
 
 def report(options: EvaluateOptions) -> str:
     """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
-    metrics, out = evaluate(checkpoint.find(options.ckpt), options)
+    metrics, out = evaluate(runs.find(options.ckpt), options)
     smile = f"{scorecard.format_card(metrics['smile'])}\n" if "smile" in metrics else ""
     return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
 

@@ -5,9 +5,10 @@ metrics.jsonl  one line an epoch           result.json   written last: its prese
 checkpoints/   the best two, last, previous: see runs/checkpoint.py, which needs torch; this room does not
 evaluation/    measures and pictures of a checkpoint
 """
-# ruff: noqa: F401, what this room hands on
+# ruff: noqa: F401, I001
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, keep_previous, link, prune, ranked, run_of
+from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, keep_previous
+from smilevae.runs.checkpoint_files import link, prune, ranked, run_of
 from smilevae.runs.commands import override, program, resume_line, short, typed
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text

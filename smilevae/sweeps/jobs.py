@@ -102,9 +102,7 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
         return
     with run.recording():
         if run.trained:
-            settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values(
-                {"resume": str(path)}
-            )
+            settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values({"resume": str(path)})
         run.write_config(settings)
         import torch
 

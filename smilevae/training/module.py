@@ -69,7 +69,7 @@ class VAEModule(pl.LightningModule):
         self._restored: dict[str, Any] = {}
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, **kwargs: Any) -> "VAEModule":
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *_: Any, **__: Any) -> "VAEModule":
         """The module of a checkpoint file, rebuilt from its own settings, in eval mode. Raises CheckpointError.
 
         As Lightning's, but it reads files only, and plain tensors only (weights_only).
@@ -165,10 +165,8 @@ class VAEModule(pl.LightningModule):
         return num
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        decay = {"weight_decay": self.settings.weight_decay} if self.settings.weight_decay else {}
-        optimizer = (torch.optim.AdamW if decay else torch.optim.Adam)(
-            self.vae.parameters(), lr=self.settings.lr, **decay
-        )
+        decay, kind = self.settings.weight_decay, torch.optim.AdamW if self.settings.weight_decay else torch.optim.Adam
+        optimizer = kind(self.vae.parameters(), lr=self.settings.lr, weight_decay=decay)
         # Lightning's automatic plateau schedule loses an update on resume; this one is stepped and saved here
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **self.settings.plateau.model_dump())
         if "plateau" in self._restored:

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
 
+from smilevae import runs
 from smilevae.config import Settings
 from smilevae.errors import DataError, Interrupted
 from smilevae.runs import Run, Stop, checkpoint
@@ -56,7 +57,7 @@ class Record(pl.callbacks.Checkpoint):
             "identity": settings.identity(fingerprint),
             "data_fingerprint": fingerprint,
             "settings": settings.flat(),
-            "checkpoints": [f"checkpoints/{checkpoint.best_name(line['epoch'])}" for line in best],
+            "checkpoints": [f"checkpoints/{runs.best_name(line['epoch'])}" for line in best],
             "best": best[0],
             "final": self.epochs[-1],
         }
@@ -114,13 +115,13 @@ class Record(pl.callbacks.Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
         if trainer.is_global_zero:
-            checkpoint.keep_previous(last)
+            runs.keep_previous(last)
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
 
     def name_best(self) -> None:
         """Give last.ckpt, if its epoch is among the best, that epoch's name; remove those that no longer are."""
         epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
-        name = self.run.checkpoints / checkpoint.best_name(epoch)
+        name = self.run.checkpoints / runs.best_name(epoch)
         if epoch in keep and not name.exists():
-            checkpoint.link(self.run.checkpoints / "last.ckpt", name)
-        checkpoint.prune(self.run.checkpoints, keep)
+            runs.link(self.run.checkpoints / "last.ckpt", name)
+        runs.prune(self.run.checkpoints, keep)
