@@ -15,11 +15,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import smilevae
 from smilevae import runs
 from smilevae.apps import photo
 from smilevae.data import load_faces
 from smilevae.editing import alignment
-from smilevae.runs import checkpoint
 
 GRAIN = 5  # of 255, standard deviation: the detail of a real sensor, which a decoder does not have
 SHOWN, A_SHEET = 256, 5  # pixels of a tile; pictures on a sheet
@@ -58,9 +58,9 @@ def corners(matrix: np.ndarray, side: int) -> np.ndarray:
 
 
 def main(run: str, out: Path, num: int) -> None:
-    editor = photo.Editor(run)
-    settings = checkpoint.load(runs.find(run)).settings
-    faces = load_faces(settings.data, settings.image_size)
+    model = smilevae.load(run)
+    side = model.vae.image_size
+    faces = load_faces(model.settings.data, model.settings.image_size)
     calm = faces.rows("val")[faces.smile[faces.rows("val")] == 0]
     rng = np.random.default_rng(0)
     off, sharp, changed, tiles = [], [], 0, []
@@ -69,15 +69,15 @@ def main(run: str, out: Path, num: int) -> None:
         found = alignment.find_faces(picture)
         if not found:
             continue
-        matrix = alignment.crop_matrix(found[0], alignment.find_eyes(picture, found[0]), editor.side, editor.dials.eyes)
-        at = corners(matrix, editor.side), corners(true, len(faces.images[row]))
+        matrix = alignment.crop_matrix(found[0], alignment.find_eyes(picture, found[0]), side, model.dials.eyes)
+        at = corners(matrix, side), corners(true, len(faces.images[row]))
         width = np.hypot(*(at[1][1] - at[1][0]))
         off.append(np.hypot(*(at[0] - at[1]).T).mean() / width)
-        after = editor.edit(picture, matrix, [1.0, 2.0])
+        after = [photo.edit(model, picture, matrix, intensity, None) for intensity in (1.0, 2.0)]
         inside = cv2.fillConvexPoly(np.zeros(picture.shape[:2], np.uint8), at[0][[0, 1, 3, 2]].round().astype(int), 1)
         inside = cv2.dilate(inside, np.ones((3, 3))).astype(bool)  # rounding
         changed += sum(int((a != picture)[~inside].any()) for a in after)
-        views = [alignment.cut(p, matrix * SHOWN / editor.side, SHOWN) for p in (picture, *after)]
+        views = [alignment.cut(p, matrix * SHOWN / side, SHOWN) for p in (picture, *after)]
         sharp.append(detail(_inner(after[0], at[0])) / detail(_inner(picture, at[0])))
         whole = cv2.resize(picture, (SHOWN, SHOWN), interpolation=cv2.INTER_AREA)
         tiles.append(np.hstack([whole, *views]))

@@ -24,14 +24,8 @@ from smilevae.data import images
 from smilevae.editing import alignment
 from smilevae.errors import ConfigError, DataError
 
-FORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".gif": ("GIF", {"save_all": True, "duration": 80, "loop": 0}),
-    ".mp4": ("MP4", {}),
-}
+FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".mp4": "MP4"}
+QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def main(options: PhotoOptions) -> None:
@@ -115,9 +109,8 @@ def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: in
 
 def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:
     """One photo as it is. Several as a strip of the face or, for .gif and .mp4, as an animation forth and back."""
-    if out.suffix.lower() not in FORMS:
+    if not (form := FORMS.get(out.suffix.lower())):
         raise ConfigError(f"out={out} is of no known kind; end it in .png, .jpg, .webp, .gif or .mp4")
-    form, extra = FORMS[out.suffix.lower()]
     faces = [alignment.cut(p, matrix * 2, 2 * side) for p in photos] if len(photos) > 1 else photos
     frames = faces if max(photos[0].shape) > alignment.LONGEST else photos
     frames = [*frames, *frames[-2:0:-1]]
@@ -126,11 +119,12 @@ def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.
         return
     if form == "GIF":
         first, *more = [Image.fromarray(frame) for frame in frames]
-        extra = extra | {"append_images": more}
+        write = partial(first.save, format=form, save_all=True, append_images=more, duration=80, loop=0)
     else:
-        first, extra = Image.fromarray(np.hstack(faces)), extra | {"icc_profile": profile}
+        strip = Image.fromarray(np.hstack(faces))
+        write = partial(strip.save, format=form, icc_profile=profile, **QUALITY.get(form, {}))
     try:
-        runs.replace_file(out, partial(first.save, format=form, **extra))
+        runs.replace_file(out, write)
     except ValueError as error:  # a side is longer than the format allows
         raise ConfigError(f"out={out}: {error}; end it in .png") from None
 

@@ -78,14 +78,14 @@ class Studio:
             raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
             raise HTTPException(422, str(error).partition(";")[0]) from None
-        shrink = min(1.0, PREVIEW / max(picture.size))
-        width, height = (max(1, round(side * shrink)) for side in picture.size)
-        preview = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+        preview = picture.copy()
+        preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS, reducing_gap=None)
+        width, height = preview.size
         smaller = matrix.copy()
         smaller[:, :2] /= [width / picture.width, height / picture.height]
         name = secrets.token_urlsafe(12)
         with self.lock:
-            self.photos[name] = picture.info.get("icc_profile"), (preview, smaller), (full, matrix)
+            self.photos[name] = picture.info.get("icc_profile"), (np.asarray(preview), smaller), (full, matrix)
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
