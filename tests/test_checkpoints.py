@@ -149,7 +149,7 @@ def test_a_run_of_every_release_evaluates_goes_on_and_is_compared(released, call
     old = json.loads((released / "result.json").read_text())
     code, errors = call("evaluate", f"ckpt={released}")
     assert code == 0, errors
-    found = json.loads((released / "evaluation" / "metrics.json").read_text())
+    found = json.loads((released / "evaluation" / "best" / "metrics.json").read_text())
     assert found["model"]["psnr"] == pytest.approx(old["final"]["val/psnr"], abs=1e-3)  # mu decoded, no noise in it
     code, errors = call("train", f"resume={released}", "epochs=3")
     assert code == 0, errors

@@ -181,7 +181,7 @@ def test_two_pictures_train_and_evaluate(call, tmp_path):
         assert code == 3
         assert "error:" in errors
     else:
-        assert (run / "evaluation" / "reconstructions.png").exists()
+        assert (run / "evaluation" / "best" / "reconstructions.png").exists()
 
 
 def test_help_and_cfg_answer_without_torch():
@@ -220,7 +220,7 @@ def test_the_whole_command_line_runs_as_documented(tmp_path):
     done = script("evaluate", line.split("evaluate.py ")[1])
     assert done.returncode == 0, done.stderr
     assert "PCA-8" in done.stdout
-    assert (tmp_path / "run" / "evaluation" / "smile_strip.png").exists()
+    assert (tmp_path / "run" / "evaluation" / "best" / "smile_strip.png").exists()
 
 
 @pytest.mark.parametrize("command", ["train --help", "evaluate --help", "--help"])

@@ -184,15 +184,15 @@ def read_only(*folders: Path):
 
 @pytest.mark.scorecard(12, "moved run, other working directory, read-only folder: evaluate gives the same to the bit")
 def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path, record_property):
-    expected = json.loads((evaluated_run / "evaluation" / "metrics.json").read_text())
+    expected = json.loads((evaluated_run / "evaluation" / "best" / "metrics.json").read_text())
     moved = tmp_path / "far" / "away, = 'x'"
     shutil.copytree(evaluated_run, moved, ignore=lambda *_: ["evaluation"])
     best = runs.find(str(moved))
     lone = Path(shutil.copy(best, tmp_path / "lone.ckpt"))
     code = "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[1])\n"
-    code += (
-        "from pathlib import Path; from smilevae import evaluation; evaluation.evaluate(Path(sys.argv[2]).absolute())"
-    )
+    code += "from pathlib import Path; from smilevae.evaluation.options import EvaluateOptions\n"
+    code += "from smilevae.evaluation.report import evaluate\n"
+    code += "evaluate(Path(sys.argv[2]).absolute(), EvaluateOptions(ckpt=sys.argv[2]))"
     cases = {"moved": (best, moved), "lone": (lone, tmp_path), "read-only": (best, tmp_path / "desk")}
     (tmp_path / "desk").mkdir()
     for name, (path, where) in cases.items():
@@ -204,11 +204,12 @@ def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path
             )
         assert done.returncode == 0, done.stderr
         out = where / (f"evaluation-{moved.name}" if name == "read-only" else "evaluation")
+        out = out if name == "lone" else out / best.stem
         found = json.loads((out / "metrics.json").read_text())
         assert found | {"checkpoint": None} == expected | {"checkpoint": None}, name
-        assert (out / "smile_strip.png").read_bytes() == (evaluated_run / "evaluation/smile_strip.png").read_bytes()
+        assert (out / "smile_strip.png").read_bytes() == (evaluated_run / "evaluation/best/smile_strip.png").read_bytes()
         if name == "moved":
-            shutil.rmtree(out)
+            shutil.rmtree(moved / "evaluation")
     record_property("figure", "3 places, numbers and pictures equal")
 
 

@@ -60,7 +60,8 @@ NETWORKS = {"conv": (conv_encoder, conv_decoder), "patch": (patch_encoder, patch
 def _head(in_features: int, out_features: int) -> nn.Linear:
     """The last layer of an encoder. Small weights put the first codes near the prior."""
     head = nn.Linear(in_features, out_features)
-    nn.init.normal_(head.weight, std=0.1 * in_features**-0.5)
+    if not head.weight.is_meta:  # there it would import half of torch for nothing
+        nn.init.normal_(head.weight, std=0.1 * in_features**-0.5)
     nn.init.zeros_(head.bias)
     return head
 
