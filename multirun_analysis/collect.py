@@ -25,10 +25,7 @@ MAX_PREVIEW = 4_000_000  # bytes
 
 @dataclass
 class Sweep:
-    """`runs` has a row for every run: status, reason, path, and knobs and metrics if it completed.
-
-    `swept` names the knobs that differ between completed runs.
-    """
+    """`runs` has a row for every run, with knobs and metrics if it completed; `swept` names the knobs that differ."""
 
     runs: pd.DataFrame
     swept: list[str]
