@@ -41,6 +41,8 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     """The sentence and exit code of a mistake; None for an error of ours."""
     if isinstance(error, UserError):
         return str(error), error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return None
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     modules = type(error).__module__, frame.f_globals["__name__"]
     if any(module.startswith(HYDRA) for module in modules):

@@ -140,7 +140,7 @@ def test_links_fall_back_to_copies(tmp_path, monkeypatch):
 # run folders of every release, kept as it wrote them; a later release must load them or say what to do
 
 
-@pytest.fixture(params=sorted(path.name for path in FIXTURES.iterdir()))
+@pytest.fixture(params=sorted(path.parent.name for path in FIXTURES.glob("*/config.yaml")))
 def released(request, tmp_path):
     return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "sweep" / request.param))
 

@@ -37,8 +37,8 @@ def test_the_folder_rebuilds_the_same_model_in_another_process(exported, tmp_pat
     x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / "x.npy", x.numpy())
     code = (
-        "import sys, numpy as np, torch; from smilevae.runs import checkpoint\n"
-        "vae, _, _, epoch = checkpoint.load(runs.find(sys.argv[1]))\n"
+        "import sys, numpy as np, torch; from smilevae.runs import checkpoint, find\n"
+        "vae, _, _, epoch = checkpoint.load(find(sys.argv[1]))\n"
         "x = torch.from_numpy(np.load(sys.argv[2]))\n"
         "with torch.no_grad(): np.save(sys.argv[3], vae.decode(vae.encode(x)[0]).numpy())\n"
         "print(epoch)"
@@ -126,7 +126,7 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
             content = path.read_bytes()
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
     assert smilevae.load(out).dials.best == smilevae.load(run).dials.best
-    with pytest.raises(ConfigError, match="does not say where its pictures are; pass root=PATH"):
+    with pytest.raises(ConfigError, match="does not name the folder of its images; pass root=PATH"):
         evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out)))
     metrics, _ = evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out), root=str(pictures)))
     before = json.loads(next(run.rglob("metrics.json")).read_text())

@@ -174,7 +174,8 @@ def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
 def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(model, run)
-    path, best = next(run.rglob("dials.json")), runs.find(str(run))
+    best = runs.find(str(run))
+    path = run / "evaluation" / best.stem / "dials.json"
     vae, good = checkpoint.load(best).vae, json.loads(path.read_text())
     assert dials.read(best, vae).best == good["best"]
     for spoil in (

@@ -165,6 +165,7 @@ ATTACK = """
 import json, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
+from smilevae import runs
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
 torch.set_num_threads(1)

@@ -487,17 +487,27 @@ def test_augment_moves_turns_zooms_and_lights_by_the_given_amounts():
 # what Lightning would allow
 
 
-def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_path, train, call):
+def slowly(hook, seconds):
+    def wrapped(*args):
+        time.sleep(seconds)
+        hook(*args)
+
+    return wrapped
+
+
+def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_path, train, call, monkeypatch):
     """trainer.max_time: a checkpoint within the epoch, exit 143, and what remains is trained by the resume."""
-    whole = train("epochs=400", "log_images_every=1000", to="whole")
+    whole = train("epochs=40", "log_images_every=1000", to="whole")
+    monkeypatch.setattr(Record, "on_train_batch_end", slowly(Record.on_train_batch_end, 0.02))
     code, errors = call(
-        "train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "epochs=400", "log_images_every=1000",
-        "+trainer.max_time='00:00:00:02'",
+        "train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "epochs=40", "log_images_every=1000",
+        "+trainer.max_time='00:00:00:01'",
     )  # fmt: skip
     assert (code, "to go on: python train.py resume=" in errors) == (143, True)
     status = read(tmp_path / "run", "status.json")
     assert (status["status"], status["reason"]) == ("INTERRUPTED", "trainer.max_time is over")
-    assert 0 < runs.epochs_done(tmp_path / "run") < 400
+    assert 0 < runs.epochs_done(tmp_path / "run") < 40
+    monkeypatch.undo()
     code, errors = call("train", f"resume={tmp_path / 'run'}", "+trainer.max_time='00:01:00:00'")
     assert code == 0, errors
     assert_same(weights(whole)["state_dict"], weights(tmp_path / "run")["state_dict"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def program(command: str) -> str:
     """How this process would be started again: `python train.py` in a checkout, else `smilevae train`."""
-    return f"python {command}.py" if sys.argv[0].endswith(".py") else f"smilevae {command}"
+    return f"python {command}.py" if os.path.basename(sys.argv[0]) != "smilevae" else f"smilevae {command}"
 
 
 def resume_line(path: Path) -> str:
