@@ -1,11 +1,9 @@
 """A model to give away, in one folder without paths of this machine.
 
-model.safetensors, model.json    weights, settings, inputs and outputs
-evaluation/                      dials.json, the calibrated smile directions; metrics.json
+model.safetensors, model.json    weights and settings
+evaluation/                      dials.json, metrics.json
 encoder.onnx, decoder.onnx       the two halves for other runtimes
 README.md                        the model card
-
-Every command that takes a run also takes this folder; evaluate then needs root=PATH of the images.
 """
 
 import contextlib
@@ -41,7 +39,8 @@ def main(options: ExportOptions) -> None:
         import onnxscript  # noqa: F401
         from safetensors.torch import save
     except ImportError as error:
-        raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
+        need = f"exporting needs {error.name}, which is not installed"
+        raise ConfigError(f"{need}: pip install -e '.[export]'") from None
     path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     digest = checkpoint.digest(vae)
@@ -70,17 +69,20 @@ def main(options: ExportOptions) -> None:
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
-    """encoder.onnx and decoder.onnx, for any number of images at a time: name -> content."""
-    x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
+    """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
+    x = torch.rand(2, 3, vae.image_size, vae.image_size)
+    z = torch.randn(2, vae.latent_dim)
     files = {}
-    for method, example, inputs, outputs in (("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])):
+    halves = ("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])
+    for method, example, inputs, outputs in halves:
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+            warnings.simplefilter("ignore")  # notes to the exporter's developers
+            batch = {0: torch.export.Dim("B", min=1, max=4096)}
             program = torch.onnx.export(
                 half, (example,), input_names=inputs, output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},), dynamo=True, verbose=False,
+                dynamic_shapes=(batch,), dynamo=True, verbose=False,
             )  # fmt: skip
         assert program is not None
         proto = program.model_proto
@@ -92,8 +94,9 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 
 
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
-    """README.md of an exported model: metadata for model hubs, its data, quality, use and limits."""
+    """README.md of an exported model."""
     path, smile = run / "data_card.json", metrics.get("smile")
     data = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    smile = smile and scorecard.format_card(smile)
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
-    return card.render(model=model, data=data, metrics=metrics, smile=smile and scorecard.format_card(smile))
+    return card.render(model=model, data=data, metrics=metrics, smile=smile)
