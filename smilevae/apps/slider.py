@@ -26,12 +26,10 @@ try:
     import anyio
     import uvicorn
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
     need = f"the slider needs {error.name}, which is not installed"
@@ -119,7 +117,7 @@ class Studio:
         return _number(request, "value", 10), direction
 
 
-def application(studio: Studio) -> Starlette:
+def application(studio: Studio) -> TrustedHostMiddleware:
     """The pages. Starlette runs the plain functions in threads."""
     ranges = {name: [dial.low, dial.high] for name, dial in studio.dials.dials.items()}
 
@@ -127,7 +125,7 @@ def application(studio: Studio) -> Starlette:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
             return other(request)
         data, middle = await _body(request), "middle" in request.query_params
-        return await run_in_threadpool(studio.open, data, middle)
+        return await anyio.to_thread.run_sync(studio.open, data, middle)
 
     def other(request: Request) -> Response:
         if request.method == "POST":
@@ -135,7 +133,7 @@ def application(studio: Studio) -> Starlette:
         raise HTTPException(404, f"there is no {html.escape(request.url.path[:80])} here")
 
     def failed(request: Request, error: Exception) -> Response:
-        return PlainTextResponse(f"that failed: {error}", 500)
+        return Response(f"that failed: {error}", 500, media_type="text/plain")
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
@@ -145,9 +143,8 @@ def application(studio: Studio) -> Starlette:
         Route("/photo", upload, methods=["POST"]),
         Route("/{path:path}", other, methods=["GET", "POST"]),
     ]
-    # against DNS rebinding
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    return Starlette(routes=routes, middleware=[hosts], exception_handlers={Exception: failed})
+    pages = Starlette(routes=routes, exception_handlers={Exception: failed})
+    return TrustedHostMiddleware(pages, ["127.0.0.1", "localhost"])  # against DNS rebinding
 
 
 def _picture(pixels: np.ndarray, form: str, profile: bytes | None) -> Response:

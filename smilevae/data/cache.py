@@ -18,9 +18,10 @@ Notes = dict[str, Any]
 CACHE_VERSION = 2  # raise it if the same file would decode to other pixels or notes
 
 
-def cached(
-    key: str, shape: tuple[int, ...], build: Callable[[np.ndarray], Notes], cache: bool
-) -> tuple[np.ndarray, Notes]:
+Build = Callable[[np.ndarray], Notes]
+
+
+def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple[np.ndarray, Notes]:
     """The uint8 array that `build` fills and the notes that it returns; `cache` keeps them."""
     if not cache:
         images = np.zeros(shape, dtype=np.uint8)

@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MA
 
 
 class Unreadable(Exception):
-    """Why a file gives no pixels, in a few words."""
+    """A file gives no pixels."""
 
 
 class Decoded(NamedTuple):
@@ -47,7 +47,7 @@ def decode(data: bytes, size: int) -> Decoded:
     """An image file's bytes, cropped to the middle square and resized. Raises Unreadable."""
     image = read(data)
     pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-    return Decoded(pixels, image.size, image.info.get("note"))
+    return Decoded(pixels, image.size, image.info["note"])
 
 
 def read(data: bytes) -> Image.Image:

@@ -13,11 +13,9 @@ PASSES = 4
 
 
 class Axes(NamedTuple):
-    """Mean (P,), orthonormal basis (P, K) and variances (K,), descending; K is at most the rank."""
-
-    mean: Tensor
-    basis: Tensor
-    variances: Tensor
+    mean: Tensor  # (P,)
+    basis: Tensor  # (P, K), orthonormal
+    variances: Tensor  # (K,), descending
 
 
 def principal_axes(x: Tensor, num: int) -> Axes:

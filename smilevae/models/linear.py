@@ -13,8 +13,6 @@ MIN_ERROR = 1e-12  # rounding may give 0 or less
 
 
 class Spectrum(NamedTuple):
-    """Faces along the principal axes of the training faces."""
-
     eigenvalues: list[float]  # variances (K,) of training faces, descending
     held_out: list[float]  # mean squares (K,) of held-out faces
     total: float  # mean SSE of held-out faces to the training mean

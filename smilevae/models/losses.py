@@ -7,11 +7,9 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """Per-example terms of the objective, each (B,)."""
-
-    loss: Tensor
-    recon: Tensor
-    kl: Tensor
+    loss: Tensor  # (B,)
+    recon: Tensor  # (B,)
+    kl: Tensor  # (B,)
 
 
 def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -32,6 +30,5 @@ def beta_vae_terms(x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: f
 
     The decoder is a Gaussian of variance beta / 2 (Rybkin et al. 2006.13202).
     """
-    recon = squared_error(x_hat, x)
-    kl = gaussian_kl(mu, logvar).sum(1)
+    recon, kl = squared_error(x_hat, x), gaussian_kl(mu, logvar).sum(1)
     return Terms(recon + beta * kl, recon, kl)

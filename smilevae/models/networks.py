@@ -17,8 +17,7 @@ def conv_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> 
     side = size >> len(widths)
     return nn.Sequential(
         *_blocks(nn.Conv2d, [3, *widths], dropout),  # (B, w[L-1], S/2^L, S/2^L)
-        nn.Flatten(),
-        _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
@@ -38,8 +37,7 @@ def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
         nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
         *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), ...)
-        nn.Flatten(),
-        _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
@@ -55,13 +53,13 @@ def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
 NETWORKS = {"conv": (conv_encoder, conv_decoder), "patch": (patch_encoder, patch_decoder)}
 
 
-def _head(in_features: int, out_features: int) -> nn.Linear:
+def _to_code(in_features: int, out_features: int) -> list[nn.Module]:
     """Small weights put the first codes near the prior."""
     head = nn.Linear(in_features, out_features)
     if not head.weight.is_meta:  # normal_ on meta imports torch._dynamo
         nn.init.normal_(head.weight, std=0.1 * in_features**-0.5)
     nn.init.zeros_(head.bias)
-    return head
+    return [nn.Flatten(), head]
 
 
 def _from_code(latent_dim: int, side: int, widths: Widths, dropout: float) -> list[nn.Module]:

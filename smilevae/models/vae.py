@@ -31,12 +31,6 @@ class LinearPath(nn.Module):
         self.decoder = nn.Buffer(torch.zeros(latent_dim, num_pixels))
         self.logvar = nn.Buffer(torch.zeros(latent_dim))
 
-    def encode(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) - self.mean) @ self.encoder.T  # mu (B, D)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.mean + z @ self.decoder  # (B, P)
-
 
 class VAE(nn.Module):
     """An encoder and a decoder of images in [0, 1].
@@ -63,9 +57,9 @@ class VAE(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         mu, raw = self.encoder((x - 0.5) / 0.5 if self.normalize else x).float().chunk(2, dim=1)
         logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
-        if self.linear is None:
-            return mu, logvar
-        return self.linear.encode(x) + mu, self.linear.logvar + logvar
+        if path := self.linear:
+            mu, logvar = (x.flatten(1) - path.mean) @ path.encoder.T + mu, path.logvar + logvar
+        return mu, logvar
 
     def refine(self, x: Tensor, beta: float, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`encode`, then `steps` of Adam on each face's code: no amortisation gap (Kim et al. 1802.02550)."""
@@ -77,8 +71,8 @@ class VAE(nn.Module):
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = REFINE_RATE * (1 - step / steps)
                 noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-                z = latents.reparameterise(mu, logvar, noise)
-                loss = beta_vae_terms(self.decode(z), x, mu, logvar, beta).loss.sum()
+                x_hat = self.decode(latents.reparameterise(mu, logvar, noise))
+                loss = beta_vae_terms(x_hat, x, mu, logvar, beta).loss.sum()
                 mu.grad, logvar.grad = torch.autograd.grad(loss, codes)
                 optimizer.step()
         return mu.detach(), logvar.detach().clamp(-LOGVAR_BOUND, LOGVAR_BOUND)
@@ -86,7 +80,9 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x | z), not clamped: (B, D) -> (B, 3, S, S)."""
         added = self.decoder(z).float() * (0.5 if self.normalize else 1.0)
-        return added + (0.5 if self.linear is None else self.linear.decode(z).view_as(added))
+        if path := self.linear:
+            return added + (path.mean + z @ path.decoder).view_as(added)
+        return added + 0.5
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> VAEOutput:
         mu, logvar = self.encode(x)
