@@ -1,10 +1,4 @@
-"""A model to give away, in one folder without paths of this machine.
-
-model.safetensors, model.json    weights and settings
-evaluation/                      dials.json, metrics.json
-encoder.onnx, decoder.onnx       the two halves for other runtimes
-README.md                        the model card
-"""
+"""A model to give away, in one folder without paths of this machine."""
 
 import contextlib
 import copy
@@ -39,14 +33,13 @@ def main(options: ExportOptions) -> None:
         import onnxscript  # noqa: F401
         from safetensors.torch import save
     except ImportError as error:
-        need = f"exporting needs {error.name}, which is not installed"
-        raise ConfigError(f"{need}: pip install -e '.[export]'") from None
+        raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
     path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     digest = checkpoint.digest(vae)
     metrics = runs.read_evaluation(path, "metrics.json", digest)
     evaluation = {"metrics.json": metrics}
-    with contextlib.suppress(CheckpointError):  # faces without labels have no dials
+    with contextlib.suppress(CheckpointError):  # without labels
         evaluation["dials.json"] = runs.read_evaluation(path, "dials.json", digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
@@ -70,11 +63,9 @@ def main(options: ExportOptions) -> None:
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
     """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
-    x = torch.rand(2, 3, vae.image_size, vae.image_size)
-    z = torch.randn(2, vae.latent_dim)
+    x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
     files = {}
-    halves = ("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])
-    for method, example, inputs, outputs in halves:
+    for method, example, inputs, outputs in (("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])):
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]
         with warnings.catch_warnings():
@@ -84,7 +75,7 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
                 half, (example,), input_names=inputs, output_names=outputs,
                 dynamic_shapes=(batch,), dynamo=True, verbose=False,
             )  # fmt: skip
-        assert program is not None
+        assert program
         proto = program.model_proto
         for node in proto.graph.node:  # paths of this machine
             del node.metadata_props[:]
@@ -97,6 +88,5 @@ def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str
     """README.md of an exported model."""
     path, smile = run / "data_card.json", metrics.get("smile")
     data = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    smile = smile and scorecard.format_card(smile)
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
-    return card.render(model=model, data=data, metrics=metrics, smile=smile)
+    return card.render(model=model, data=data, metrics=metrics, smile=smile and scorecard.format_card(smile))

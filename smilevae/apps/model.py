@@ -21,8 +21,7 @@ Images = Tensor | np.ndarray | Sequence[Image.Image]
 class Model:
     """A checkpoint's `vae` in eval mode, its `settings` and its `dials`. Raises CheckpointError.
 
-    Images are a float tensor (B, 3, S, S) in [0, 1], a uint8 array (B, S, S, 3) or a list of PIL images,
-    which are cropped and resized. Results are tensors (B, 3, S, S) in [0, 1].
+    Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or lists of PIL images.
     """
 
     def __init__(self, ckpt: str | os.PathLike[str]):
@@ -46,8 +45,7 @@ class Model:
 
     def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """Codes (num, D) from the prior; `temperature` scales their spread."""
-        zero = torch.zeros(1, self.vae.latent_dim)
-        generator = torch.Generator().manual_seed(seed)
+        zero, generator = torch.zeros(1, self.vae.latent_dim), torch.Generator().manual_seed(seed)
         return draw_codes(num, generator, mu=zero, logvar=zero, temperature=temperature)
 
     def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
@@ -60,24 +58,21 @@ class Model:
         return self.dials.turn(self.vae, codes, torch.tensor(intensities), direction)
 
     def smile(self, images: Images, intensity: float = 1.0, direction: str | None = None) -> Tensor:
-        """Decoded images at an intensity: 0 as they are, 1 an average smile, negative less.
-
-        Raises CheckpointError as `dials`, ConfigError for an unknown direction, ValueError as `encode`.
-        """
+        """Decoded images at an intensity. Raises CheckpointError, ConfigError, ValueError."""
         return self.decode(self.turn(self.encode(images), [intensity], direction)[:, 0])
 
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size
         if not isinstance(images, Tensor | np.ndarray):
-            fit, bicubic = ImageOps.fit, Image.Resampling.BICUBIC
-            fitted = [fit(to_rgb8(image), (side, side), bicubic) for image in images]
+            fitted = [ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images]
             images = np.array([np.asarray(image) for image in fitted], np.uint8)
         x = images if isinstance(images, Tensor) else torch.from_numpy(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             x = x.movedim(-1, 1).float() / 255
         if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
-            shapes = f"floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3)"
-            raise ValueError(f"images must be {shapes} or PIL images")
+            raise ValueError(
+                f"images must be floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3) or PIL images"
+            )
         if not (x.min() >= 0 and x.max() <= 1):
             raise ValueError("images must lie in [0, 1]")
         return x.float()

@@ -1,7 +1,6 @@
-"""The user's own photo, smiling.
+"""The user's own photo, smiling: the difference of two decoded faces is added to it.
 
-The face is cut out and decoded twice: as it is and with the smile. Only the difference is added to the photo.
-Shapes: H, W the photo's sides, S the model's. A matrix (2, 3) takes the photo's points to the crop's.
+Shapes: H, W the photo's sides. A matrix (2, 3) takes the photo's points to the crop's.
 """
 
 import os
@@ -29,8 +28,7 @@ QUALITY: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"
 def main(options: PhotoOptions) -> None:
     """Raises UserError."""
     model = Model(options.ckpt)
-    zero = torch.zeros(1, model.vae.latent_dim)
-    model.turn(zero, [0.0], options.direction)  # raises for an unknown direction
+    model.turn(model.draw(1), [0.0], options.direction)  # raises for an unknown direction
     source, out = (Path(os.path.expanduser(path)) for path in (options.image, options.out))
     if out.resolve() == source.resolve():
         raise ConfigError(f"out={out} is the place of the photo itself; name another")
@@ -60,8 +58,7 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
         raise DataError(f"{source}: {reason}; pass another photo") from None
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}; pass image=FILE or image=FOLDER") from None
-    photo, known = np.asarray(picture), model.dials
-    dial = known.dials[options.direction or known.best]
+    photo, dial = np.asarray(picture), model.dials.dials[options.direction or model.dials.best]
     matrices = locate(model, photo, str(source), options.box, options.face)
     photos = [photo] * len(options.smile)
     for matrix in matrices:
@@ -95,17 +92,14 @@ def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: in
         return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
     faces = alignment.find_faces(photo)
     if not faces:
-        raise DataError(
-            f"{name}: no face of {least} pixels or more was detected; pass box=LEFT,TOP,SIDE or"
-            " box=frame, or a photo with a larger, more frontal face"
-        )
+        remedy = "pass box=LEFT,TOP,SIDE or box=frame, or a photo with a larger, more frontal face"
+        raise DataError(f"{name}: no face of {least} pixels or more was detected; {remedy}")
     if face != "all":
         if int(face) > len(faces):
             raise DataError(f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all")
         faces = [faces[int(face) - 1]]
-    eyes = [alignment.find_eyes(photo, place) for place in faces]
     typical = model.dials.eyes
-    return [alignment.crop_matrix(*one, size, typical) for one in zip(faces, eyes)]
+    return [alignment.crop_matrix(f, alignment.find_eyes(photo, f), size, typical) for f in faces]
 
 
 def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:

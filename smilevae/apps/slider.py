@@ -32,8 +32,7 @@ try:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    need = f"the slider needs {error.name}, which is not installed"
-    raise ConfigError(f"{need}: pip install -e '.[app]'") from None
+    raise ConfigError(f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'") from None
 
 PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
@@ -65,8 +64,7 @@ class Studio:
         unreadable = OSError, ValueError, SyntaxError, Image.DecompressionBombError  # images.read says why
         with contextlib.suppress(*unreadable), Image.open(io.BytesIO(data)) as header:
             if header.width * header.height > MAX_PIXELS:
-                limit = f"over the limit of {MAX_PIXELS // 10**6} million"
-                size = f"{header.width}x{header.height} pixels, {limit}"
+                size = f"{header.width}x{header.height} pixels, over the limit of {MAX_PIXELS // 10**6} million"
                 raise HTTPException(413, f"this picture has {size}; shrink it first")
         try:
             picture = images.read(data)
@@ -103,9 +101,8 @@ class Studio:
     def new(self, request: Request) -> Response:
         """Faces drawn from the prior, at an intensity."""
         intensity, direction = self._dial(request)
-        seed = int(_number(request, "seed", 2**31))
+        codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:
-            codes = self.model.draw(NUM_NEW, seed)
             codes = self.model.turn(codes, [intensity], direction)[:, 0]
             grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
         return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
@@ -124,8 +121,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
             return other(request)
-        data, middle = await _body(request), "middle" in request.query_params
-        return await anyio.to_thread.run_sync(studio.open, data, middle)
+        return await anyio.to_thread.run_sync(studio.open, await _body(request), "middle" in request.query_params)
 
     def other(request: Request) -> Response:
         if request.method == "POST":
@@ -174,10 +170,9 @@ async def _body(request: Request) -> bytes:
 
 
 def _number(request: Request, name: str, bound: float) -> float:
-    try:
+    value = np.nan
+    with contextlib.suppress(ValueError):
         value = float(request.query_params.get(name, "0"))
-    except ValueError:
-        value = np.nan
     if not -bound <= value <= bound:
         raise HTTPException(400, f"a number from {-bound:g} to {bound:g} is needed")
     return value

@@ -8,10 +8,9 @@ from torch.nn import functional as F
 
 
 def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
-    """Faces (B, 3, S, S) in [0, 1], moved, turned, zoomed and relit.
+    """Faces (B, 3, S, S) in [0, 1], changed by `uniform` (B, 9) in [-1, 1] times each limit.
 
-    `uniform` (B, 9) in [-1, 1] scales `shift` in pixels, `rotate` in degrees, e^`zoom` in size, e^(`zoom` / 2)
-    in aspect, e^`light` in brightness and e^(`light` / 3) in each channel.
+    `shift` in pixels, `rotate` in degrees, e^`zoom` in size, e^`light` in brightness.
     """
     if shift or rotate or zoom:
         down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]

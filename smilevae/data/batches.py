@@ -51,10 +51,7 @@ class FaceBatches(Dataset):
 
 @dataclass(eq=False)
 class EpochBatches(Sampler):
-    """Shuffled, flipped indices of FaceBatches that depend on (seed, epoch) alone.
-
-    A last batch that is not full is left out: BatchNorm needs many faces.
-    """
+    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Only full batches, for BatchNorm."""
 
     rows: np.ndarray
     batch_size: int

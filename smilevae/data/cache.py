@@ -14,10 +14,8 @@ import platformdirs
 
 from smilevae.errors import DataError
 
-Notes = dict[str, Any]
 CACHE_VERSION = 2  # raise it if the same file would decode to other pixels or notes
-
-
+Notes = dict[str, Any]
 Build = Callable[[np.ndarray], Notes]
 
 

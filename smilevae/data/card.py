@@ -6,6 +6,8 @@ from typing import Any
 from smilevae.data.dataset import Faces
 from smilevae.data.sources import UNKNOWN, UNLABELLED
 
+LABELS = {"smiling": 1, "not_smiling": 0, "unlabelled": UNKNOWN}
+
 
 def data_card(faces: Faces) -> dict[str, Any]:
     """The content of data_card.json."""
@@ -13,14 +15,9 @@ def data_card(faces: Faces) -> dict[str, Any]:
     for part in ("train", "val", "test"):
         rows = faces.rows(part)
         people[part] = {faces.people[row] for row in rows}
+        parts[part] = {"images": len(rows), "people": len(people[part])}
         labels = Counter(faces.smile[rows].tolist())
-        parts[part] = {
-            "images": len(rows),
-            "people": len(people[part]),
-            "smiling": labels[1],
-            "not_smiling": labels[0],
-            "unlabelled": labels[UNKNOWN],
-        }
+        parts[part] |= {name: labels[label] for name, label in LABELS.items()}
     return {
         "fingerprint": faces.fingerprint,
         "images": len(faces.smile),

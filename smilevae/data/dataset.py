@@ -38,14 +38,14 @@ class Faces:
     names: list[str]
     people: list[str]
     native_size: int  # the most frequent shorter side of the files
-    fingerprint: str  # of names and content, before decoding
+    fingerprint: str  # of names and content
     skipped: dict[str, str] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each, or NaN
 
     def rows(self, part: str) -> np.ndarray:
-        """Positions of a part's faces, ascending."""
+        """Positions of a part's faces."""
         return np.flatnonzero(self.part == part)
 
     def labelled(self, part: str) -> bool:
@@ -71,11 +71,9 @@ def load_faces(data: Data, image_size: int) -> Faces:
     faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, data.val_fraction)
     for part in ("train", "val"):
         if not len(faces.rows(part)):
-            usable, people = (faces.part != "test").sum(), len(set(faces.people))
-            raise DataError(
-                f"{data.root or data.source}: {usable} usable training images of {people} people"
-                f" leave the {part} part empty; add images of more people"
-            )
+            usable = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"
+            remedy = f"leave the {part} part empty; add images of more people"
+            raise DataError(f"{data.root or data.source}: {usable} {remedy}")
     return faces
 
 
@@ -85,26 +83,23 @@ def _decoded(data: Data, size: int) -> Faces:
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def build(images: np.ndarray) -> dict[str, Any]:
-        skipped, noted, sizes = {}, {}, Counter[int]()
+        skipped, noted, sizes = {}, dict[str, str](), Counter[int]()
         for file, decoded in zip(files, decode_all([file.path for file in files], size)):
             if isinstance(decoded, Unreadable):
                 skipped[file.name] = str(decoded)
                 continue
             images[sizes.total()] = decoded.pixels
             sizes[min(decoded.native)] += 1
-            if decoded.note:
-                noted[file.name] = decoded.note
-        native_size = sizes.most_common(1)[0][0] if sizes else size
+            noted |= {file.name: decoded.note} if decoded.note else {}
+        [(native_size, _)] = sizes.most_common(1) or [(size, 0)]
         return {"skipped": skipped, "noted": noted, "native_size": native_size}
 
     images, notes = cached(f"{fingerprint}-{size}", (len(files), size, size, 3), build, data.cache)
     skipped = notes["skipped"]
     if len(skipped) > data.max_skipped * len(files):
         first = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
-        raise DataError(
-            f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped="
-            f"{data.max_skipped:g} ({first}); repair or remove them, or raise data.max_skipped"
-        )
+        problem = f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped={data.max_skipped:g}"
+        raise DataError(f"{problem} ({first}); repair or remove them, or raise data.max_skipped")
     files = [file for file in files if file.name not in skipped]
     same_content: dict[str, list[str]] = {}
     for file in files:
@@ -122,8 +117,7 @@ def _decoded(data: Data, size: int) -> Faces:
 
 
 def _synthetic(data: Data, size: int) -> Faces:
-    counts = data.num_smiling, data.num_not_smiling, data.num_test
-    drawn = SyntheticFaces(*counts, data.draw_seed, data.confound)
+    drawn = SyntheticFaces(data.num_smiling, data.num_not_smiling, data.num_test, data.draw_seed, data.confound)
 
     def build(images: np.ndarray) -> dict[str, Any]:
         for row in range(len(drawn)):
@@ -133,8 +127,7 @@ def _synthetic(data: Data, size: int) -> Faces:
     images, _ = cached(f"{drawn.fingerprint}-{size}", (len(drawn), size, size, 3), build, data.cache)
     names = [f"drawn_{row:05d}.png" for row in range(len(drawn))]
     part = np.where(drawn.test, "test", "train")
-    content = images, drawn.smile, part, names, names, NATIVE_SIZE, drawn.fingerprint
-    return Faces(*content, attributes=drawn.factors)
+    return Faces(images, drawn.smile, part, names, names, NATIVE_SIZE, drawn.fingerprint, attributes=drawn.factors)
 
 
 def _digest(path: Path) -> str:

@@ -61,16 +61,15 @@ def read(data: bytes) -> Image.Image:
             upright = to_rgb8(image)
             if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":
                 upright.info.pop("icc_profile", None)
-            several = getattr(image, "is_animated", False)
-            upright.info["note"] = "the first of several frames" if several else None
+            animated = getattr(image, "is_animated", False)
+            upright.info["note"] = "the first of several frames" if animated else None
             return upright
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:
         raise Unreadable(f"{LIMIT} pixels") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
-        reason = str(error).split("(")[0].strip() or type(error).__name__
-        raise Unreadable(f"damaged: {reason}") from None
+        raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
 
 
 def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
@@ -102,8 +101,6 @@ def list_images(folder: Path) -> list[Path]:
                 visited.add(real)
                 inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
                 stack += sorted(inside, key=lambda p: p.name, reverse=True)
-        elif path.suffix.lower() not in EXTENSIONS:
-            continue
-        elif path.is_file() or not path.exists():  # broken links, no pipes
+        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes
             files.setdefault(path.resolve(), path)
     return sorted(files.values())

@@ -61,7 +61,7 @@ def folder(root: str | None) -> list[ImageFile]:
     labelled = [(p, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for p in paths]
     labelled += [(p, UNKNOWN, "train") for p in plain]
     labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), "test") for p in test]
-    return [ImageFile(p, _text(p.relative_to(base)), *label) for p, *label in labelled]
+    return [ImageFile(p, _text(p.relative_to(base)), smile, part) for p, smile, part in labelled]
 
 
 def smiling_or_not(root: str | None) -> list[ImageFile]:
@@ -75,10 +75,9 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
     except ImportError:
         raise DataError("data=smiling_or_not needs kagglehub: pip install -e '.[data]'") from None
     except Exception as error:  # of many libraries
-        raise DataError(
-            f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__});"
-            " go online once, or download it by hand and pass data.root=PATH"
-        ) from None
+        problem = f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__})"
+        remedy = "go online once, or download it by hand and pass data.root=PATH"
+        raise DataError(f"{problem}; {remedy}") from None
     if not (path / "smile").is_dir():  # the archive may hold one outer folder
         path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
     return folder(str(path.parent if path.name == "train" else path))
@@ -94,10 +93,9 @@ def celeba(root: str | None) -> list[ImageFile]:
         test = set(CelebA(base, "test").filename)
     except Exception as error:  # of many libraries
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        raise DataError(
-            f"CelebA was not found in {base}/celeba and could not be downloaded ({reason}); pip install"
-            " -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
-        ) from None
+        problem = f"CelebA was not found in {base}/celeba and could not be downloaded ({reason})"
+        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
+        raise DataError(f"{problem}; {remedy}") from None
     images = Path(base) / "celeba" / "img_align_celeba"
     smile = every.attr[:, every.attr_names.index("Smiling")].tolist()
     return [
@@ -122,7 +120,6 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
     """Columns of a CSV table as numbers for the images `names`: (N,) each, NaN without an entry.
 
     Two words become 0 and 1 in alphabetical order; a column of more words is left out.
-    The column `file` holds a path below data.root, or a bare name that one image has.
     """
     try:
         with open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file:
@@ -136,10 +133,9 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
     by_file = {basename(row["file"]): row for row in table} | {row["file"]: row for row in table}
     rows = [by_file.get(name) or (by_file[basename(name)] if basename(name) in once else None) for name in names]
     if not any(rows):
-        raise DataError(
-            f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} images;"
-            " name them as below data.root, or by file names that occur once"
-        )
+        problem = f"a column `file`, separated by commas, names none of the {len(names)} images"
+        remedy = "name them as below data.root, or by file names that occur once"
+        raise DataError(f"data.attributes={path}: {problem}; {remedy}")
     columns = {}
     for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
         texts = [(row.get(column) or "").strip() if row else "" for row in rows]
@@ -150,7 +146,7 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
             if len(words) > 2:
                 continue
             codes = {word: float(number) for number, word in enumerate(words)}
-        values = np.array([codes.get(text, math.nan) for text in texts], dtype=np.float32)
+        values = np.array([codes.get(text, math.nan) for text in texts], np.float32)
         if len(np.unique(values[np.isfinite(values)])) > 1:
             columns[column] = values
     return columns
@@ -163,5 +159,4 @@ def person(pattern: str, name: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """A path as valid UTF-8."""
     return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")

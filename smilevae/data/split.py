@@ -25,9 +25,8 @@ def merge_people(files: list[ImageFile]) -> list[str]:
 
 
 def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Splits the part "train" into "train" and "val" by person.
+    """Splits the part "train" into "train" and "val" by a hash of (seed, person).
 
-    A person goes to val if a hash of (seed, name) falls below `val_fraction`: new files move nobody.
     If all people of a class, two or more, are on one side, the one nearest to the threshold changes sides.
     UNLABELLED faces become "train", but not those of held-out people.
     """

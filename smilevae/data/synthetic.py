@@ -11,9 +11,9 @@ import resvg_py
 from PIL import Image
 
 # Every factor is in [0, 1] except smile (-0.3 pout .. 1 laugh) and the signed ones, in [-1, 1].
-UNIFORM = ("skin", "hair", "brow_weight", "brow_height", "eye_colour", "eye_size", "face_width")
-UNIFORM += ("jaw", "nose_width", "lip_fullness", "background", "fringe")
-SIGNED = ("yaw", "roll", "light")
+UNIFORM = ["skin", "hair", "brow_weight", "brow_height", "eye_colour", "eye_size", "face_width"]
+UNIFORM += ["jaw", "nose_width", "lip_fullness", "background", "fringe"]
+SIGNED = ["yaw", "roll", "light"]
 CONFOUNDED = "hair_length"  # `confound` correlates it with the smile
 FACTORS = ("smile", CONFOUNDED, "glasses", "beard", *UNIFORM, *SIGNED)
 NATIVE_SIZE = 64  # pixels on a side
@@ -26,10 +26,7 @@ WHITE, BLACK = "#ffffff", "#000000"
 
 
 class SyntheticFaces:
-    """Factors (N,) each, smile (N,) int8 labels and test (N,) flags: a function of the seed.
-
-    `confound` is the correlation of the label with hair length.
-    """
+    """Factors (N,) each, int8 labels smile (N,) and flags test (N,): a function of the seed."""
 
     def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, seed: int = 0, confound: float = 0.0):
         rng = np.random.default_rng(seed)
@@ -47,7 +44,8 @@ class SyntheticFaces:
         factors |= {name: rng.random(num) for name in UNIFORM}
         factors |= {name: rng.uniform(-1, 1, num) for name in SIGNED}
         self.factors = {name: factors[name].astype(np.float32) for name in FACTORS}
-        content = [values.tobytes() for values in (*self.factors.values(), self.smile, self.test)]
+        arrays: list[np.ndarray] = [*self.factors.values(), self.smile, self.test]
+        content = [values.tobytes() for values in arrays]
         content += [face_svg(self._face(row)).encode() for row in range(0, num, 100)]
         self.fingerprint = hashlib.blake2b(b"".join(content), digest_size=16).hexdigest()
 
@@ -103,7 +101,6 @@ def face_svg(face: Mapping[str, float]) -> str:
     head += f" C{50 - jaw} 94 {west + 2} 74 {west} 55 C{west - 3} 38 {west} 14 50 14Z"
     add(_path(head, "url(#skin)"))
 
-    # beard, under the mouth and the cheeks
     if f.beard:
         line = mouth_y - 9
         beard = f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
@@ -111,7 +108,7 @@ def face_svg(face: Mapping[str, float]) -> str:
         beard += f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
         add(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f.beard:.2f}"'))
 
-    # cheeks: rounder and redder with the smile, with a fold from the nose
+    # cheeks, with a fold from the nose
     for side in sides:
         x, y = cx + side * (16 - 0.3 * side * turn), 63 - 3.5 * up
         add(_ellipse(x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'))
@@ -120,7 +117,7 @@ def face_svg(face: Mapping[str, float]) -> str:
             fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {end_x} {mouth_y - 1}"
             add(_line(fold, shade, 1.3, f'opacity="{0.75 * up:.2f}"'))
 
-    # eyes: a smile narrows them
+    # eyes
     for side in sides:
         x = cx + side * 13.5 * (1 - 0.06 * side * f.yaw)
         half = (5.6 + 1.4 * f.eye_size) * (1 + 0.10 * side * f.yaw)
@@ -145,7 +142,6 @@ def face_svg(face: Mapping[str, float]) -> str:
         brow += f" {x + side * (half + 2.2)} {lift + 2}"
         add(_line(brow, dark_hair, 1.6 + 1.9 * f.brow_weight))
 
-    # nose
     nose, tip = 4 + 2.4 * f.nose_width + 0.6 * up, cx + 1.3 * turn / 5 * 2
     bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
     nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
@@ -153,7 +149,6 @@ def face_svg(face: Mapping[str, float]) -> str:
     parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
     add(_ellipse(tip + 0.8 * f.light, 59, 1.6, 1.8, glow, 'opacity="0.6"'))
 
-    # mouth
     half = 9.5 + 5.5 * up - 1.5 * max(0.0, -smile)
     corner, dip = mouth_y - 6.2 * smile + 1.5 * up, mouth_y + 3.2 * smile
     gap, full = 9.5 * big, 1.4 + 1.3 * f.lip_fullness
@@ -230,7 +225,6 @@ def _mix(a: str, b: str, t: float) -> str:
 
 
 def _pick(palette: Sequence[str], at: float) -> str:
-    """The colour at position `at` in [0, 1] along a palette."""
     spot = min(max(at, 0), 1) * (len(palette) - 1)
     index = min(int(spot), len(palette) - 2)
     return _mix(palette[index], palette[index + 1], spot - index)

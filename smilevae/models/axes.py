@@ -30,10 +30,7 @@ def principal_axes(x: Tensor, num: int) -> Axes:
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
-    """Axes of batches (B, P) that do not fit in memory together, from PASSES + 1 passes.
-
-    Randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4).
-    """
+    """Axes of batches (B, P) by randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
     count, total = 0, torch.zeros(())
     for x in batches():
         count, total = count + len(x), total + x.sum(0, dtype=torch.float64)
@@ -54,10 +51,7 @@ def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
 
 
 def linear_vae_weights(axes: Axes, beta: float, latent_dim: int) -> dict[str, Tensor]:
-    """The optimum of linear.linear_vae as LinearPath's weights.
-
-    mu = encoder (x - mean) and x_hat = mean + decoder^T z. Inactive dimensions are zero.
-    """
+    """LinearPath's weights at the optimum of linear.linear_vae; inactive dimensions are zero."""
     s = beta / 2
     num = int((axes.variances[:latent_dim] > s).sum())
     v, rows = axes.variances[:num, None], axes.basis[:, :num].T

@@ -1,7 +1,4 @@
-"""Linear references from a spectrum: mean face, PCA, linear VAE. No torch here.
-
-Pixels in [0, 1], KL in nats, PSNR in dB of decode(mu).
-"""
+"""Linear references from a spectrum: mean face, PCA, linear VAE. No torch here."""
 
 from typing import Any, NamedTuple
 

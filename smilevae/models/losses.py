@@ -18,17 +18,11 @@ def squared_error(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, I)) in nats a dimension: (B, D) twice -> (B, D).
-
-    Kingma & Welling 1312.6114, appendix B. `expm1` is exact near 0.
-    """
+    """KL to N(0, I) in nats: (B, D) twice -> (B, D). Kingma & Welling 1312.6114, appendix B."""
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
 
 
 def beta_vae_terms(x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float) -> Terms:
-    """loss = SSE + beta * KL (Higgins et al. 2017, eq. 4); x and x_hat in [0, 1].
-
-    The decoder is a Gaussian of variance beta / 2 (Rybkin et al. 2006.13202).
-    """
+    """loss = SSE + beta * KL on [0, 1] pixels (Higgins et al. 2017, eq. 4): decoder variance beta / 2."""
     recon, kl = squared_error(x_hat, x), gaussian_kl(mu, logvar).sum(1)
     return Terms(recon + beta * kl, recon, kl)

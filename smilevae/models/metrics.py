@@ -20,10 +20,7 @@ def active_units(mu_variance: "Tensor") -> int:
 
 
 def negative_elbo(recon: float, kl: float, num_pixels: int) -> float:
-    """Negative ELBO in nats of the means `recon` (SSE) and `kl` over a set: comparable across beta.
-
-    The decoder has its optimal variance, the mean squared error (Rybkin et al. 2006.13202, eq. 8).
-    """
+    """Negative ELBO in nats at the decoder's optimal variance (Rybkin et al. 2006.13202, eq. 8)."""
     if recon == 0:
         return -math.inf
     return num_pixels / 2 * (math.log(2 * math.pi * recon / num_pixels) + 1) + kl

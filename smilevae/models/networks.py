@@ -1,7 +1,6 @@
 """Encoders, image to (mu, raw logvar), and decoders, latent code to image.
 
 Shapes: B batch, S image side, D latent dimensions, w the `widths`, L = len(w).
-Kernels of 4 at stride 2 overlap evenly: no checkerboard.
 """
 
 from itertools import pairwise

@@ -33,10 +33,9 @@ class LinearPath(nn.Module):
 
 
 class VAE(nn.Module):
-    """An encoder and a decoder of images in [0, 1].
+    """An encoder and a decoder of images in [0, 1]; `normalize` scales them to [-1, 1] inside.
 
-    `normalize` scales the networks' images to [-1, 1]. With `linear` the networks are added to a LinearPath,
-    and their last layers start at zero: an untrained VAE is the linear one.
+    `linear` adds a LinearPath, and zeroes the networks' last layers: an untrained VAE is the linear one.
     """
 
     def __init__(self, model: Model, image_size: int, latent_dim: int, normalize: bool = False, linear: bool = False):
@@ -53,7 +52,7 @@ class VAE(nn.Module):
         self.to(memory_format=torch.channels_last)  # 1.3 to 2.5 times faster on a CPU
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x): (B, 3, S, S) -> (B, D) twice."""
+        """mu and logvar of q(z | x): (B, 3, S, S) -> (B, D) twice."""
         x = x.contiguous(memory_format=torch.channels_last)
         mu, raw = self.encoder((x - 0.5) / 0.5 if self.normalize else x).float().chunk(2, dim=1)
         logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
