@@ -26,7 +26,6 @@ QUALITY: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"
 
 
 def main(options: PhotoOptions) -> None:
-    """Raises UserError."""
     model = Model(options.ckpt)
     model.turn(model.draw(1), [0.0], options.direction)  # raises for an unknown direction
     source, out = (Path(os.path.expanduser(path)) for path in (options.image, options.out))
@@ -64,10 +63,11 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     for matrix in matrices:
         photos = [edit(model, p, matrix, i, dial.name) for p, i in zip(photos, options.smile)]
     save(photos, out, picture.info.get("icc_profile"), matrices[0], model.vae.image_size)
-    note, num = "", len(matrices)
+    num = len(matrices)
+    line = f"{source}: {num} face{'s' * (num != 1)}, {dial.name}, {runs.short(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.smile):
-        note = f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow"
-    return f"{source}: {num} face{'s' * (num != 1)}, {dial.name}, {runs.short(out)}{note}"
+        line += f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow"
+    return line
 
 
 @torch.no_grad()

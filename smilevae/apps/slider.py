@@ -61,15 +61,12 @@ class Studio:
 
     def open(self, data: bytes, middle: bool) -> Response:
         """Keep a photo, with its face or its middle square. Answers its id and preview size."""
-        unreadable = OSError, ValueError, SyntaxError, Image.DecompressionBombError  # images.read says why
-        with contextlib.suppress(*unreadable), Image.open(io.BytesIO(data)) as header:
-            if header.width * header.height > MAX_PIXELS:
-                size = f"{header.width}x{header.height} pixels, over the limit of {MAX_PIXELS // 10**6} million"
-                raise HTTPException(413, f"this picture has {size}; shrink it first")
         try:
-            picture = images.read(data)
+            picture = images.read(data, MAX_PIXELS)
             full, box = np.asarray(picture), "frame" if middle else None
             matrix = photo.locate(self.model, full, "this picture", box)[0]
+        except images.TooLarge as reason:
+            raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
         except images.Unreadable as reason:
             raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
@@ -87,7 +84,6 @@ class Studio:
         return JSONResponse({"id": name, "width": width, "height": height})
 
     def smile(self, request: Request) -> Response:
-        """A photo with its face at an intensity: the preview, or in full."""
         query, dial = request.query_params, self._dial(request)
         with self.lock:
             if (name := query.get("id", "")) not in self.photos:
@@ -145,8 +141,8 @@ def application(studio: Studio) -> TrustedHostMiddleware:
 
 def _picture(pixels: np.ndarray, form: str, profile: bytes | None) -> Response:
     file = io.BytesIO()
-    options: dict[str, Any] = {"quality": 92} if form == "JPEG" else {"compress_level": 3}
-    Image.fromarray(pixels).save(file, form, icc_profile=profile, **options)
+    # Pillow ignores the option of the other format
+    Image.fromarray(pixels).save(file, form, icc_profile=profile, quality=92, compress_level=3)
     return Response(file.getvalue(), media_type=f"image/{form.lower()}")
 
 
@@ -164,8 +160,7 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
     if size > MAX_BYTES:
-        megabytes = MAX_BYTES // 10**6
-        raise HTTPException(413, f"this file is over the limit of {megabytes} MB; choose a smaller one")
+        raise HTTPException(413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one")
     return bytes(data)
 
 

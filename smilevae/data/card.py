@@ -33,7 +33,6 @@ def data_card(faces: Faces) -> dict[str, Any]:
 
 
 def format_card(card: dict[str, Any]) -> str:
-    """The data card as a few lines for a terminal."""
     line = "{:5} {images:6} images of {people:6} people:"
     line += " {smiling} smiling, {not_smiling} not, {unlabelled} without a label"
     lines = [line.format(part, **n) for part, n in card["parts"].items() if n["images"]]

@@ -30,8 +30,6 @@ AT_ONCE = 75_000_000  # values in memory for linear algebra: 1,500 faces at 128 
 
 @dataclass
 class Faces:
-    """Decoded faces. `attributes` are synthetic factors or the columns of data.attributes."""
-
     images: np.ndarray  # (N, S, S, 3) uint8, possibly memory-mapped
     smile: np.ndarray  # (N,) 1, 0 or UNKNOWN
     part: np.ndarray  # (N,) "train", "val", "test" or UNLABELLED (left out)
@@ -42,7 +40,7 @@ class Faces:
     skipped: dict[str, str] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
-    attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each, or NaN
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
 
     def rows(self, part: str) -> np.ndarray:
         """Positions of a part's faces."""

@@ -12,13 +12,16 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # checked before decoding
-LIMIT = f"over the limit of {MAX_PIXELS // 10**6} million"
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
 
 class Unreadable(Exception):
     """A file gives no pixels."""
+
+
+class TooLarge(Unreadable):
+    """A file has too many pixels."""
 
 
 class Decoded(NamedTuple):
@@ -50,14 +53,15 @@ def decode(data: bytes, size: int) -> Decoded:
     return Decoded(pixels, image.size, image.info["note"])
 
 
-def read(data: bytes) -> Image.Image:
+def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An image file's bytes as upright 8-bit RGB, its RGB profile and note in `info`. Raises Unreadable."""
     if not data:
         raise Unreadable("empty file")
+    limit = f"over the limit of {max_pixels // 10**6} million"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Unreadable(f"{image.width}x{image.height} pixels, {LIMIT}")
+            if image.width * image.height > max_pixels:
+                raise TooLarge(f"{image.width}x{image.height} pixels, {limit}")
             upright = to_rgb8(image)
             if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":
                 upright.info.pop("icc_profile", None)
@@ -67,7 +71,7 @@ def read(data: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:
-        raise Unreadable(f"{LIMIT} pixels") from None
+        raise TooLarge(f"{limit} pixels") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
         raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
 
