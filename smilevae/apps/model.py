@@ -70,9 +70,8 @@ class Model:
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             x = x.movedim(-1, 1).float() / 255
         if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"images must be floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3) or PIL images"
-            )
+            shapes = f"floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3)"
+            raise ValueError(f"images must be {shapes} or PIL images")
         if not (x.min() >= 0 and x.max() <= 1):
             raise ValueError("images must lie in [0, 1]")
         return x.float()

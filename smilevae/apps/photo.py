@@ -63,8 +63,7 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     for matrix in matrices:
         photos = [edit(model, p, matrix, i, dial.name) for p, i in zip(photos, options.smile)]
     save(photos, out, picture.info.get("icc_profile"), matrices[0], model.vae.image_size)
-    num = len(matrices)
-    line = f"{source}: {num} face{'s' * (num != 1)}, {dial.name}, {runs.short(out)}"
+    line = f"{source}: {len(matrices)} face{'s' * (len(matrices) > 1)}, {dial.name}, {runs.short(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.smile):
         line += f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow"
     return line

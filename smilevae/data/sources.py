@@ -54,8 +54,7 @@ def folder(root: str | None) -> list[ImageFile]:
     nums = {c: len(by_class.get(c, [])) for c in CLASS_FOLDERS}
     if by_class and not all(nums.values()):
         counts = ", ".join(f"{train / c}: {num} images" for c, num in nums.items())
-        remedy = f"fill both folders, or put all images into {train} itself"
-        raise DataError(f"one class is empty ({counts}); {remedy}")
+        raise DataError(f"one class is empty ({counts}); fill both folders, or put all images into {train} itself")
     if not by_class and not plain:
         raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or images")
     labelled = [(p, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for p in paths]
@@ -76,8 +75,7 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
         raise DataError("data=smiling_or_not needs kagglehub: pip install -e '.[data]'") from None
     except Exception as error:  # of many libraries
         problem = f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__})"
-        remedy = "go online once, or download it by hand and pass data.root=PATH"
-        raise DataError(f"{problem}; {remedy}") from None
+        raise DataError(f"{problem}; go online once, or pass data.root=PATH of a download") from None
     if not (path / "smile").is_dir():  # the archive may hold one outer folder
         path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
     return folder(str(path.parent if path.name == "train" else path))

@@ -35,7 +35,7 @@ def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
         nn.PixelUnshuffle(PATCH),  # (B, 48, S/4, S/4)
         nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
-        *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), ...)
+        *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
