@@ -1,12 +1,4 @@
-"""A model to give away, in one folder without paths of this machine.
-
-model.safetensors, model.json    weights, settings, inputs and outputs
-evaluation/                      dials.json, the calibrated smile directions; metrics.json
-encoder.onnx, decoder.onnx       the two halves for other runtimes
-README.md                        the model card
-
-Every command that takes a run also takes this folder; evaluate then needs root=PATH of the images.
-"""
+"""A model to give away, in one folder without paths of this machine."""
 
 import contextlib
 import copy
@@ -47,7 +39,7 @@ def main(options: ExportOptions) -> None:
     digest = checkpoint.digest(vae)
     metrics = runs.read_evaluation(path, "metrics.json", digest)
     evaluation = {"metrics.json": metrics}
-    with contextlib.suppress(CheckpointError):  # faces without labels have no dials
+    with contextlib.suppress(CheckpointError):  # without labels
         evaluation["dials.json"] = runs.read_evaluation(path, "dials.json", digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
@@ -70,19 +62,20 @@ def main(options: ExportOptions) -> None:
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
-    """encoder.onnx and decoder.onnx, for any number of images at a time: name -> content."""
+    """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
     x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
     files = {}
     for method, example, inputs, outputs in (("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])):
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's notes to its own developers
+            warnings.simplefilter("ignore")  # notes to the exporter's developers
+            batch = {0: torch.export.Dim("B", min=1, max=4096)}
             program = torch.onnx.export(
                 half, (example,), input_names=inputs, output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim("B", min=1, max=4096)},), dynamo=True, verbose=False,
+                dynamic_shapes=(batch,), dynamo=True, verbose=False,
             )  # fmt: skip
-        assert program is not None
+        assert program
         proto = program.model_proto
         for node in proto.graph.node:  # paths of this machine
             del node.metadata_props[:]
@@ -92,7 +85,7 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 
 
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
-    """README.md of an exported model: metadata for model hubs, its data, quality, use and limits."""
+    """README.md of an exported model."""
     path, smile = run / "data_card.json", metrics.get("smile")
     data = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)

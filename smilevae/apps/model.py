@@ -21,8 +21,7 @@ Images = Tensor | np.ndarray | Sequence[Image.Image]
 class Model:
     """A checkpoint's `vae` in eval mode, its `settings` and its `dials`. Raises CheckpointError.
 
-    Images go in as a float tensor (B, 3, S, S) in [0, 1], a uint8 array (B, S, S, 3) or a list of PIL images, which are
-    cropped and resized as for training. They come out as a tensor (B, 3, S, S) in [0, 1].
+    Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or lists of PIL images.
     """
 
     def __init__(self, ckpt: str | os.PathLike[str]):
@@ -31,12 +30,12 @@ class Model:
 
     @cached_property
     def dials(self) -> dials.Dials:
-        """The calibrated smile directions. Raises CheckpointError if the checkpoint was not evaluated."""
+        """The calibrated smile directions. Raises CheckpointError without an evaluation."""
         return dials.read(self.path, self.vae)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
-        """The posterior means of images: (B, D). Raises ValueError for another shape, type or range."""
+        """The posterior means of images: (B, D). Raises ValueError."""
         return self.vae.encode(self._batch(images))[0]
 
     @torch.no_grad()
@@ -55,29 +54,24 @@ class Model:
 
     @torch.no_grad()
     def turn(self, codes: Tensor, intensities: Sequence[float], direction: str | None = None) -> Tensor:
-        """Codes at smile intensities: (B, D) -> (B, I, D). Raises CheckpointError, ConfigError as `smile`."""
+        """Codes at smile intensities: (B, D) -> (B, I, D). Raises as `smile`."""
         return self.dials.turn(self.vae, codes, torch.tensor(intensities), direction)
 
     def smile(self, images: Images, intensity: float = 1.0, direction: str | None = None) -> Tensor:
-        """Decoded images with a smile: intensity 0 changes nothing, 1 is an average smile, negative is less.
-
-        Raises CheckpointError if the checkpoint was not evaluated, ConfigError for an unknown direction, ValueError as
-        `encode`.
-        """
+        """Decoded images at an intensity. Raises CheckpointError, ConfigError, ValueError."""
         return self.decode(self.turn(self.encode(images), [intensity], direction)[:, 0])
 
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size
         if not isinstance(images, Tensor | np.ndarray):
-            fitted = [ImageOps.fit(to_rgb8(image), (side, side), Image.Resampling.BICUBIC) for image in images]
-            images = np.array([np.asarray(image) for image in fitted], dtype=np.uint8)
+            fitted = [ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images]
+            images = np.array([np.asarray(image) for image in fitted], np.uint8)
         x = images if isinstance(images, Tensor) else torch.from_numpy(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             x = x.movedim(-1, 1).float() / 255
         if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
-            raise ValueError(
-                f"images must be floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3) or PIL images"
-            )
+            shapes = f"floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3)"
+            raise ValueError(f"images must be {shapes} or PIL images")
         if not (x.min() >= 0 and x.max() <= 1):
             raise ValueError("images must lie in [0, 1]")
         return x.float()

@@ -24,7 +24,7 @@ def _face(word: str) -> int | str:
 
 def _box(word: str) -> Any:
     with suppress(ValueError):
-        box = word if word == "frame" else tuple(float(number) for number in word.split(","))
+        box = word if word == "frame" else tuple(map(float, word.split(",")))
         if box == "frame" or (len(box) == 3 and np.isfinite(box).all()):
             return box
     raise ValueError("must be LEFT,TOP,SIDE in pixels, or frame")
@@ -32,26 +32,26 @@ def _box(word: str) -> Any:
 
 class Common(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    ckpt: str = Field(description="a run folder or checkpoint that was evaluated, or an exported folder")
+    ckpt: str = Field(description="an evaluated run folder or checkpoint, or an exported folder")
 
 
 class PhotoOptions(Common):
     """smilevae photo ckpt=RUN image=me.jpg smile=1.5 out=me_smiling.png
 
-    Makes the face in a photo smile, at the photo's own resolution. PNG keeps every pixel outside the face to the bit.
+    Makes the face in a photo smile, at the photo's own resolution. PNG keeps every pixel outside the face.
     The photo is turned upright and keeps its colour profile. Place, camera and dates are left out.
     """
 
     image: str = Field(description="a photo, or a folder of photos (then out is a folder)")
     out: str = Field(description="the new file: .png, .jpg or .webp; .gif or .mp4 for an animation")
     smile: Annotated[list[float], BeforeValidator(_intensities)] = Field(
-        [1.0], description="intensity: 0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several"
+        [1.0], description="0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several"
     )
     face: Annotated[int | Literal["all"], BeforeValidator(_face)] = Field(
         1, description="the number of a face, largest first, or all"
     )
     box: Annotated[Any, BeforeValidator(_box)] = Field(
-        None, description="LEFT,TOP,SIDE in pixels of the square that holds the face, or frame"
+        None, description="LEFT,TOP,SIDE of the face in pixels, or frame"
     )
     direction: str | None = Field(None, description="a direction of the scorecard; its best unless given")
 

@@ -1,9 +1,6 @@
-"""The user's own photo, smiling.
+"""The user's own photo, smiling: the difference of two decoded faces is added to it.
 
-The face is cut out as the training images are, and decoded twice: as it is and with the smile. Only the difference is
-added to the photo, at its own resolution, under a soft mask. So the photo keeps its detail.
-
-Shapes: H, W the photo's sides, S the model's image side. A matrix (2, 3) takes the photo's points to the crop's.
+Shapes: H, W the photo's sides. A matrix (2, 3) takes the photo's points to the crop's.
 """
 
 import os
@@ -25,14 +22,13 @@ from smilevae.editing import alignment
 from smilevae.errors import ConfigError, DataError
 
 FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".mp4": "MP4"}
-QUALITY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+QUALITY: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def main(options: PhotoOptions) -> None:
-    """Raises UserError."""
     model = Model(options.ckpt)
-    model.turn(torch.zeros(1, model.vae.latent_dim), [0.0], options.direction)  # raises for an unknown direction
-    source, out = Path(os.path.expanduser(options.image)), Path(os.path.expanduser(options.out))
+    model.turn(model.draw(1), [0.0], options.direction)  # raises for an unknown direction
+    source, out = (Path(os.path.expanduser(path)) for path in (options.image, options.out))
     if out.resolve() == source.resolve():
         raise ConfigError(f"out={out} is the place of the photo itself; name another")
     if not source.is_dir():
@@ -54,7 +50,7 @@ def main(options: PhotoOptions) -> None:
 
 
 def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> str:
-    """Edit one photo into another file. Returns a line about it."""
+    """Edit one photo into another file. Returns a line for the user."""
     try:
         picture = images.read(source.read_bytes())
     except images.Unreadable as reason:
@@ -65,11 +61,12 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     matrices = locate(model, photo, str(source), options.box, options.face)
     photos = [photo] * len(options.smile)
     for matrix in matrices:
-        photos = [edit(model, before, matrix, i, dial.name) for before, i in zip(photos, options.smile)]
+        photos = [edit(model, p, matrix, i, dial.name) for p, i in zip(photos, options.smile)]
     save(photos, out, picture.info.get("icc_profile"), matrices[0], model.vae.image_size)
-    beyond = not all(dial.low <= intensity <= dial.high for intensity in options.smile)
-    note = f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow" * beyond
-    return f"{source}: {len(matrices)} face{'s' * (len(matrices) != 1)}, {dial.name}, {runs.short(out)}{note}"
+    line = f"{source}: {len(matrices)} face{'s' * (len(matrices) > 1)}, {dial.name}, {runs.short(out)}"
+    if not all(dial.low <= intensity <= dial.high for intensity in options.smile):
+        line += f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow"
+    return line
 
 
 @torch.no_grad()
@@ -81,34 +78,31 @@ def edit(model: Model, photo: np.ndarray, matrix: np.ndarray, intensity: float, 
 
 
 def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: int | str = 1) -> list[np.ndarray]:
-    """The matrices of the faces that `box` and `face` select. Raises DataError, which calls the photo `name`."""
+    """The matrices of the selected faces. Raises DataError, which calls the photo `name`."""
+    least, size = alignment.MIN_FACE, model.vae.image_size
     height, width = photo.shape[:2]
     if box:
         side = min(width, height)
         left, top, side = ((width - side) / 2, (height - side) / 2, side) if box == "frame" else box
-        if side < alignment.MIN_FACE or left < 0 or top < 0 or left + side > width or top + side > height:
-            least, given = alignment.MIN_FACE, f"box={left:g},{top:g},{side:g}"
-            raise DataError(
-                f"{name}: {given} does not lie in its {width}x{height} pixels, or SIDE is below {least}; move it"
-            )
-        scale = model.vae.image_size / side
+        if side < least or min(left, top) < 0 or left + side > width or top + side > height:
+            outside = f"box={left:g},{top:g},{side:g} does not lie in its {width}x{height} pixels"
+            raise DataError(f"{name}: {outside}, or SIDE is below {least}; move it")
+        scale = size / side
         return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
     faces = alignment.find_faces(photo)
     if not faces:
-        raise DataError(
-            f"{name}: no face of {alignment.MIN_FACE} pixels or more was detected; pass box=LEFT,TOP,SIDE or box=frame,"
-            " or a photo with a larger, more frontal face"
-        )
+        remedy = "pass box=LEFT,TOP,SIDE or box=frame, or a photo with a larger, more frontal face"
+        raise DataError(f"{name}: no face of {least} pixels or more was detected; {remedy}")
     if face != "all":
         if int(face) > len(faces):
             raise DataError(f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all")
         faces = [faces[int(face) - 1]]
-    side, typical = model.vae.image_size, model.dials.eyes
-    return [alignment.crop_matrix(place, alignment.find_eyes(photo, place), side, typical) for place in faces]
+    typical = model.dials.eyes
+    return [alignment.crop_matrix(f, alignment.find_eyes(photo, f), size, typical) for f in faces]
 
 
 def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:
-    """One photo as it is. Several as a strip of the face or, for .gif and .mp4, as an animation forth and back."""
+    """One photo as it is. Several as a strip of the face, or as an animation forth and back."""
     if not (form := FORMS.get(out.suffix.lower())):
         raise ConfigError(f"out={out} is of no known kind; end it in .png, .jpg, .webp, .gif or .mp4")
     faces = [alignment.cut(p, matrix * 2, 2 * side) for p in photos] if len(photos) > 1 else photos

@@ -1,7 +1,4 @@
-"""A smile on a slider, in a browser on this machine: a web page, and the server behind it.
-
-The server listens on 127.0.0.1 only. Photos stay in memory, the last KEPT of them, until the program ends.
-"""
+"""A smile on a slider: a web page, and its server on 127.0.0.1 only. Photos stay in memory."""
 
 import contextlib
 import html
@@ -29,12 +26,10 @@ try:
     import anyio
     import uvicorn
     from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
-    from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
     raise ConfigError(f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'") from None
@@ -42,8 +37,8 @@ except ImportError as error:
 PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
 MAX_PIXELS = 25_000_000
-PREVIEW = 900  # longest side of the photo on the page; a download has the photo's own size
-KEPT = 4
+PREVIEW = 900  # longest side of the photo on the page
+KEPT = 4  # photos
 NUM_NEW = 8
 TIMEOUT = 20  # seconds without a byte of an upload
 HEADERS = {
@@ -61,19 +56,17 @@ class Studio:
 
     def __init__(self, model: Model):
         self.model, self.dials, self.lock = model, model.dials, threading.Lock()
-        self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()  # profile, preview, full; views: pixels, matrix
+        # profile, preview and full; the last two are (pixels, matrix)
+        self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
 
     def open(self, data: bytes, middle: bool) -> Response:
-        """Keep a photo, with its face or its middle square. Answers the photo's id and the size of its preview."""
-        unreadable = OSError, ValueError, SyntaxError, Image.DecompressionBombError  # images.read says why
-        with contextlib.suppress(*unreadable), Image.open(io.BytesIO(data)) as header:
-            if header.width * header.height > MAX_PIXELS:
-                many = f"{header.width}x{header.height} pixels, over the limit of {MAX_PIXELS // 10**6} million"
-                raise HTTPException(413, f"this picture has {many}; shrink it first")
+        """Keep a photo, with its face or its middle square. Answers its id and preview size."""
         try:
-            picture = images.read(data)
-            full = np.asarray(picture)
-            matrix = photo.locate(self.model, full, "this picture", "frame" if middle else None)[0]
+            picture = images.read(data, MAX_PIXELS)
+            full, box = np.asarray(picture), "frame" if middle else None
+            matrix = photo.locate(self.model, full, "this picture", box)[0]
+        except images.TooLarge as reason:
+            raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
         except images.Unreadable as reason:
             raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
@@ -83,30 +76,30 @@ class Studio:
         width, height = preview.size
         smaller = matrix.copy()
         smaller[:, :2] /= [width / picture.width, height / picture.height]
-        name = secrets.token_urlsafe(12)
+        name, profile = secrets.token_urlsafe(12), picture.info.get("icc_profile")
         with self.lock:
-            self.photos[name] = picture.info.get("icc_profile"), (np.asarray(preview), smaller), (full, matrix)
+            self.photos[name] = profile, (np.asarray(preview), smaller), (full, matrix)
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
 
     def smile(self, request: Request) -> Response:
-        """A photo with its face at an intensity: the preview, or in full."""
-        query, (intensity, direction) = request.query_params, self._dial(request)
+        query, dial = request.query_params, self._dial(request)
         with self.lock:
             if (name := query.get("id", "")) not in self.photos:
                 raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
             self.photos.move_to_end(name)
             profile, preview, full = self.photos[name]
             pixels, matrix = full if "full" in query else preview
-            after = photo.edit(self.model, pixels, matrix, intensity, direction)
+            after = photo.edit(self.model, pixels, matrix, *dial)
         return _picture(after, "PNG" if "full" in query else "JPEG", profile)
 
     def new(self, request: Request) -> Response:
         """Faces drawn from the prior, at an intensity."""
-        (intensity, direction), seed = self._dial(request), int(_number(request, "seed", 2**31))
+        intensity, direction = self._dial(request)
+        codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:
-            codes = self.model.turn(self.model.draw(NUM_NEW, seed), [intensity], direction)[:, 0]
+            codes = self.model.turn(codes, [intensity], direction)[:, 0]
             grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
         return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
@@ -117,14 +110,14 @@ class Studio:
         return _number(request, "value", 10), direction
 
 
-def application(studio: Studio) -> Starlette:
-    """The pages: GET / /about /smile /new, POST /photo. Starlette runs the plain functions in threads."""
+def application(studio: Studio) -> TrustedHostMiddleware:
+    """The pages. Starlette runs the plain functions in threads."""
     ranges = {name: [dial.low, dial.high] for name, dial in studio.dials.dials.items()}
 
     async def upload(request: Request) -> Response:
-        if request.headers.get("X-Smilevae") != "1":  # a page of another site cannot set this header
+        if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
             return other(request)
-        return await run_in_threadpool(studio.open, await _body(request), "middle" in request.query_params)
+        return await anyio.to_thread.run_sync(studio.open, await _body(request), "middle" in request.query_params)
 
     def other(request: Request) -> Response:
         if request.method == "POST":
@@ -132,7 +125,7 @@ def application(studio: Studio) -> Starlette:
         raise HTTPException(404, f"there is no {html.escape(request.url.path[:80])} here")
 
     def failed(request: Request, error: Exception) -> Response:
-        return PlainTextResponse(f"that failed: {error}", 500)
+        return Response(f"that failed: {error}", 500, media_type="text/plain")
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
@@ -142,19 +135,19 @@ def application(studio: Studio) -> Starlette:
         Route("/photo", upload, methods=["POST"]),
         Route("/{path:path}", other, methods=["GET", "POST"]),
     ]
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])  # against DNS rebinding
-    return Starlette(routes=routes, middleware=[hosts], exception_handlers={Exception: failed})
+    pages = Starlette(routes=routes, exception_handlers={Exception: failed})
+    return TrustedHostMiddleware(pages, ["127.0.0.1", "localhost"])  # against DNS rebinding
 
 
 def _picture(pixels: np.ndarray, form: str, profile: bytes | None) -> Response:
     file = io.BytesIO()
-    options: dict[str, Any] = {"quality": 92} if form == "JPEG" else {"compress_level": 3}
-    Image.fromarray(pixels).save(file, form, icc_profile=profile, **options)
+    # Pillow ignores the option of the other format
+    Image.fromarray(pixels).save(file, form, icc_profile=profile, quality=92, compress_level=3)
     return Response(file.getvalue(), media_type=f"image/{form.lower()}")
 
 
 async def _body(request: Request) -> bytes:
-    """The raw body: Starlette's forms would write a photo to the disk. One that is too long is read, not kept."""
+    """The raw body: Starlette's forms would write to the disk. Raises HTTPException."""
     data, size, stream = bytearray(), 0, request.stream()
     try:
         while size <= 10 * MAX_BYTES:
@@ -167,16 +160,14 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
     if size > MAX_BYTES:
-        limit = f"over the limit of {MAX_BYTES // 10**6} MB"
-        raise HTTPException(413, f"this file is {limit}; choose a smaller one")
+        raise HTTPException(413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one")
     return bytes(data)
 
 
 def _number(request: Request, name: str, bound: float) -> float:
-    try:
+    value = np.nan
+    with contextlib.suppress(ValueError):
         value = float(request.query_params.get(name, "0"))
-    except ValueError:
-        value = np.nan
     if not -bound <= value <= bound:
         raise HTTPException(400, f"a number from {-bound:g} to {bound:g} is needed")
     return value
@@ -184,7 +175,7 @@ def _number(request: Request, name: str, bound: float) -> float:
 
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `smilevae app &` starts with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` starts with it ignored
     app = application(Studio(Model(options.ckpt)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)

@@ -8,18 +8,19 @@ from torch.nn import functional as F
 
 
 def augment(x: Tensor, uniform: Tensor, *, shift: float, rotate: float, zoom: float, light: float) -> Tensor:
-    """Faces (B, 3, S, S) in [0, 1], moved, turned, zoomed and relit; the border is repeated.
+    """Faces (B, 3, S, S) in [0, 1], changed by `uniform` (B, 9) in [-1, 1] times each limit.
 
-    By at most `shift` pixels down and across, `rotate` degrees, e^`zoom` in size, e^(`zoom` / 2) in aspect,
-    e^`light` in brightness and e^(`light` / 3) in each channel. `uniform` (B, 9) in [-1, 1] scales these.
+    `shift` in pixels, `rotate` in degrees, e^`zoom` in size, e^`light` in brightness.
     """
     if shift or rotate or zoom:
         down, across = uniform[:, 0:2].T * 2 * shift / x.shape[-1]
-        angle, size, aspect = uniform[:, 2] * math.radians(rotate), uniform[:, 3] * zoom, uniform[:, 4] * zoom / 2
+        angle = uniform[:, 2] * math.radians(rotate)
+        size, aspect = uniform[:, 3] * zoom, uniform[:, 4] * zoom / 2
         sin, cos, wide, high = angle.sin(), angle.cos(), (-size - aspect).exp(), (-size + aspect).exp()
-        rows = [cos * wide, sin * wide, -across], [-sin * high, cos * high, -down]
-        grid = F.affine_grid(torch.stack([torch.stack(row, 1) for row in rows], 1), list(x.shape), align_corners=False)
-        x = F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)
+        cells = cos * wide, sin * wide, -across, -sin * high, cos * high, -down
+        matrices = torch.stack(cells, 1).view(-1, 2, 3)
+        grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
+        x = F.grid_sample(x, grid, "bicubic", "border", align_corners=False).clamp(0, 1)
     if light:
         by = uniform[:, 5:6] + uniform[:, 6:] / 3
         x = (x * (light * by).exp()[:, :, None, None]).clamp(0, 1)

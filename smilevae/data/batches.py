@@ -1,4 +1,4 @@
-"""Batches of faces as tensors, and `hash64`, which names random streams. Shapes: B batch, S image side."""
+"""Batches of faces, and `hash64` for random streams. Shapes: B batch, S image side."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from smilevae.errors import DataError
 
 
 def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Copies of some rows: (B, S, S, 3). Memory-mapped pages would count as resident memory, so the file is read."""
+    """Copies of some rows: (B, S, S, 3). Memory-mapped pages would count as resident memory."""
     if not isinstance(images, np.memmap):
         return images[rows]
     batch = np.empty((len(rows), *images.shape[1:]), images.dtype)
@@ -26,18 +26,18 @@ def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [0, 1], channels_last in memory without a copy."""
+    """uint8 (B, S, S, 3) -> float (B, 3, S, S) in [0, 1], channels_last."""
     return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 def hash64(*parts: object) -> int:
-    """A 64-bit hash of the parts' text: independent random streams by name, the same on every machine."""
+    """A 64-bit hash of the parts' text, the same on every machine."""
     text = "\0".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 class FaceBatches(Dataset):
-    """Whole batches of faces with one index: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
+    """An index is a batch: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
 
     def __init__(self, images: np.ndarray, smile: np.ndarray):
         self.images, self.smile = images, smile
@@ -51,11 +51,7 @@ class FaceBatches(Dataset):
 
 @dataclass(eq=False)
 class EpochBatches(Sampler):
-    """Shuffled, flipped batches that depend on (seed, epoch) alone, so that a resumed epoch repeats the original.
-
-    Yields (rows, flips) for FaceBatches. A last batch that is not full is left out: BatchNorm's statistics over a few
-    faces are poor.
-    """
+    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Only full batches, for BatchNorm."""
 
     rows: np.ndarray
     batch_size: int
@@ -63,9 +59,9 @@ class EpochBatches(Sampler):
     _: KW_ONLY
     flip: bool
     epoch: int = 0
-    skip: int = 0  # the first batches of the first epoch, after a resume within it
+    skip: int = 0  # batches of the first epoch, after a resume within it
     rank: int = 0
-    world: int = 1  # the number of processes that share each batch
+    world: int = 1  # processes that share each batch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -85,6 +81,6 @@ class EpochBatches(Sampler):
 
 
 def in_order(rows: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Every row once, unflipped, as indices of FaceBatches: a sampler for validation and evaluation."""
+    """Every row once, unflipped, as indices of FaceBatches."""
     chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     return [(chunk, np.zeros(len(chunk), dtype=bool)) for chunk in chunks]

@@ -1,4 +1,4 @@
-"""Keeps decoded images in the user's cache folder. An entry is complete or absent."""
+"""Decoded images in the user's cache folder. An entry is complete or absent."""
 
 import contextlib
 import json
@@ -14,12 +14,13 @@ import platformdirs
 
 from smilevae.errors import DataError
 
-Build = Callable[[np.ndarray], dict[str, Any]]
 CACHE_VERSION = 2  # raise it if the same file would decode to other pixels or notes
+Notes = dict[str, Any]
+Build = Callable[[np.ndarray], Notes]
 
 
-def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """The uint8 array that `build` fills and the notes that it returns, from the user's cache folder if `cache`."""
+def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple[np.ndarray, Notes]:
+    """The uint8 array that `build` fills and the notes that it returns; `cache` keeps them."""
     if not cache:
         images = np.zeros(shape, dtype=np.uint8)
         return images, build(images)
@@ -28,18 +29,20 @@ def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple
     try:
         if not (entry / "notes.json").exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(entry.parent).free < 1.1 * math.prod(shape):  # a full memory map ends in a bus error
-                raise DataError(f"the image cache needs {math.prod(shape) / 1e9:.1f} GB in {entry.parent}; {advice}")
-            with tempfile.TemporaryDirectory(prefix="building-", dir=entry.parent, ignore_cleanup_errors=True) as work:
+            size, parent = math.prod(shape), entry.parent
+            if shutil.disk_usage(parent).free < 1.1 * size:  # a full memory map ends in a bus error
+                raise DataError(f"the image cache needs {size / 1e9:.1f} GB in {parent}; {advice}")
+            with tempfile.TemporaryDirectory("", "building-", parent, ignore_cleanup_errors=True) as work:
                 images = np.lib.format.open_memmap(f"{work}/images.npy", "w+", np.uint8, shape)
                 notes = build(images)
                 images.flush()
                 Path(work, "notes.json").write_text(json.dumps(notes))
-                with contextlib.suppress(OSError):  # another process finished the same entry first
+                with contextlib.suppress(OSError):  # another process was faster
                     Path(work).rename(entry)
         try:
-            return np.load(entry / "images.npy", mmap_mode="r"), json.loads((entry / "notes.json").read_text())
-        except ValueError:  # a power failure can leave half-written files
+            notes = json.loads((entry / "notes.json").read_text())
+            return np.load(entry / "images.npy", mmap_mode="r"), notes
+        except ValueError:  # half-written before a power failure
             raise DataError(f"the image cache {entry} is damaged; remove it, and it is built again") from None
     except OSError as error:
         raise DataError(f"the image cache {entry} cannot be used ({error.strerror}); {advice}") from None

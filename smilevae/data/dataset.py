@@ -1,7 +1,4 @@
-"""Faces as one decoded uint8 array with labels, people and parts; their principal axes and spectrum.
-
-Shapes: N faces, S image side. `smile` is 1, 0 or UNKNOWN; `part` is "train", "val", "test" or UNLABELLED (left out).
-"""
+"""Faces as one decoded array with labels, people and parts. Shapes: N faces, S image side."""
 
 import hashlib
 import math
@@ -27,28 +24,26 @@ from smilevae.models.axes import Axes, principal_axes, spectrum, streamed_axes
 from smilevae.models.linear import Spectrum
 
 NUM_AXES = 256  # of a spectrum
-MAX_FITTED = 16_384  # faces that axes are fitted to: a few thousand more improve the optimum by less than 1%
-AT_ONCE = 75_000_000  # values of faces that linear algebra holds in memory: 1,500 faces at 128 px
+MAX_FITTED = 16_384  # faces that axes are fitted to; more improve the optimum by less than 1%
+AT_ONCE = 75_000_000  # values in memory for linear algebra: 1,500 faces at 128 px
 
 
 @dataclass
 class Faces:
-    """Decoded faces. `attributes` are the factors of synthetic faces, or the columns of data.attributes."""
-
     images: np.ndarray  # (N, S, S, 3) uint8, possibly memory-mapped
-    smile: np.ndarray  # (N,)
-    part: np.ndarray  # (N,)
+    smile: np.ndarray  # (N,) 1, 0 or UNKNOWN
+    part: np.ndarray  # (N,) "train", "val", "test" or UNLABELLED (left out)
     names: list[str]
     people: list[str]
     native_size: int  # the most frequent shorter side of the files
-    fingerprint: str  # of names and content, before decoding
+    fingerprint: str  # of names and content
     skipped: dict[str, str] = field(default_factory=dict)
     noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
-    attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each, NaN without an entry
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
 
     def rows(self, part: str) -> np.ndarray:
-        """Positions of a part's faces, ascending."""
+        """Positions of a part's faces."""
         return np.flatnonzero(self.part == part)
 
     def labelled(self, part: str) -> bool:
@@ -57,43 +52,36 @@ class Faces:
 
     @cached_property
     def axes(self) -> Axes:
-        """NUM_AXES principal axes of (MAX_FITTED random) training faces and their mirror images, P = 3 S^2."""
+        """Principal axes of MAX_FITTED random training faces and their mirror images."""
         rows = np.sort(np.random.default_rng(0).permutation(self.rows("train"))[:MAX_FITTED])
         num = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
         if len(rows) <= num:
             return principal_axes(flat_faces(self, rows, mirrored=True), NUM_AXES)
         chunks = np.array_split(rows, math.ceil(4 * len(rows) / num))
-        return streamed_axes(lambda: (flat_faces(self, chunk, mirrored=True) for chunk in chunks), NUM_AXES)
+        return streamed_axes(lambda: (flat_faces(self, c, mirrored=True) for c in chunks), NUM_AXES)
 
 
 def load_faces(data: Data, image_size: int) -> Faces:
-    """List, decode (once: later starts use the cache) and split the faces of a source.
-
-    Raises DataError if a part is empty or too many files are unreadable.
-    """
-    faces = _synthetic(data, image_size) if data.source == "synthetic" else _decoded(data, image_size)
+    """The faces of a source, split. Raises DataError if a part is empty or too many files are unreadable."""
+    faces = (_synthetic if data.source == "synthetic" else _decoded)(data, image_size)
     if data.attributes:
         faces.attributes |= read_attributes(data.attributes, faces.names)
     faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, data.val_fraction)
     for part in ("train", "val"):
-        if not (faces.part == part).any():
-            raise DataError(
-                f"{data.root or data.source}: {(faces.part != 'test').sum()} usable training images of"
-                f" {len(set(faces.people))} people leave the {part} part empty; add images of more people"
-            )
+        if not len(faces.rows(part)):
+            usable = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"
+            remedy = f"leave the {part} part empty; add images of more people"
+            raise DataError(f"{data.root or data.source}: {usable} {remedy}")
     return faces
 
 
 def _decoded(data: Data, size: int) -> Faces:
-    """Decode a source's files, through the cache if data.cache. A few unreadable files are skipped and listed."""
     files = [file._replace(digest=_digest(file.path)) for file in list_faces(data)]
     content = "".join(f"{file.name}\0{file.digest}\n" for file in files)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def build(images: np.ndarray) -> dict[str, Any]:
-        skipped: dict[str, str] = {}
-        noted: dict[str, str] = {}
-        sizes: Counter[int] = Counter()
+        skipped, noted, sizes = {}, dict[str, str](), Counter[int]()
         for file, decoded in zip(files, decode_all([file.path for file in files], size)):
             if isinstance(decoded, Unreadable):
                 skipped[file.name] = str(decoded)
@@ -101,34 +89,32 @@ def _decoded(data: Data, size: int) -> Faces:
             images[sizes.total()] = decoded.pixels
             sizes[min(decoded.native)] += 1
             noted |= {file.name: decoded.note} if decoded.note else {}
-        return {"skipped": skipped, "noted": noted, "native_size": sizes.most_common(1)[0][0] if sizes else size}
+        [(native_size, _)] = sizes.most_common(1) or [(size, 0)]
+        return {"skipped": skipped, "noted": noted, "native_size": native_size}
 
     images, notes = cached(f"{fingerprint}-{size}", (len(files), size, size, 3), build, data.cache)
     skipped = notes["skipped"]
     if len(skipped) > data.max_skipped * len(files):
         first = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:3])
-        raise DataError(
-            f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped={data.max_skipped:g}"
-            f" ({first}); repair or remove them, or raise data.max_skipped"
-        )
+        problem = f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped={data.max_skipped:g}"
+        raise DataError(f"{problem} ({first}); repair or remove them, or raise data.max_skipped")
     files = [file for file in files if file.name not in skipped]
     same_content: dict[str, list[str]] = {}
     for file in files:
         same_content.setdefault(file.digest, []).append(file.name)
     return Faces(
         images=images[: len(files)],
-        smile=np.array([file.smile for file in files], dtype=np.int8),
-        part=np.array([file.part for file in files], dtype="<U5"),
+        smile=np.array([file.smile for file in files], np.int8),
+        part=np.array([file.part for file in files], "<U5"),
         names=[file.name for file in files],
         people=merge_people(files),
         fingerprint=fingerprint,
-        duplicates=[names for names in same_content.values() if len(names) > 1],
+        duplicates=[names for names in same_content.values() if names[1:]],
         **notes,
     )
 
 
 def _synthetic(data: Data, size: int) -> Faces:
-    """Draw the synthetic faces, through the cache if data.cache."""
     drawn = SyntheticFaces(data.num_smiling, data.num_not_smiling, data.num_test, data.draw_seed, data.confound)
 
     def build(images: np.ndarray) -> dict[str, Any]:
@@ -150,13 +136,13 @@ def _digest(path: Path) -> str:
 
 
 def flat_faces(faces: Faces, rows: np.ndarray, mirrored: bool = False) -> Tensor:
-    """Some faces as (N, P) in [0, 1], channel by channel; then their mirror images."""
+    """Some faces, then their mirror images, as (N, 3 S^2) in [0, 1]."""
     x = to_unit(torch.from_numpy(gather(faces.images, rows))).contiguous()
     return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
 def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
-    """The spectrum of the training faces and their mirror images, with the held-out faces on it; cached."""
+    """The spectrum of the training and held-out faces."""
     num_pixels = math.prod(faces.images.shape[1:])
 
     def build(_: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Decodes image files to 8-bit RGB pixels, or gives the reason why not. Shapes: S image side."""
+"""Decodes image files to 8-bit RGB pixels. Shapes: S image side."""
 
 import io
 import os
@@ -11,27 +11,27 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 50_000_000  # decoded at 3 bytes each; checked before decoding
-LIMIT = f"over the limit of {MAX_PIXELS // 10**6} million"
+MAX_PIXELS = 50_000_000  # checked before decoding
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
 
 class Unreadable(Exception):
-    """Why a file gives no pixels, in a few words."""
+    """A file gives no pixels."""
+
+
+class TooLarge(Unreadable):
+    """A file has too many pixels."""
 
 
 class Decoded(NamedTuple):
     pixels: np.ndarray  # uint8 (S, S, 3)
-    native: tuple[int, int]  # the file's (width, height)
-    note: str | None  # a remark on the decoding
+    native: tuple[int, int]  # (width, height) of the file
+    note: str | None
 
 
 def to_rgb8(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB: EXIF orientation applied, 16 bits scaled, alpha laid over white, palettes resolved.
-
-    Raises Unreadable for pixel types without an agreed range (float, 32-bit integer above 65535).
-    """
+    """Upright 8-bit RGB, alpha over white. Raises Unreadable for pixels without an agreed range."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         wide = np.asarray(image, dtype=np.int64)
@@ -47,38 +47,37 @@ def to_rgb8(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes, size: int) -> Decoded:
-    """An image file's bytes, centre-cropped to a square and resized with antialiasing. Raises Unreadable."""
+    """An image file's bytes, cropped to the middle square and resized. Raises Unreadable."""
     image = read(data)
     pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-    return Decoded(pixels, image.size, image.info.get("note"))
+    return Decoded(pixels, image.size, image.info["note"])
 
 
-def read(data: bytes) -> Image.Image:
-    """An image file's bytes as upright 8-bit RGB; its `info` has its colour profile and a note of further frames.
-
-    Raises Unreadable: empty, not an image, truncated, too large.
-    """
+def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file's bytes as upright 8-bit RGB, its RGB profile and note in `info`. Raises Unreadable."""
     if not data:
         raise Unreadable("empty file")
+    limit = f"over the limit of {max_pixels // 10**6} million"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Unreadable(f"{image.width}x{image.height} pixels, {LIMIT}")
+            if image.width * image.height > max_pixels:
+                raise TooLarge(f"{image.width}x{image.height} pixels, {limit}")
             upright = to_rgb8(image)
-            if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":  # for another colour space than RGB
+            if upright.info.get("icc_profile", b"")[16:20] != b"RGB ":
                 upright.info.pop("icc_profile", None)
-            upright.info["note"] = "the first of several frames" if getattr(image, "is_animated", False) else None
+            animated = getattr(image, "is_animated", False)
+            upright.info["note"] = "the first of several frames" if animated else None
             return upright
     except Image.UnidentifiedImageError:
         raise Unreadable("not an image") from None
     except Image.DecompressionBombError:
-        raise Unreadable(f"{LIMIT} pixels") from None
+        raise TooLarge(f"{limit} pixels") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
         raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
 
 
 def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
-    """Decode files in order, on all cores, a bounded number ahead; a file that fails yields its Unreadable."""
+    """Decode files in order, on all cores. A file that fails gives its Unreadable."""
 
     def decode_file(path: Path) -> Decoded | Unreadable:
         try:
@@ -90,12 +89,12 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata
-        for start in range(0, len(paths), 512):
+        for start in range(0, len(paths), 512):  # a bounded number in memory
             yield from pool.map(decode_file, paths[start : start + 512])
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted; dotfiles and `__MACOSX` skipped, links followed, each file once."""
+    """Image files below a folder, sorted, each once: links followed, dotfiles and `__MACOSX` skipped."""
     files: dict[Path, Path] = {}
     visited: set[Path] = set()
     stack = [folder]
@@ -106,6 +105,6 @@ def list_images(folder: Path) -> list[Path]:
                 visited.add(real)
                 inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
                 stack += sorted(inside, key=lambda p: p.name, reverse=True)
-        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes; broken links
+        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes
             files.setdefault(path.resolve(), path)
     return sorted(files.values())

@@ -17,16 +17,14 @@ from smilevae.data.images import list_images
 from smilevae.errors import DataError
 
 UNKNOWN = -1
-UNLABELLED = "none"  # the part of faces from data.unlabelled, and of those that split_parts leaves out
+UNLABELLED = "none"  # the part of faces from data.unlabelled
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
-KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version needs no network once cached
+KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version works offline
 
 
 class ImageFile(NamedTuple):
-    """A file before decoding."""
-
     path: Path
-    name: str  # the path below the root, in POSIX form
+    name: str  # the POSIX path below the root
     smile: int
     part: str  # "train", "test" or UNLABELLED
     person: str = ""  # by default from the name
@@ -34,14 +32,15 @@ class ImageFile(NamedTuple):
 
 
 def list_faces(data: Data) -> list[ImageFile]:
-    """The files of a source in a stable order, those of data.unlabelled last. Raises DataError."""
+    """The files of a source, those of data.unlabelled last. Raises DataError."""
     sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
-    files = sources[data.source](data.root) + (_unlabelled(data.unlabelled) if data.unlabelled else [])
+    files = sources[data.source](data.root)
+    files += _unlabelled(data.unlabelled) if data.unlabelled else []
     return [f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files]
 
 
 def folder(root: str | None) -> list[ImageFile]:
-    """`root/train/{smile,non_smile}` + `root/test`, or `root/{smile,non_smile,test}`, or images without classes."""
+    """`root/[train/]{smile,non_smile}` and `root/test`, or images without classes."""
     base = Path(os.path.expanduser(root or ""))
     try:
         if not root or not base.is_dir():
@@ -49,19 +48,19 @@ def folder(root: str | None) -> list[ImageFile]:
         train = base / "train" if (base / "train").is_dir() else base
         by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
-        plain = [] if by_class else [path for path in list_images(train) if path not in set(test)]
+        plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
-    counts = ", ".join(f"{train / c}: {len(by_class.get(c, []))} images" for c in CLASS_FOLDERS)
-    if by_class and not all(by_class.get(c) for c in CLASS_FOLDERS):
+    nums = {c: len(by_class.get(c, [])) for c in CLASS_FOLDERS}
+    if by_class and not all(nums.values()):
+        counts = ", ".join(f"{train / c}: {num} images" for c, num in nums.items())
         raise DataError(f"one class is empty ({counts}); fill both folders, or put all images into {train} itself")
     if not by_class and not plain:
         raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or images")
-    labelled = [(path, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for path in paths]
-    labelled += [(path, UNKNOWN, "train") for path in plain]
-    # class folders inside test/ are labels too
-    labelled += [(path, CLASS_FOLDERS.get(path.parent.name, UNKNOWN), "test") for path in test]
-    return [ImageFile(path, _text(path.relative_to(base)), smile, part) for path, smile, part in labelled]
+    labelled = [(p, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for p in paths]
+    labelled += [(p, UNKNOWN, "train") for p in plain]
+    labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), "test") for p in test]
+    return [ImageFile(p, _text(p.relative_to(base)), smile, part) for p, smile, part in labelled]
 
 
 def smiling_or_not(root: str | None) -> list[ImageFile]:
@@ -74,34 +73,32 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
         path = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
     except ImportError:
         raise DataError("data=smiling_or_not needs kagglehub: pip install -e '.[data]'") from None
-    except Exception as error:  # kagglehub raises its own, requests' and OSError families
-        raise DataError(
-            f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__}); go online once, or download"
-            " it by hand and pass data.root=PATH"
-        ) from None
+    except Exception as error:  # of many libraries
+        problem = f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__})"
+        raise DataError(f"{problem}; go online once, or pass data.root=PATH of a download") from None
     if not (path / "smile").is_dir():  # the archive may hold one outer folder
         path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
     return folder(str(path.parent if path.name == "train" else path))
 
 
 def celeba(root: str | None) -> list[ImageFile]:
-    """CelebA (Liu et al. 2015) through torchvision, with its people and its test part."""
+    """CelebA (Liu et al. 2015) with its people and its test part."""
     from torchvision.datasets import CelebA
 
     base = root or platformdirs.user_cache_dir("smilevae")
     try:
-        sets = {s: CelebA(base, split=s, target_type=["attr", "identity"], download=not root) for s in ("all", "test")}
-    except Exception as error:  # gdown, zipfile and torchvision raise different families
-        raise DataError(
-            f"CelebA was not found in {base}/celeba and could not be downloaded ({type(error).__name__}:"
-            f" {str(error).splitlines()[0] if str(error) else 'no detail'}); pip install -e '.[data]' and go online, or"
-            " unpack it there and pass data.root=PATH"
-        ) from None
-    every, test = sets["all"], set(sets["test"].filename)
-    images, smile = Path(base) / "celeba" / "img_align_celeba", every.attr[:, every.attr_names.index("Smiling")]
+        every = CelebA(base, "all", ["attr", "identity"], download=not root)
+        test = set(CelebA(base, "test").filename)
+    except Exception as error:  # of many libraries
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        problem = f"CelebA was not found in {base}/celeba and could not be downloaded ({reason})"
+        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
+        raise DataError(f"{problem}; {remedy}") from None
+    images = Path(base) / "celeba" / "img_align_celeba"
+    smile = every.attr[:, every.attr_names.index("Smiling")].tolist()
     return [
         ImageFile(images / name, name, label, "test" if name in test else "train", str(identity))
-        for name, label, identity in zip(every.filename, smile.tolist(), every.identity[:, 0].tolist())
+        for name, label, identity in zip(every.filename, smile, every.identity[:, 0].tolist())
     ]
 
 
@@ -113,14 +110,14 @@ def _unlabelled(root: str) -> list[ImageFile]:
         raise DataError(f"data.unlabelled={base}: {error.strerror}; name a folder of images") from None
     if not paths:
         raise DataError(f"data.unlabelled={base} holds no images; name a folder of images")
-    return [ImageFile(path, f"unlabelled/{_text(path.relative_to(base))}", UNKNOWN, UNLABELLED) for path in paths]
+    names = [f"unlabelled/{_text(path.relative_to(base))}" for path in paths]
+    return [ImageFile(path, name, UNKNOWN, UNLABELLED) for path, name in zip(paths, names)]
 
 
 def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
     """Columns of a CSV table as numbers for the images `names`: (N,) each, NaN without an entry.
 
-    A column of two words becomes 0 and 1 in alphabetical order (gender: female 0, male 1); one of more words
-    is left out. The column `file` holds a path below data.root, or a bare name that one image has.
+    Two words become 0 and 1 in alphabetical order; a column of more words is left out.
     """
     try:
         with open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file:
@@ -134,10 +131,9 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
     by_file = {basename(row["file"]): row for row in table} | {row["file"]: row for row in table}
     rows = [by_file.get(name) or (by_file[basename(name)] if basename(name) in once else None) for name in names]
     if not any(rows):
-        raise DataError(
-            f"data.attributes={path}: a column `file`, separated by commas, names none of the {len(names)} images;"
-            " name them as below data.root, or by file names that occur once"
-        )
+        problem = f"a column `file`, separated by commas, names none of the {len(names)} images"
+        remedy = "name them as below data.root, or by file names that occur once"
+        raise DataError(f"data.attributes={path}: {problem}; {remedy}")
     columns = {}
     for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
         texts = [(row.get(column) or "").strip() if row else "" for row in rows]
@@ -148,18 +144,17 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
             if len(words) > 2:
                 continue
             codes = {word: float(number) for number, word in enumerate(words)}
-        values = np.array([codes.get(text, math.nan) for text in texts], dtype=np.float32)
+        values = np.array([codes.get(text, math.nan) for text in texts], np.float32)
         if len(np.unique(values[np.isfinite(values)])) > 1:
             columns[column] = values
     return columns
 
 
 def person(pattern: str, name: str) -> str:
-    """The pattern's first group in a file name, or the whole name."""
+    """The pattern's first group in a file name, or the name."""
     match = re.match(pattern, basename(name))
     return match[1] if match else name
 
 
 def _text(path: Path) -> str:
-    """A path as text that any terminal and any file can hold."""
     return path.as_posix().encode(errors="surrogateescape").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Splits faces into training and held-out parts by person: no person is in both."""
+"""Splits faces by person: no person is in two parts."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from smilevae.data.sources import UNLABELLED, ImageFile
 
 
 def merge_people(files: list[ImageFile]) -> list[str]:
-    """The person of each file. People who share a file to the byte become one, so no split separates copies."""
+    """The person of each file. People who share an identical file become one."""
     first: dict[str, str] = {}
     alias: dict[str, str] = {}
 
@@ -21,24 +21,25 @@ def merge_people(files: list[ImageFile]) -> list[str]:
             known, own = name(first.setdefault(file.digest, file.person)), name(file.person)
             if known != own:
                 alias[own] = known
-    return [name(first[file.digest]) if file.digest in first else file.person for file in files]
+    return [name(first[f.digest]) if f.digest in first else f.person for f in files]
 
 
 def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Splits the part "train" into "train" and "val" by person, with people of every class in both.
+    """Splits the part "train" into "train" and "val" by a hash of (seed, person).
 
-    A person goes to val if a hash of (seed, name) falls below `val_fraction`, so new files move nobody. In a
-    tiny set, the person nearest to the threshold changes sides if a class has two or more people on one side
-    only. UNLABELLED faces become "train", but not those of held-out people.
+    If all people of a class, two or more, are on one side, the one nearest to the threshold changes sides.
+    UNLABELLED faces become "train", but not those of held-out people.
     """
-    draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, part == "train") if own}
+    train = part == "train"
+    draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, train) if own}
     in_val = {p for p, u in draw.items() if u < val_fraction}
-    for label in np.unique(smile[part == "train"]):
-        members = {people[row] for row in np.flatnonzero((part == "train") & (smile == label))}
+    for label in np.unique(smile[train]):
+        members = {people[row] for row in np.flatnonzero(train & (smile == label))}
+        ranked = sorted(members, key=lambda p: (draw[p], p))
         if len(members) >= 2 and not members & in_val:
-            in_val.add(min(members, key=lambda p: (draw[p], p)))
+            in_val.add(ranked[0])
         elif len(members) >= 2 and members <= in_val:
-            in_val.remove(max(members, key=lambda p: (draw[p], p)))
+            in_val.remove(ranked[-1])
     held_out = np.array([p in in_val for p in people])
-    part = np.where((part == "train") & held_out, "val", part)
+    part = np.where(train & held_out, "val", part)
     return np.where((part == UNLABELLED) & ~held_out, "train", part)

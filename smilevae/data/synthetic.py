@@ -1,4 +1,4 @@
-"""Synthetic faces with known factors, rendered by resvg with antialiasing. Shapes: N faces, S image side."""
+"""Synthetic faces with known factors. Shapes: N faces, S image side."""
 
 import colorsys
 import hashlib
@@ -11,15 +11,13 @@ import resvg_py
 from PIL import Image
 
 # Every factor is in [0, 1] except smile (-0.3 pout .. 1 laugh) and the signed ones, in [-1, 1].
-UNIFORM = (
-    *("skin", "hair", "brow_weight", "brow_height", "eye_colour", "eye_size", "face_width", "jaw", "nose_width"),
-    *("lip_fullness", "background", "fringe"),
-)
-SIGNED = ("yaw", "roll", "light")
-CONFOUNDED = "hair_length"  # the factor that `confound` correlates with the smile, as gender is in photographs
+UNIFORM = ["skin", "hair", "brow_weight", "brow_height", "eye_colour", "eye_size", "face_width"]
+UNIFORM += ["jaw", "nose_width", "lip_fullness", "background", "fringe"]
+SIGNED = ["yaw", "roll", "light"]
+CONFOUNDED = "hair_length"  # `confound` correlates it with the smile
 FACTORS = ("smile", CONFOUNDED, "glasses", "beard", *UNIFORM, *SIGNED)
 NATIVE_SIZE = 64  # pixels on a side
-TEETH_FROM = 0.5  # from this smile on the lips part
+TEETH_FROM = 0.5  # a larger smile parts the lips
 
 SKINS = ("#4a2a1c", "#7d4a30", "#b57a52", "#dba67e", "#f2cdb0", "#f8dcc8")
 HAIRS = ("#17120f", "#2e1e15", "#553322", "#86552c", "#b98a48", "#dcc07c", "#a5492a", "#9b9894")
@@ -28,10 +26,7 @@ WHITE, BLACK = "#ffffff", "#000000"
 
 
 class SyntheticFaces:
-    """Faces with factors (N,) each, smile (N,) int8 labels and test (N,) flags: a function of the seed.
-
-    `confound` is the correlation of the label with hair length. A smile is above 0.45, no smile below 0.35.
-    """
+    """Factors (N,) each, int8 labels smile (N,) and flags test (N,): a function of the seed."""
 
     def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, seed: int = 0, confound: float = 0.0):
         rng = np.random.default_rng(seed)
@@ -39,16 +34,19 @@ class SyntheticFaces:
         self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), counts)
         num = len(self.smile)
         self.test = np.arange(num) >= num_smiling + num_not_smiling
-        factors = {"smile": np.where(self.smile == 1, rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num))}
-        hair_length = confound * (2 * self.smile - 1) + (1 - confound**2) ** 0.5 * rng.standard_normal(num)
+        smiling, others = rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num)
+        factors = {"smile": np.where(self.smile == 1, smiling, others)}
+        own = (1 - confound**2) ** 0.5 * rng.standard_normal(num)
+        hair_length = confound * (2 * self.smile - 1) + own
         factors[CONFOUNDED] = np.clip(0.5 + 0.22 * hair_length, 0, 1)
         factors["glasses"] = np.where(rng.random(num) < 0.2, rng.uniform(0.5, 1, num), 0)
         factors["beard"] = np.where(rng.random(num) < 0.3, rng.uniform(0.3, 1, num), 0)
         factors |= {name: rng.random(num) for name in UNIFORM}
         factors |= {name: rng.uniform(-1, 1, num) for name in SIGNED}
         self.factors = {name: factors[name].astype(np.float32) for name in FACTORS}
-        content = [values.tobytes() for values in self.factors.values()] + [self.smile.tobytes(), self.test.tobytes()]
-        content += [face_svg(self._face(row)).encode() for row in range(0, num, 100)]  # a changed drawing is new data
+        arrays: list[np.ndarray] = [*self.factors.values(), self.smile, self.test]
+        content = [values.tobytes() for values in arrays]
+        content += [face_svg(self._face(row)).encode() for row in range(0, num, 100)]
         self.fingerprint = hashlib.blake2b(b"".join(content), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
@@ -62,15 +60,15 @@ class SyntheticFaces:
 
 
 def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
-    """One face of given FACTORS as uint8 (S, S, 3), rendered at its native size and resized."""
+    """One face of given FACTORS as uint8 (S, S, 3)."""
     svg, side = face_svg(face), NATIVE_SIZE
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(svg, width=side, height=side, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def face_svg(face: Mapping[str, float]) -> str:
-    """The drawing as SVG text, back to front. Coordinates are percent of the side, y downwards."""
+    """The drawing as SVG text, back to front, in percent of the side."""
     f, smile = SimpleNamespace(**face), face["smile"]
     up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
     skin, hair, iris = _pick(SKINS, f.skin), _pick(HAIRS, f.hair), _pick(EYES, f.eye_colour)
@@ -87,48 +85,42 @@ def face_svg(face: Mapping[str, float]) -> str:
     # background, hair behind, neck, shirt
     hang = 42 + 58 * f.hair_length  # the lower end of the hair
     flare = wide + 3 + 6 * f.hair_length
-    behind = (
-        f"M{50 - flare} {hang} C{44 - flare} 30 {west} 3 50 3 C{east} 3 {56 + flare} 30 {50 + flare} {hang}"
-        f" Q50 {hang + 6} {50 - flare} {hang}Z"
-    )
+    behind = f"M{50 - flare} {hang} C{44 - flare} 30 {west} 3 50 3"
+    behind += f" C{east} 3 {56 + flare} 30 {50 + flare} {hang} Q50 {hang + 6} {50 - flare} {hang}Z"
     parts = [
         f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f.roll:.2f} 50 90)">',
         _path(behind, dark_hair),
         _path("M38 78 L38 100 L62 100 L62 78Z", shade),
         _path("M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z", _mix(back, "#202840", 0.6)),
     ]
-    add = parts.append
+    add, sides = parts.append, (-1, 1)
 
     # ears and head
-    parts += [_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade) for side in (-1, 1)]
-    head = (
-        f"M50 14 C{east} 14 {east + 3} 38 {east} 55 C{east - 2} 74 {50 + jaw} 94 50 94"
-        f" C{50 - jaw} 94 {west + 2} 74 {west} 55 C{west - 3} 38 {west} 14 50 14Z"
-    )
+    parts += [_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade) for side in sides]
+    head = f"M50 14 C{east} 14 {east + 3} 38 {east} 55 C{east - 2} 74 {50 + jaw} 94 50 94"
+    head += f" C{50 - jaw} 94 {west + 2} 74 {west} 55 C{west - 3} 38 {west} 14 50 14Z"
     add(_path(head, "url(#skin)"))
 
-    # beard: a mass along the jaw and a moustache, under the mouth and the cheeks
     if f.beard:
         line = mouth_y - 9
-        beard = (
-            f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
-            f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
-            f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
-        )
+        beard = f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
+        beard += f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
+        beard += f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
         add(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f.beard:.2f}"'))
 
-    # cheeks: rounder and redder with the smile, with a fold from the nose
-    for side in (-1, 1):
+    # cheeks, with a fold from the nose
+    for side in sides:
         x, y = cx + side * (16 - 0.3 * side * turn), 63 - 3.5 * up
         add(_ellipse(x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'))
         if up > 0.1:
-            fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {cx + side * (14 + 3 * up)} {mouth_y - 1}"
+            end_x = cx + side * (14 + 3 * up)
+            fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {end_x} {mouth_y - 1}"
             add(_line(fold, shade, 1.3, f'opacity="{0.75 * up:.2f}"'))
 
-    # eyes: lids close and the lower lid lifts as the cheeks push up
-    for side in (-1, 1):
-        near = 1 + 0.10 * side * f.yaw
-        x, half = cx + side * 13.5 * (1 - 0.06 * side * f.yaw), (5.6 + 1.4 * f.eye_size) * near
+    # eyes
+    for side in sides:
+        x = cx + side * 13.5 * (1 - 0.06 * side * f.yaw)
+        half = (5.6 + 1.4 * f.eye_size) * (1 + 0.10 * side * f.yaw)
         open_ = (3.0 + 1.5 * f.eye_size) * (1 - 0.5 * up)
         lid = f"M{x - half} {eye_y + 0.6} Q{x} {eye_y - 2 * open_} {x + half} {eye_y}"
         almond = f"{lid} Q{x} {eye_y + 1.6 * open_ - 2.4 * up} {x - half} {eye_y + 0.6}Z"
@@ -146,10 +138,10 @@ def face_svg(face: Mapping[str, float]) -> str:
             feet = f"M{edge} {eye_y} l{side * 3} -1.6 M{edge} {eye_y + 1.4} l{side * 3} 1"
             add(_line(feet, shade, 0.8, f'opacity="{up - 0.2:.2f}"'))
         lift = eye_y - 9.5 - 3.5 * f.brow_height - 0.8 * up
-        brow = f"M{x - side * half} {lift + 1.6} Q{x + side * 2} {lift - 2.2} {x + side * (half + 2.2)} {lift + 2}"
+        brow = f"M{x - side * half} {lift + 1.6} Q{x + side * 2} {lift - 2.2}"
+        brow += f" {x + side * (half + 2.2)} {lift + 2}"
         add(_line(brow, dark_hair, 1.6 + 1.9 * f.brow_weight))
 
-    # nose
     nose, tip = 4 + 2.4 * f.nose_width + 0.6 * up, cx + 1.3 * turn / 5 * 2
     bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
     nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
@@ -157,17 +149,14 @@ def face_svg(face: Mapping[str, float]) -> str:
     parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
     add(_ellipse(tip + 0.8 * f.light, 59, 1.6, 1.8, glow, 'opacity="0.6"'))
 
-    # mouth: wider, corners up, lips parting over the teeth
     half = 9.5 + 5.5 * up - 1.5 * max(0.0, -smile)
     corner, dip = mouth_y - 6.2 * smile + 1.5 * up, mouth_y + 3.2 * smile
     gap, full = 9.5 * big, 1.4 + 1.3 * f.lip_fullness
     left, right = cx - half, cx + half
     start, end = f"{left} {corner}", f"{right} {corner}"
     between = f"M{start} Q{cx} {dip} {end}"  # the line along which the lips meet
-    upper = (
-        f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
-        f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
-    )
+    upper = f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
+    upper += f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
     lower = f"M{start} Q{cx} {dip + 2 * gap} {end} Q{cx} {dip + 2 * gap + 3.4 * full} {start}Z"
     if big:
         inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {start}Z"
@@ -182,25 +171,26 @@ def face_svg(face: Mapping[str, float]) -> str:
 
     # hair in front, light over the head, glasses
     low = 20 + 13 * f.fringe
-    front = (
-        f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {east + 5} 14"
-        f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
-        f" {cx - 14} {low + 2} C{west + 3} {low + 6} {west + 1} 40 {west - 2} 50Z"
-    )
+    front = f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {east + 5} 14"
+    front += f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
+    front += f" {cx - 14} {low + 2} C{west + 3} {low + 6} {west + 1} 40 {west - 2} 50Z"
     parts += [_path(front, "url(#hair)"), _path(head, "url(#light)")]
     if f.glasses:
-        ring = f'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a" stroke-width="{0.8 + 1.4 * f.glasses:.2f}"'
-        for side in (-1, 1):
+        ring = 'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a"'
+        ring += f' stroke-width="{0.8 + 1.4 * f.glasses:.2f}"'
+        for side in sides:
             add(f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
         arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
         add(_line(arms, "#1c1a1a", 0.8 + f.glasses))
 
-    lit, dark, red, rose = 50 + 30 * f.light, "#180808", _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
+    lit, dark, bright = 50 + 30 * f.light, "#180808", _mix(hair, WHITE, 0.25)
+    red, rose = _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
+    ends = (0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))
     across = 'x1="0" x2="1"' if f.light > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
     defs = [
-        _gradient("back", "linear", f'{across} y2="1"', (0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))),
+        _gradient("back", "linear", f'{across} y2="1"', *ends),
         _gradient("skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)),
-        _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, _mix(hair, WHITE, 0.25))),
+        _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, bright)),
         _gradient("nose", "linear", across, (0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)),
         _gradient("cheek", "radial", "", (0, red, 0.9), (0.6, rose, 0.4), (1, skin, 0)),
         _gradient("light", "linear", across, (0, dark, 0.5 * abs(f.light)), (0.6, dark, 0), (1, WHITE, 0.12)),
@@ -214,7 +204,8 @@ def _path(d: str, fill: str, more: str = "") -> str:
 
 
 def _line(d: str, stroke: str, width: float, more: str = "") -> str:
-    return f'<path d="{d}" fill="none" stroke="{stroke}" stroke-width="{width:.2f}" stroke-linecap="round" {more}/>'
+    brush = f'stroke="{stroke}" stroke-width="{width:.2f}" stroke-linecap="round"'
+    return _path(d, "none", f"{brush} {more}")
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, fill: str, more: str = "") -> str:
@@ -222,10 +213,9 @@ def _ellipse(cx: float, cy: float, rx: float, ry: float, fill: str, more: str = 
 
 
 def _gradient(name: str, kind: str, attributes: str, *stops: tuple) -> str:
-    inner = "".join(
-        f'<stop offset="{at}" stop-color="{colour}" stop-opacity="{(*opacity, 1)[0]:.2f}"/>'
-        for at, colour, *opacity in stops
-    )
+    inner, stop = "", '<stop offset="{}" stop-color="{}" stop-opacity="{:.2f}"/>'
+    for at, colour, *opacity in stops:
+        inner += stop.format(at, colour, *opacity, 1)
     return f'<{kind}Gradient id="{name}" {attributes}>{inner}</{kind}Gradient>'
 
 
@@ -235,7 +225,6 @@ def _mix(a: str, b: str, t: float) -> str:
 
 
 def _pick(palette: Sequence[str], at: float) -> str:
-    """The colour at position `at` in [0, 1] along a palette."""
     spot = min(max(at, 0), 1) * (len(palette) - 1)
     index = min(int(spot), len(palette) - 2)
     return _mix(palette[index], palette[index + 1], spot - index)

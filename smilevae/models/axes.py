@@ -1,4 +1,4 @@
-"""Principal axes of faces, and the weights of the linear VAE at its optimum. Shapes: N examples, P pixels, K axes."""
+"""Principal axes of faces; weights of the linear VAE. Shapes: N examples, P pixels, K axes."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -8,23 +8,18 @@ from torch import Tensor
 
 from smilevae.models.linear import Spectrum
 
-SPARE_AXES = 64  # more than were asked for, so that the last of those converge too
+SPARE_AXES = 64  # beyond `num`, so that the last of those converge too
 PASSES = 4
 
 
 class Axes(NamedTuple):
-    """Mean (P,), orthonormal basis (P, K) and variances (K,), descending; K is at most the rank."""
-
-    mean: Tensor
-    basis: Tensor
-    variances: Tensor
+    mean: Tensor  # (P,)
+    basis: Tensor  # (P, K), orthonormal
+    variances: Tensor  # (K,), descending
 
 
 def principal_axes(x: Tensor, num: int) -> Axes:
-    """The first principal axes of the examples (N, P), exactly.
-
-    Through the N by N Gram matrix in float64: P may be far larger than N (Turk & Pentland 1991, section 2).
-    """
+    """Exact axes of examples (N, P) from their Gram matrix (N, N): Turk & Pentland 1991, section 2."""
     mean = x.mean(0)
     centred = x - mean
     eigenvalues, vectors = torch.linalg.eigh((centred @ centred.T).double())
@@ -35,10 +30,7 @@ def principal_axes(x: Tensor, num: int) -> Axes:
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
-    """The first principal axes of more examples than fit in memory, from PASSES + 1 passes over batches (B, P).
-
-    Randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4): memory is (num + SPARE_AXES) rows of P.
-    """
+    """Axes of batches (B, P) by randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
     count, total = 0, torch.zeros(())
     for x in batches():
         count, total = count + len(x), total + x.sum(0, dtype=torch.float64)
@@ -51,7 +43,7 @@ def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
         for x in batches():
             centred = x - mean
             image.addmm_(centred.T, centred @ basis)
-        small = basis.T @ image  # the covariance within the subspace, times the count
+        small = basis.T @ image  # count * covariance within the subspace
         basis, before = image, basis
     eigenvalues, vectors = torch.linalg.eigh(small.double())
     keep = torch.argsort(eigenvalues, descending=True)[: min(num, count - 1)]
@@ -59,23 +51,21 @@ def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
 
 
 def linear_vae_weights(axes: Axes, beta: float, latent_dim: int) -> dict[str, Tensor]:
-    """The linear VAE's optimum under SSE + beta * KL as LinearPath's weights; see linear.linear_vae for the source.
-
-    mu = encoder (x - mean) and x_hat = mean + decoder^T z. Inactive dimensions are zero: their posterior is the prior.
-    """
+    """LinearPath's weights at the optimum of linear.linear_vae; inactive dimensions are zero."""
     s = beta / 2
     num = int((axes.variances[:latent_dim] > s).sum())
-    v, rows = axes.variances[:num], axes.basis[:, :num].T
+    v, rows = axes.variances[:num, None], axes.basis[:, :num].T
     encoder, decoder = torch.zeros(2, latent_dim, len(axes.mean))
     logvar = torch.zeros(latent_dim)
-    encoder[:num] = ((v - s).sqrt() / v).to(rows.dtype)[:, None] * rows
-    decoder[:num] = (v - s).sqrt().to(rows.dtype)[:, None] * rows
-    logvar[:num] = (s / v).log()
+    root = (v - s).sqrt()
+    encoder[:num] = (root / v).to(rows.dtype) * rows
+    decoder[:num] = root.to(rows.dtype) * rows
+    logvar[:num] = (s / v[:, 0]).log()
     return {"mean": axes.mean, "encoder": encoder, "decoder": decoder, "logvar": logvar}
 
 
 def spectrum(axes: Axes, held_out: Tensor) -> Spectrum:
-    """The spectrum of training examples, and the mean squares of held-out ones (M, P) along its axes."""
+    """The spectrum of training examples, with held-out ones (M, P) along their axes."""
     centred = held_out - axes.mean
     squares = (centred @ axes.basis).double().square().mean(0)
     total = centred.double().square().sum(1).mean().item()

@@ -1,7 +1,4 @@
-"""Linear references for a set of faces, from its spectrum alone: mean face, PCA, the optimum of a linear VAE.
-
-No torch here: the analysis draws these references. Pixels in [0, 1], KL in nats, PSNR in dB of decode(mu).
-"""
+"""Linear references from a spectrum: mean face, PCA, linear VAE. No torch here."""
 
 from typing import Any, NamedTuple
 
@@ -9,24 +6,22 @@ import numpy as np
 
 from smilevae.models.metrics import psnr
 
-MIN_ERROR = 1e-12  # rounding may leave a squared error at zero or below
+MIN_ERROR = 1e-12  # rounding may give 0 or less
 
 
 class Spectrum(NamedTuple):
-    """Training and held-out faces along the principal axes of the training faces."""
-
     eigenvalues: list[float]  # variances (K,) of training faces, descending
     held_out: list[float]  # mean squares (K,) of held-out faces
-    total: float  # mean squared distance of held-out faces to the training mean, summed over pixels
+    total: float  # mean SSE of held-out faces to the training mean
     num_pixels: int
 
 
 def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, Any]:
-    """The optimum of a linear VAE under SSE + beta * KL: held-out means, and the number of active units.
+    """Held-out means at the optimum of a linear VAE under SSE + beta * KL.
 
-    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2:
-    an axis is active if its variance v exceeds s; then Var(z|x) = s / v, and decode(mu) keeps 1 - s / v of it.
-    At beta=0 this is PCA, and kl is None: it grows without limit as beta falls to 0.
+    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2.
+    An axis is active if its variance v exceeds s: Var(z|x) = s / v, and decode(mu) keeps 1 - s / v of it.
+    At beta=0 this is PCA, and kl is None: it is infinite.
     """
     s = beta / 2
     v, p = (np.asarray(a[:latent_dim]) for a in (spectrum.eigenvalues, spectrum.held_out))
@@ -45,7 +40,7 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
 
 
 def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
-    """The linear VAE's optimum in a sentence, with a warning where a training must collapse."""
+    """The linear VAE's optimum in a sentence, with a warning of collapse."""
     optimum = linear_vae(spectrum, beta, latent_dim)
     active, decibels = optimum["active_units"], f"PSNR {optimum['psnr']:.2f} dB"
     text = f"forecast for beta={beta:g}, latent_dim={latent_dim}:"

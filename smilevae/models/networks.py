@@ -1,29 +1,26 @@
-"""Encoders and decoders: image to (mu, raw logvar), latent code to image.
+"""Encoders, image to (mu, raw logvar), and decoders, latent code to image.
 
-Shapes after every layer: B batch, S image side, D latent dimensions, w the `widths`, L = len(w).
-Kernels of 4 at stride 2 halve or double the side exactly and overlap evenly (no checkerboard).
-On several GPUs, Lightning's sync_batchnorm shares BatchNorm's statistics. CPU processes keep their own.
+Shapes: B batch, S image side, D latent dimensions, w the `widths`, L = len(w).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import nn
 
-PATCH = 4  # pixels on the side of a patch of `model=patch`
+Widths = list[int]
+PATCH = 4  # side of a patch in pixels
 
 
-def conv_encoder(size: int, latent_dim: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+def conv_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
     """The source study's encoder: blocks of Conv2d, BatchNorm2d, ReLU, Dropout2d."""
     side = size >> len(widths)
     return nn.Sequential(
-        *_blocks(nn.Conv2d, (3, *widths), dropout),  # (B, w[L-1], S/2^L, S/2^L)
-        nn.Flatten(),
-        _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        *_blocks(nn.Conv2d, [3, *widths], dropout),  # (B, w[L-1], S/2^L, S/2^L)
+        *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def conv_decoder(size: int, latent_dim: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+def conv_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
     """The mirror of conv_encoder, without a last activation: a Gaussian mean."""
     return nn.Sequential(
         *_from_code(latent_dim, size >> len(widths), widths, dropout),  # (B, w[0], S/2, S/2)
@@ -31,21 +28,19 @@ def conv_decoder(size: int, latent_dim: int, widths: Sequence[int], dropout: flo
     )
 
 
-def patch_encoder(size: int, latent_dim: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """Space to depth, then convolutions: 3 channels at full resolution are slow on a CPU."""
+def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
+    """Space to depth: convolutions of 3 channels at full resolution are slow on a CPU."""
     side = size // PATCH >> (len(widths) - 1)
     return nn.Sequential(
         nn.PixelUnshuffle(PATCH),  # (B, 48, S/4, S/4)
         nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
-        *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), ...)
-        nn.Flatten(),
-        _head(widths[-1] * side**2, 2 * latent_dim),  # (B, 2D)
+        *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
+        *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def patch_decoder(size: int, latent_dim: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """The mirror of patch_encoder."""
+def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
     side = size // PATCH >> (len(widths) - 1)
     return nn.Sequential(
         *_from_code(latent_dim, side, widths, dropout),  # (B, w[0], S/4, S/4)
@@ -57,17 +52,16 @@ def patch_decoder(size: int, latent_dim: int, widths: Sequence[int], dropout: fl
 NETWORKS = {"conv": (conv_encoder, conv_decoder), "patch": (patch_encoder, patch_decoder)}
 
 
-def _head(in_features: int, out_features: int) -> nn.Linear:
-    """The last layer of an encoder. Small weights put the first codes near the prior."""
+def _to_code(in_features: int, out_features: int) -> list[nn.Module]:
+    """Small weights put the first codes near the prior."""
     head = nn.Linear(in_features, out_features)
-    if not head.weight.is_meta:  # there it would import half of torch for nothing
+    if not head.weight.is_meta:  # normal_ on meta imports torch._dynamo
         nn.init.normal_(head.weight, std=0.1 * in_features**-0.5)
     nn.init.zeros_(head.bias)
-    return head
+    return [nn.Flatten(), head]
 
 
-def _from_code(latent_dim: int, side: int, widths: Sequence[int], dropout: float) -> list[nn.Module]:
-    """The first layers of a decoder."""
+def _from_code(latent_dim: int, side: int, widths: Widths, dropout: float) -> list[nn.Module]:
     up = widths[::-1]
     return [
         nn.Linear(latent_dim, up[0] * side**2),
@@ -77,11 +71,10 @@ def _from_code(latent_dim: int, side: int, widths: Sequence[int], dropout: float
     ]
 
 
-def _blocks(layer: type[nn.Module], widths: Sequence[int], dropout: float) -> list[nn.Module]:
-    """Conv2d halves the side in each block, ConvTranspose2d doubles it. BatchNorm adds the bias."""
-    return [
-        nn.Sequential(layer(a, b, 4, stride=2, padding=1, bias=False), *_post(b, dropout)) for a, b in pairwise(widths)
-    ]
+def _blocks(layer: type[nn.Module], widths: Widths, dropout: float) -> list[nn.Module]:
+    """Each block halves (Conv2d) or doubles (ConvTranspose2d) the side."""
+    layers = [(layer(a, b, 4, 2, 1, bias=False), *_post(b, dropout)) for a, b in pairwise(widths)]
+    return [nn.Sequential(*block) for block in layers]
 
 
 def _post(width: int, dropout: float) -> list[nn.Module]:
