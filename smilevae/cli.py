@@ -128,27 +128,21 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
 
 
 def evaluate(options: Any) -> None:
-    """Print the report of a checkpoint, or of the best two of a sweep."""
+    """Print the report of a checkpoint, or of the best two of a sweep by val/nelbo."""
     from smilevae.evaluation import report
 
     folder = Path(os.path.expanduser(options.ckpt))
-    if best := top_two(folder):
-        print(report.compare(best, runs.evaluation_folder(folder), options))
-    else:
-        print(report.report(options))
-
-
-def top_two(folder: Path) -> dict[str, Path]:
-    """The best two checkpoints of a sweep by val/nelbo; {} for other folders."""
     if not (folder / "sweep.json").exists():
-        return {}
+        print(report.report(options))
+        return
     from multirun_analysis import collect, rank
 
     sweep = collect.collect([folder])
     top = rank.best(sweep.completed, rank.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
-    return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
+    best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
+    print(report.compare(best, runs.evaluation_folder(folder), options))
 
 
 if __name__ == "__main__":

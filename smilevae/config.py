@@ -218,7 +218,7 @@ def checked(content: Any) -> Settings:
     try:
         settings = Settings.model_validate(nested)
     except ValidationError as error:
-        problems = sentences(error, FIELDS, "a knob; see train --help") + problems
+        problems = sentences(error, FIELDS, "a knob; see --help") + problems
     if problems:
         raise ConfigError("\n".join(problems))
     return settings

@@ -103,7 +103,7 @@ def sentence(error: Exception) -> str:
         if name in config.FIELDS:
             return f"{name} does not apply here; see the file in conf/{name.partition('.')[0]}/ that you chose"
         near = difflib.get_close_matches(name, config.FIELDS, n=1)
-        return f"{name} is not a knob; {f'did you mean {near[0]}?' if near else 'see train --help'}"
+        return f"{name} is not a knob; {f'did you mean {near[0]}?' if near else 'see --help'}"
     if "mismatched input" in text or "token recognition" in text:
         return f"{text.splitlines()[0]}; write key=value, and quote a value that holds = , or brackets: \"key='value'\""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]

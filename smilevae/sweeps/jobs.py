@@ -20,9 +20,9 @@ from smilevae.config import SAME_RESULT, Settings
 from smilevae.errors import ConfigError, UserError
 
 ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
-MAX_FORECASTS = 4  # datasets that are read before the first job
-BUSY = 75  # exit code of a job that another sweep already runs
-GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
+MAX_FORECASTS = 4  # datasets
+BUSY = 75  # exit code of a job that another sweep runs
+GRACE = 8.0  # seconds between a signal and the end
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> int:
@@ -47,10 +47,10 @@ def forecast(points: list[Settings]) -> None:
     for settings in points:
         faces, point = (settings.data, settings.image_size), (settings.beta, settings.latent_dim)
         wanted.setdefault(faces, {})[point] = None
-    for (data, image_size), of_faces in list(wanted.items())[:MAX_FORECASTS]:
+    for (data, image_size), targets in list(wanted.items())[:MAX_FORECASTS]:
         spectrum = spectrum_of(load_faces(data, image_size), data.cache)
-        for beta, latent_dim in of_faces:
-            print(linear.forecast(spectrum, beta, latent_dim), flush=True)
+        for target in targets:
+            print(linear.forecast(spectrum, *target), flush=True)
 
 
 def run_job(settings: Settings, path: Path) -> float:

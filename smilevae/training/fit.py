@@ -44,8 +44,8 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     module = VAEModule(vae, settings, faces.fingerprint)
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, arguments.pop("max_time", None))
-    callbacks = [record, TensorBoard(record, faces, settings), Progress(record)]
-    trainer = build_trainer(settings, callbacks, arguments)
+    callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
+    trainer = build_trainer(settings, [record, *callbacks], arguments)
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
     if run.leads:
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete

@@ -39,16 +39,6 @@ class EpochState:
         """Add a batch's sums; a resume restores earlier ones on the CPU."""
         self.sums[stage] = self.sums[stage].to(sums.device) + sums if stage in self.sums else sums
 
-    @property
-    def within_epoch(self) -> bool:
-        """Whether a training epoch is under way."""
-        return "train" in self.sums
-
-    def running_means(self) -> tuple[float, float, float]:
-        """Loss, recon and KL of the running training epoch."""
-        num, loss, recon, kl, _ = self.sums["train"].tolist()
-        return loss / num, recon / num, kl / num
-
 
 class VAEModule(pl.LightningModule):
     """Trains `vae` on loss = SSE + beta * KL; callbacks read `epoch`.
@@ -60,7 +50,8 @@ class VAEModule(pl.LightningModule):
     def __init__(self, vae: VAE, settings: Settings, fingerprint: str):
         super().__init__()
         self.vae, self.settings, self.seed = vae, settings, settings.seed
-        self.ema = _follower(vae) if settings.ema else None
+        shared = {id(vae.linear): vae.linear}  # it is fixed
+        self.ema = copy.deepcopy(vae, shared).requires_grad_(False) if settings.ema else None
         self.fingerprint = fingerprint  # of the data
         self.epoch = EpochState(self.vae if self.ema is None else self.ema, torch.zeros(vae.latent_dim))
         self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
@@ -157,8 +148,8 @@ class VAEModule(pl.LightningModule):
         num, *sums = self.trainer.strategy.reduce(self.epoch.sums.pop(stage), reduce_op="sum").tolist()
         loss, recon, kl, mu_error = (total / num for total in sums)
         num_pixels = 3 * self.vae.image_size**2
-        nelbo = negative_elbo(recon, kl, num_pixels)
-        terms = {"loss": loss, "recon": recon, "kl": kl, "nelbo": nelbo, "psnr": psnr(mu_error / num_pixels)}
+        terms = {"loss": loss, "recon": recon, "kl": kl}
+        terms |= {"nelbo": negative_elbo(recon, kl, num_pixels), "psnr": psnr(mu_error / num_pixels)}
         self.epoch.metrics |= {f"{stage}/{term}": value for term, value in terms.items()}
         return num
 
@@ -199,14 +190,6 @@ def one_cycle(done: float) -> float:
     if done < 0.1:
         return 0.04 + 0.96 * done / 0.1
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
-
-
-def _follower(vae: VAE) -> VAE:
-    """An untrained copy that shares the fixed linear path."""
-    linear, vae.linear = vae.linear, None
-    follower = copy.deepcopy(vae).requires_grad_(False)
-    vae.linear = follower.linear = linear
-    return follower
 
 
 def _moving(vae: VAE) -> list[Tensor]:

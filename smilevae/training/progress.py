@@ -19,7 +19,7 @@ class Progress(pl.Callback):
         self._updated = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not (sys.stderr.isatty() and trainer.is_global_zero):
+        if not sys.stderr.isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,7 +33,8 @@ class Progress(pl.Callback):
         if self._bar and time.monotonic() - self._updated > 0.5:  # reading the sums waits for the device
             self._updated = time.monotonic()
             done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-            loss, recon, kl = pl_module.epoch.running_means()
+            num, *sums = pl_module.epoch.sums["train"].tolist()
+            loss, recon, kl, _ = (total / num for total in sums)
             text = f"loss {loss:.1f}  recon {recon:.1f}  kl {kl:.1f}  {self.record.images_per_second:.0f} images/s"
             self._bar.update(self._task, completed=round(done, 2), description=text)
 
@@ -47,7 +48,7 @@ class Progress(pl.Callback):
         if self._bar:
             self._bar.update(self._task, completed=trainer.current_epoch + 1)
             self._bar.console.print(line, highlight=False)
-        elif trainer.is_global_zero:
+        else:
             log.info(line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -77,7 +77,7 @@ class Record(pl.callbacks.Checkpoint):
         if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
-        elif trainer.is_global_zero and self.epochs and not pl_module.epoch.within_epoch:
+        elif trainer.is_global_zero and self.epochs and "train" not in pl_module.epoch.sums:
             self.name_best()  # a kill may have come before it
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

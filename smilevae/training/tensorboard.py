@@ -33,8 +33,6 @@ class TensorBoard(pl.callbacks.Checkpoint):
         self.rows = np.random.default_rng(0).permutation(faces.rows("val"))[:num]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -47,13 +45,10 @@ class TensorBoard(pl.callbacks.Checkpoint):
             self.board.file_writer.add_summary(summary)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        line = self.record.epochs[-1]
-        epoch = line["epoch"]
+        line = dict(self.record.epochs[-1])
+        epoch = line.pop("epoch")
         for name, value in line.items():
-            if name != "epoch":
-                self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
         self.board.add_histogram("val/kl_per_dim", pl_module.epoch.kl_per_dim, epoch)
         if epoch % self.every == 0 or epoch in (1, trainer.max_epochs):
             vae = pl_module.epoch.eval_model
@@ -76,8 +71,6 @@ class TensorBoard(pl.callbacks.Checkpoint):
             self.board.close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         board, best = self.board, self.record.best()[0]
         for name in HP_METRICS:
             board.add_scalar(f"hp/val_{name}", best[f"val/{name}"], trainer.current_epoch)
