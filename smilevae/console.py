@@ -31,6 +31,8 @@ def one_sentence() -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
+    except BrokenPipeError:  # of the output, which Hydra may have written
+        raise
     except Exception as error:
         if (explained := _explain(error)) is None:
             raise
