@@ -2,7 +2,7 @@
 
   train      one VAE, or with -m a sweep of them        python train.py is the same
   evaluate   measure and draw a checkpoint              python evaluate.py is the same
-  photo      a smile on your own photograph
+  photo      a smile on your own photo
   app        the smile on a slider, in a browser
   export     a model to give away
   analyse    the best runs of a sweep                   python -m multirun_analysis is the same
@@ -24,9 +24,8 @@ from smilevae import console, runs
 from smilevae.config import Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
 
-HERE = Path(__file__).parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())  # a wheel's, a checkout's
-COMMANDS = {  # the options (no torch is imported before they are parsed) and what they are handed to
+CONF = next(folder / "conf" for folder in [*Path(__file__).parents][:2] if (folder / "conf").is_dir())
+COMMANDS = {  # options, which cost no torch, and the function that receives them
     "evaluate": ("smilevae.evaluation.options:EvaluateOptions", "smilevae.cli:evaluate"),
     "photo": ("smilevae.apps.options:PhotoOptions", "smilevae.apps.photo:main"),
     "app": ("smilevae.apps.options:AppOptions", "smilevae.apps.slider:main"),
@@ -39,7 +38,7 @@ log = logging.getLogger("smilevae")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run one command. Ends the process with its exit code if that is not 0."""
+    """Run one command. Exits with its code if that is not 0."""
     words = sys.argv[1:] if words is None else words
     command, rest = words[0] if words else "--help", words[1:]
     try:
@@ -56,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 sys.stdout.flush()
             else:
                 raise ConfigError(f"{command} is not a command; there are train, {', '.join(COMMANDS)}")
-    except BrokenPipeError:  # the reader of our output has ended, as `head` does
+    except BrokenPipeError:  # as `| head` causes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
@@ -66,19 +65,17 @@ def train(words: Sequence[str]) -> None:
     import hydra
     from omegaconf import OmegaConf
 
-    sys.argv = [sys.argv[0], *words]  # Hydra reads it
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    register: Any
+    sys.argv = [sys.argv[0], *words]  # for Hydra
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
+    register, policy = "register_new_resolver", {"version_base": "1.3"}
     if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4
-        register, policy = OmegaConf.register_resolver, {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
-    else:
-        register, policy = OmegaConf.register_new_resolver, {"version_base": "1.3"}
-    register("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+        register, policy = "register_resolver", {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
+    getattr(OmegaConf, register)("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 
 def task(config: Any) -> float | None:
-    """One run or one job of a sweep; gives val/nelbo of its best epoch, which sweepers minimise."""
+    """One run or one job of a sweep; gives val/nelbo of its best epoch for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -109,10 +106,7 @@ def task(config: Any) -> float | None:
 
 
 def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
-    """The settings that a composed config and its command line ask for; with `resume` the resumed run's own.
-
-    Raises ConfigError with every problem, one sentence each.
-    """
+    """The settings of a composed config; with `resume` the resumed run's own. Raises ConfigError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -128,33 +122,27 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     if settings.data.source == "folder" and not settings.data.root and not settings.resume:
         raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
     paths = {f"data.{name}": getattr(settings.data, name) for name in ("root", "unlabelled", "attributes")}
-    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
-    settings = settings.with_values(absolute)  # found again from any working directory
+    paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
+    settings = settings.with_values(paths)
     return runs.continued(settings.resume, settings, named) if settings.resume else settings
 
 
 def evaluate(options: Any) -> None:
-    """Print the report of a checkpoint, or of the best two of a sweep."""
+    """Print the report of a checkpoint, or of the best two of a sweep by val/nelbo."""
     from smilevae.evaluation import report
 
     folder = Path(os.path.expanduser(options.ckpt))
-    if best := top_two(folder):
-        print(report.compare(best, runs.evaluation_folder(folder), options))
-    else:
-        print(report.report(options))
-
-
-def top_two(folder: Path) -> dict[str, Path]:
-    """The best two checkpoints of a sweep's folder by val/nelbo; {} for anything else."""
     if not (folder / "sweep.json").exists():
-        return {}
+        print(report.report(options))
+        return
     from multirun_analysis import collect, rank
 
     sweep = collect.collect([folder])
     top = rank.best(sweep.completed, rank.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
-    return {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
+    best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
+    print(report.compare(best, runs.evaluation_folder(folder), options))
 
 
 if __name__ == "__main__":

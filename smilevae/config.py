@@ -1,4 +1,4 @@
-"""The settings: one typed tree, nested as on the command line. Everything else about a setting is derived from it.
+"""The settings: one typed tree, nested as on the command line.
 
 `python -m smilevae.config` prints the table of docs/knobs.md, `python -m smilevae.config schema` the JSON Schema.
 """
@@ -23,16 +23,16 @@ HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of
 
 
 def knob(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
-    """A field with its default, one line of documentation and an inclusive range.
+    """A field with its default, documentation and inclusive range.
 
-    `before` is the value of runs that are older than the setting; without it every run must name the setting.
-    `same_result=True` says that a resume may change it: it does not change what a run learns.
+    `before` is the value of older runs; without it every run must name the setting. A resume may change a setting
+    with `same_result=True`.
     """
     return Field(default, description=text, ge=low, le=high, json_schema_extra=more)
 
 
 def added(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
-    """A knob that older runs do not name: they had its default."""
+    """A knob whose default older runs had."""
     return knob(default, text, low, high, before=default, **more)
 
 
@@ -87,21 +87,22 @@ class Trainer(Section):
     gradient_clip_val: Any = knob(500.0, "clips the norm of the gradient; tames the first epochs")
 
     def problems(self) -> list[str]:
-        """What Lightning would allow and a run cannot use: val/loss of every epoch ranks its checkpoints."""
+        """What Lightning allows and a run cannot use."""
         more = self.model_extra or {}
-        needed = {"check_val_every_n_epoch": (1,), "val_check_interval": (1.0, None), "limit_val_batches": None}
-        found = [
-            f"trainer.{name}={more[name]} leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
-            for name, allowed in needed.items()
-            if name in more and (more[name] not in allowed if allowed else not more[name])
-        ]
-        if not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(more.get("max_time") or "00:00:00:00")):
-            found.append(f"trainer.max_time={shown(more['max_time'])} must be DD:HH:MM:SS")
-        return found
+        wrong = {
+            "check_val_every_n_epoch": more.get("check_val_every_n_epoch", 1) != 1,
+            "val_check_interval": more.get("val_check_interval") not in (1.0, None),
+            "limit_val_batches": not more.get("limit_val_batches", 1),
+        }
+        text = "leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
+        problems = [f"trainer.{name}={more[name]} {text}" for name in wrong if wrong[name]]
+        if not re.fullmatch(r"\d+(:\d\d){3}", str(more.get("max_time") or "0:00:00:00")):
+            problems.append(f"trainer.max_time={shown(more['max_time'])} must be DD:HH:MM:SS")
+        return problems
 
 
 class Settings(Section):
-    """Everything that a run is trained with. Frozen; `Settings()` is the source study's configuration."""
+    """Everything that a run is trained with. `Settings()` is the source study's configuration."""
 
     beta: Number = knob(1, "weight of the KL: loss = SSE + beta * KL on [0, 1] pixels", 0, 1e6)
     latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096)
@@ -136,19 +137,19 @@ class Settings(Section):
         return flatten(self.model_dump(exclude={"trainer"}))
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that change a run's result beyond its last bits, flat, the trainer's among them."""
+        """The flat settings that change a run's result beyond its last bits, with the trainer's."""
         flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT and k != "threads"}
         flat |= {f"trainer.{k}": v for k, v in self.trainer.model_dump().items() if k not in HARDWARE}
         return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in flat.items()}
 
     def identity(self, fingerprint: str) -> str:
-        """A hash of everything that changes a run's result: settings and data."""
+        """A hash of all that changes a run's result: settings and data."""
         flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT}
         text = json.dumps([flat, self.trainer.model_dump(), fingerprint], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def with_values(self, flat: Mapping[str, Any]) -> "Settings":
-        """The same with some values, named as on the command line, replaced. Raises ConfigError."""
+        """These settings with other values by their flat names. Raises ConfigError."""
         nested = self.plain()
         for name, value in flat.items():
             group, _, leaf = name.rpartition(".")
@@ -167,45 +168,41 @@ class Settings(Section):
         if not groups:
             given = shown(self.data.person_pattern)
             problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
-        for name in ("root", "unlabelled") if self.data.source == "synthetic" else ():
-            if getattr(self.data, name):
+        for name in ("root", "unlabelled"):
+            if self.data.source == "synthetic" and getattr(self.data, name):
                 problems.append(f"data.{name} does not apply to drawn faces; add data=folder")
         multiple, size = size_multiple(self.model.network, len(self.model.widths)), self.image_size
         if size % multiple:
-            sizes = range(-(-64 // multiple) * multiple, 257, multiple)
-            near = " and ".join(map(str, sorted(sorted(sizes, key=lambda n: abs(n - size))[:2])))
-            problems.append(
-                f"image_size={size} does not fit this network; the nearest are {near or 'none: fewer widths'}"
-            )
+            sizes = [n for n in range(64, 257) if n % multiple == 0]
+            near = sorted(sorted(sizes, key=lambda n: abs(n - size))[:2])
+            nearest = " and ".join(map(str, near)) or "none: fewer widths"
+            problems.append(f"image_size={size} does not fit this network; the nearest are {nearest}")
         if problems:
             raise PydanticCustomError("together", "{text}", {"text": "\n".join(problems)})
         return self
 
 
 def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
-    """Every setting by its name on the command line, the trainer's left out."""
-    found: dict[str, FieldInfo] = {}
+    """Every setting by its flat name, without the trainer's."""
+    flat: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            found[prefix + name] = field
-        elif field.annotation is not Trainer:
-            found |= fields(field.annotation, f"{name}.")
-    return found
-
-
-def _extra(field: FieldInfo) -> dict[str, Any]:
-    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if isinstance(field.default, Section):
+            flat |= fields(type(field.default), f"{name}.") if name != "trainer" else {}
+        else:
+            flat[prefix + name] = field
+    return flat
 
 
 FIELDS = fields()
-SAME_RESULT = [name for name, field in FIELDS.items() if _extra(field).get("same_result")]
-BEFORE = {name: _extra(field)["before"] for name, field in FIELDS.items() if "before" in _extra(field)}
+EXTRA: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in FIELDS.items()}
+SAME_RESULT = [name for name, extra in EXTRA.items() if "same_result" in extra]
+BEFORE = {name: extra["before"] for name, extra in EXTRA.items() if "before" in extra}
 
 
 def checked(content: Any) -> Settings:
     """Settings from the plain content of a command line, run folder or checkpoint, older ones included.
 
-    Raises ConfigError with every problem, one sentence each.
+    Raises ConfigError, one sentence a problem.
     """
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
@@ -221,14 +218,14 @@ def checked(content: Any) -> Settings:
     try:
         settings = Settings.model_validate(nested)
     except ValidationError as error:
-        problems = sentences(error, FIELDS, "a knob; see python train.py --help") + problems
+        problems = sentences(error, FIELDS, "a knob; see --help") + problems
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by their names on the command line."""
+    """Nested settings by their flat names."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat |= {f"{name}.{leaf}": v for leaf, v in value.items()} if isinstance(value, Mapping) else {name: value}
@@ -236,7 +233,7 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def size_multiple(network: str, num_blocks: int) -> int:
-    """What image_size must be a multiple of: conv halves it in each block, patch by 4 and in all blocks but one."""
+    """image_size is a multiple of this: conv halves it in each block, patch by 4 and in all blocks but one."""
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 
@@ -248,8 +245,8 @@ def table() -> str:
         choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
         reach = f"{span['ge']:,} to {span['le']:,}" if "ge" in span else choices
         default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        default = "" if field.default is None else default
-        lines.append(f"| `{name}` | {default and f'`{default}`'} | {reach} | {field.description} |")
+        default = f"`{default}`" if default != "null" else ""
+        lines.append(f"| `{name}` | {default} | {reach} | {field.description} |")
     return "\n".join(lines)
 
 

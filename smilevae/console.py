@@ -1,4 +1,4 @@
-"""The edge of every program: errors end as one sentence on stderr with an exit code; Lightning's notes are filtered."""
+"""The edge of every program: option words, errors as one sentence with an exit code, Lightning's notes."""
 
 import contextlib
 import difflib
@@ -20,17 +20,19 @@ from smilevae.errors import ConfigError, Interrupted, UserError, sentences
 
 HYDRA = ("hydra.", "omegaconf.", "antlr4")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it looks for fonts
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 NOISE = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit` stopped", "Restor")
 
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process on a mistake. Exit codes: 1 a job failed, 2 configuration, 3 data, 4 checkpoint, 128 + signal."""
+    """Exit on a mistake: 1 a job failed, 2 configuration, 3 data, 4 checkpoint, 128 + signal."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
         end(str(stop) or "interrupted", getattr(stop, "exit_code", 130))
+    except BrokenPipeError:  # of the output, which Hydra may have written
+        raise
     except Exception as error:
         if (explained := _explain(error)) is None:
             raise
@@ -58,10 +60,10 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 def parse_words(words: Sequence[str], options: type[Options], rest: str | None = None) -> Options:
-    """The key=value words of a command line as options; words without = are collected in the option `rest`.
+    """The key=value words of a command line as options; the option `rest` collects words without =.
 
-    The docstring of `options` begins with the command. --help prints it with every option and exits. A value may be
-    quoted as for Hydra. Raises ConfigError.
+    The docstring of `options` begins with the usage; --help prints it. A value may be quoted as for Hydra. Raises
+    ConfigError.
     """
     text = inspect.getdoc(options) or ""
     usage, known = text.partition("\n")[0], options.model_fields
@@ -81,22 +83,22 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
     for name, field in known.items():
         if field.is_required() and not given.get(name):
             raise ConfigError(f"{name} is not set; {usage}")
+    not_known = f"an option; there are {', '.join(known)}"
     try:
         return options.model_validate({key: value for key, value in given.items() if value != "null"})
     except ValidationError as error:
-        not_known = f"an option; there are {', '.join(known)}"
         raise ConfigError("\n".join(sentences(error, known, not_known))) from None
 
 
 def end(text: str, code: int) -> NoReturn:
-    """Print a sentence (or several lines) to stderr and exit."""
+    """Print lines to stderr and exit."""
     for line in text.splitlines():
         print(f"error: {line}" if code < 128 else line, file=sys.stderr)
     sys.exit(code)
 
 
 def sentence(error: Exception) -> str:
-    """Hydra's several lines as one, with the nearest knob for a misspelt one."""
+    """Hydra's error in one line, with the nearest knob for a misspelt one."""
     text = str(error)
     if text.startswith("Config group override"):  # data=null
         return "data, model and trainer each need a choice; leave the override out for the default"
@@ -105,18 +107,17 @@ def sentence(error: Exception) -> str:
         if name in config.FIELDS:
             return f"{name} does not apply here; see the file in conf/{name.partition('.')[0]}/ that you chose"
         near = difflib.get_close_matches(name, config.FIELDS, n=1)
-        return f"{name} is not a knob" + (f"; did you mean {near[0]}?" if near else "; see python train.py --help")
+        return f"{name} is not a knob; {f'did you mean {near[0]}?' if near else 'see --help'}"
     if "mismatched input" in text or "token recognition" in text:
         return f"{text.splitlines()[0]}; write key=value, and quote a value that holds = , or brackets: \"key='value'\""
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
 
 
 def quiet_lightning() -> None:
-    """Pass Lightning's log through ours without its advertisements; ignore warnings that are not about the user."""
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec.*")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")  # our sampler resumes within an epoch
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):  # imported first, they keep their own handlers
+    """Pass Lightning's log through ours without its tips; ignore warnings that do not concern the user."""
+    for text in ("isinstance.treespec", "does not have many workers", "ended before the epoch ended"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):  # if imported first, they have handlers
         logging.getLogger(name).propagate = True
         logging.getLogger(name).handlers.clear()
     for handler in logging.getLogger().handlers:

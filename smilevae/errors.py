@@ -1,4 +1,4 @@
-"""The errors that a user can cause: one sentence (what, where, what to do) and an exit code each."""
+"""The errors that a user can cause, each with an exit code. A sentence says what, where, what to do."""
 
 import difflib
 import reprlib
@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A setting is unknown, has the wrong type or lies outside its range."""
+    """A setting is unknown, of the wrong type or outside its range."""
 
     exit_code = 2
 
@@ -35,11 +35,11 @@ class CheckpointError(UserError):
 
 
 class Diverged(UserError):
-    """The loss is no longer a finite number. The checkpoints are from before."""
+    """The loss is not finite. The checkpoints are from before."""
 
 
 class Interrupted(BaseException):
-    """A signal or a time limit ends the process. Not an Exception: no library's `except Exception` may swallow it."""
+    """A signal or a time limit ends the process. Not an Exception, which a library could swallow."""
 
     def __init__(self, signum: int = signal.SIGTERM, text: str | None = None):
         super().__init__(text or f"stopped by signal {int(signum)}")
@@ -48,7 +48,7 @@ class Interrupted(BaseException):
 
 def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
     """One sentence for every setting that pydantic refused."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         parts = [str(part) for part in problem["loc"]][:2]
         name = parts[0] if parts and parts[0] in known else ".".join(parts)
@@ -57,10 +57,10 @@ def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known:
         if name not in known:
             kind, _, hint = not_known.partition("; ")
             near = difflib.get_close_matches(name, known, n=1)
-            found[name] = f"{shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
+            texts[name] = f"{shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
         else:
-            found[name] = _sentence(name, known[name], problem["input"], problem)
-    return list(found.values())
+            texts[name] = _sentence(name, known[name], problem["input"], problem)
+    return list(texts.values())
 
 
 def limits(field: FieldInfo) -> dict[str, float]:
@@ -88,5 +88,5 @@ def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence can hold it, whoever wrote it."""
+    """A value, cut to 100 characters."""
     return (value if isinstance(value, str) else reprlib.repr(value))[:100]

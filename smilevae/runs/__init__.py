@@ -1,14 +1,13 @@
-"""The run folder: what a run was, how it stands and what came of it. The only hand-over between programs.
+"""The run folder, the only hand-over between programs. Only runs/checkpoint.py needs torch.
 
-config.yaml    resolved, plain             status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED, with the reason
-metrics.jsonl  one line an epoch           result.json   written last: its presence means COMPLETED
-checkpoints/   the best two, last, previous: see runs/checkpoint.py, which needs torch; this room does not
-evaluation/    measures and pictures of a checkpoint
+config.yaml    resolved, plain      status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED, with the reason
+metrics.jsonl  one line an epoch    result.json   written last: its presence means COMPLETED
+checkpoints/   the best two, last, previous
+evaluation/    measures and figures of a checkpoint
 """
-# ruff: noqa: F401, I001
+# ruff: noqa: F401
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, keep_previous
-from smilevae.runs.checkpoint_files import link, prune, ranked, run_of
+from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, link, ranked, run_of
 from smilevae.runs.commands import override, program, resume_line, short, typed
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text

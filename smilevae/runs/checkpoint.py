@@ -1,12 +1,11 @@
 """The only writer and the only reader of model files. A checkpoint may come from a stranger: it is data, never code.
 
-last.ckpt, previous.ckpt, epoch-0042.ckpt   plain tensors and settings; see checkpoint_files.py for their names
-model.safetensors, model.json               what `smilevae export` writes
+last.ckpt, previous.ckpt, epoch-0042.ckpt   plain tensors and settings
+model.safetensors, model.json               written by `smilevae export`
 """
 
 import hashlib
 import json
-import os
 import pickletools
 import zipfile
 from pathlib import Path
@@ -22,18 +21,20 @@ from smilevae.runs.files import replace_file
 
 FORMAT = 1
 MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
-STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
 KEYS = {
     *("smilevae", "hyper_parameters", "fingerprint", "epoch", "state_dict", "callbacks"),
     *("global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums", "MixedPrecision"),  # to go on
     *("pytorch-lightning_version", "contract"),
 }
-# what a checkpoint's pickle may name; more could be asked for memory without bound even under weights_only
-GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", *(f"torch {s}Storage" for s in STORAGES)}
+GLOBALS = {  # what a pickle may name; others can demand any amount of memory, even under weights_only
+    *("collections OrderedDict", "torch._utils _rebuild_tensor_v2"),
+    *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")),
+}
+NEVER = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}  # opcodes
 
 
 def write(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all; it is read back first, as a stranger's would be."""
+    """Write a checkpoint whole or not at all. It is read back first."""
     content["smilevae"] = {"format": FORMAT}
 
     def save(file: IO[bytes]) -> None:
@@ -47,11 +48,11 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 def read(path: str | Path) -> dict[str, Any]:
     """The plain content of a checkpoint, its settings checked and complete. Raises CheckpointError."""
+    file = Path(path)
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
+        if file.exists() and not file.is_file():
             raise ValueError("a device, a pipe or a folder")
-        exported = Path(path).name == EXPORTED
-        content = _exported(Path(path)) if exported else _plain_content(Path(path))
+        content = _exported(file) if file.name == EXPORTED else _plain_content(file)
         if (number := content["smilevae"]["format"]) != FORMAT:
             raise CheckpointError(f"{path} has the format {number}; this smilevae reads {FORMAT}")
         content["hyper_parameters"] = checked(content["hyper_parameters"]).plain()
@@ -72,26 +73,20 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _plain_content(path: Path) -> dict[str, Any]:
-    """What torch.save wrote, if every record is whole (CRC-32), none is larger than the file and all are plain tensors.
-
-    Raises whatever a file of another kind makes zipfile, pickletools and torch raise, OSError if it cannot be read.
-    """
+    """Plain tensors that torch.save wrote. Raises anything for other files, OSError if it cannot be read."""
     with zipfile.ZipFile(path) as file:
         records = file.infolist()
-        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise ValueError("compressed records")
-        if len({record.filename for record in records}) < len(records):
-            raise ValueError("two records of one name")
-        if sum(record.file_size for record in records) > path.stat().st_size:
-            raise ValueError("records larger than the file")
-        if damaged := file.testzip():
-            raise ValueError(f"{damaged} is damaged")
         (plain,) = [record for record in records if record.filename.endswith("data.pkl")]
-        if plain.file_size > MAX_PLAIN:
-            raise ValueError("a pickle over the limit")
+        if (
+            any(record.compress_type != zipfile.ZIP_STORED for record in records)
+            or len({record.filename for record in records}) < len(records)
+            or sum(record.file_size for record in records) > path.stat().st_size
+            or plain.file_size > MAX_PLAIN
+            or file.testzip()  # CRC-32
+        ):
+            raise ValueError("records that are compressed, repeated, too large or damaged")
         for opcode, argument, _ in pickletools.genops(file.read(plain)):
-            odd = opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
-            if odd or (opcode.name == "GLOBAL" and argument not in GLOBALS):
+            if opcode.name in NEVER or (opcode.name == "GLOBAL" and argument not in GLOBALS):
                 raise ValueError(f"a pickle that names {argument}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -100,16 +95,17 @@ def _exported(path: Path) -> dict[str, Any]:
     """An exported folder's content, laid out as a checkpoint's."""
     from safetensors.torch import load_file
 
-    if path.with_suffix(".json").stat().st_size > MAX_PLAIN:
+    plain = path.with_suffix(".json")
+    if plain.stat().st_size > MAX_PLAIN:
         raise ValueError("settings over the limit")
-    content = json.loads(path.with_suffix(".json").read_text())
+    content = json.loads(plain.read_text())
     prefix = "ema." if content["hyper_parameters"]["ema"] else "vae."
     content["state_dict"] = {prefix + name: tensor for name, tensor in load_file(path).items()}
     return content | {"callbacks": {"Record": {"epochs": [{"epoch": int(content["epoch"])}]}}}
 
 
 class Loaded(NamedTuple):
-    """A checkpoint's VAE in eval mode, its settings, the fingerprint of its data and the epochs it was trained."""
+    """A checkpoint's VAE in eval mode, its settings, its data's fingerprint and its trained epochs."""
 
     vae: VAE
     settings: Settings
@@ -126,7 +122,7 @@ def load(path: str | Path) -> Loaded:
     prefix = "ema." if settings.ema else "vae."
     weights = {str(k).removeprefix(prefix): v for k, v in content["state_dict"].items() if str(k).startswith(prefix)}
     expected, given = (
-        {name: (tuple(t.shape), t.dtype) if isinstance(t, torch.Tensor) else None for name, t in part.items()}
+        {name: (getattr(t, "shape", None), getattr(t, "dtype", None)) for name, t in part.items()}
         for part in (vae.state_dict(), weights)
     )
     if expected != given:
@@ -137,7 +133,7 @@ def load(path: str | Path) -> Loaded:
 
 
 def digest(vae: VAE) -> str:
-    """A hash of a VAE's weights. Dials and measures belong to one set of weights."""
+    """A hash of a VAE's weights."""
     whole = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(vae.state_dict().items()):
         whole.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -147,14 +143,12 @@ def digest(vae: VAE) -> str:
 def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
     """The checkpoint that a run continues from: last.ckpt; if it cannot be read, previous.ckpt takes its place.
 
-    Raises CheckpointError if neither can, or if `settings` or the pictures' `fingerprint` are not those that it was
-    trained with.
+    Raises CheckpointError if neither can be read, or if it was trained with other settings or images.
     """
-    last = run / "checkpoints" / "last.ckpt"
+    last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
     try:
         content = read(last)
     except CheckpointError as problem:
-        previous = last.with_name("previous.ckpt")
         try:
             content = read(previous)
         except CheckpointError:
@@ -170,5 +164,5 @@ def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
 
 
 def epochs_trained(content: dict[str, Any]) -> int:
-    """How many epochs a checkpoint's weights have seen; 0 for a warm start as it began."""
+    """How many epochs a checkpoint's weights have seen; 0 for a warm start."""
     return max((int(line["epoch"]) for line in content["callbacks"]["Record"]["epochs"]), default=0)

@@ -1,4 +1,4 @@
-"""Command lines as a user would type them, quoted for the shell and for Hydra."""
+"""Command lines to print, quoted for the shell and for Hydra."""
 
 import os
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def program(command: str) -> str:
-    """How this process would be started again: `python train.py` in a checkout, else `smilevae train`."""
-    return f"python {command}.py" if os.path.basename(sys.argv[0]) != "smilevae" else f"smilevae {command}"
+    """A command as this process was started: `smilevae train` if it is installed, else `python train.py`."""
+    return f"smilevae {command}" if Path(sys.argv[0]).name == "smilevae" else f"python {command}.py"
 
 
 def resume_line(path: Path) -> str:
@@ -18,12 +18,12 @@ def resume_line(path: Path) -> str:
 
 
 def short(path: Path) -> str:
-    """A path as one would type it: relative where that is shorter, quoted where the shell needs it."""
+    """A path for a shell: relative where that is shorter, quoted where it must be."""
     return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))
 
 
 def typed(key: str, path: Path) -> str:
-    """key=path as one would type it for Hydra, in a shell."""
+    """key=path for Hydra, in a shell."""
     word = override(key, shlex.split(short(path))[0])
     return word if "'" not in word else shlex.quote(word)
 

@@ -1,7 +1,7 @@
-"""Evaluation folders: one a checkpoint, with a pointer `best` to that of a run's best. No torch.
+"""Evaluation folders: one a checkpoint. The link `best` leads to that of a run's best.
 
 evaluation/epoch-0142/   of a run's checkpoint; last/ and model/ (an exported model) likewise
-evaluation/              of a lone checkpoint file, of a sweep side by side, and of every checkpoint in older folders
+evaluation/              of a lone checkpoint file, of a sweep, of every checkpoint in older folders
 evaluation-RUN/          in the current folder, where the run may not be written
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from smilevae.errors import CheckpointError
 from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
-from smilevae.runs.commands import short
+from smilevae.runs.commands import program, short
 from smilevae.runs.reading import read_json
 
 
@@ -26,7 +26,7 @@ def evaluation_folder(path: Path) -> Path:
 
 
 def point_to_best(path: Path) -> None:
-    """Let evaluation/best lead to the evaluation of `path`, if that is its run's best checkpoint."""
+    """Link evaluation/best to the evaluation of `path`, if that is its run's best checkpoint."""
     folder = evaluation_folder(path)
     if path.parent.name == "checkpoints" and path in ranked(run_of(path))[:1]:
         link = folder.with_name(f".best.{os.getpid()}.tmp")
@@ -36,19 +36,16 @@ def point_to_best(path: Path) -> None:
 
 
 def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
-    """The newest `name` (metrics.json, dials.json) that a checkpoint's evaluation left, for the digest `weights`.
-
-    Raises CheckpointError.
-    """
+    """A checkpoint's newest metrics.json or dials.json for the digest `weights`. Raises CheckpointError."""
     home = run_of(path)
     folders = [home / "evaluation", Path(f"evaluation-{home.resolve().name}")]
     files = [folder / part / name for folder in folders for part in (_part(path), "")]
-    files = sorted((file for file in dict.fromkeys(files) if file.exists()), key=lambda file: -file.stat().st_mtime)
+    files = sorted((file for file in files if file.exists()), key=lambda file: -file.stat().st_mtime)
     contents = [read_json(file) for file in files]
     for content in contents:
         if content.get("weights") == weights:
             return content
-    again = f"run python evaluate.py ckpt={short(path)}"
+    again = f"run {program('evaluate')} ckpt={short(path)}"
     if not files:
         raise CheckpointError(f"{folders[0] / _part(path) / name} is missing; {again} first")
     if not all(contents):

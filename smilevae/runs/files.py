@@ -1,4 +1,4 @@
-"""Whole-file writes: a reader sees the old content or the new content, never a part."""
+"""Whole-file writes: a reader sees the old content or the new, never a part."""
 
 import contextlib
 import os
@@ -21,9 +21,9 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], Any], check: Callable[
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`. The file or folder written there then takes the place of `path`.
+    """A temporary name beside `path`: the file or folder written there then replaces `path`.
 
-    A killed process leaves the temporary name behind; the folder's next owner removes it. An OSError names `path`.
+    A killed process leaves it behind; the folder's next owner removes it. An OSError names `path`.
     """
     work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

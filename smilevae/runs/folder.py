@@ -19,23 +19,22 @@ from smilevae.runs.commands import program, resume_line, short, typed
 from smilevae.runs.files import write_text
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_metrics
 
-BEFORE_TRAINING = (  # what a run writes before it has learnt anything
+BEFORE_TRAINING = (  # what a run writes before its first checkpoint
     *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", LOCK),
 )
-RUNS = "runs"  # where conf/train.yaml puts runs
 
 
 class Run:
     """A claimed run folder. The claim is a lock that ends with the process.
 
-    Of several processes that train together (trainer.devices=2) only the one that `leads` claims and writes.
+    Of processes that train together only the one that `leads` claims and writes.
     Raises ConfigError if another process holds the folder or it cannot be written.
     """
 
     def __init__(self, path: str | Path):
         self.dir, self.new = Path(path), False
-        self.sweep: str | None = None  # the id of the sweep that started this run, and that alone may stop it
-        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # Lightning sets it for the processes it starts
+        self.sweep: str | None = None  # the id of the sweep that may stop this run
+        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
         if not self.leads:
             return
         try:
@@ -57,17 +56,17 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether there is a checkpoint, of this process or an earlier one."""
+        """Whether there is a checkpoint."""
         return any(self.checkpoints.glob("*.ckpt"))
 
     @property
     def goes_on(self) -> bool:
-        """Whether a resume has a checkpoint to continue from, or should have one."""
+        """Whether a resume has, or should have, a checkpoint to continue from."""
         return self.trained or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
-        """Keep status.json true while the body runs: RUNNING, then FAILED or INTERRUPTED if it raises."""
+        """Write the status RUNNING, then FAILED or INTERRUPTED if the body raises."""
         if not self.leads:
             yield self
             return
@@ -86,12 +85,11 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Release the folder."""
         if self.leads:
             self._lock.release()
 
     def begin(self, settings: Settings) -> None:
-        """Write config.yaml. Raises ConfigError if the folder holds a run that is not resumed, or anything else."""
+        """Write config.yaml. Raises ConfigError if the folder holds anything but the resumed run."""
         if self.leads and not settings.resume:
             if (self.dir / "config.yaml").exists():
                 raise ConfigError(f"{self.dir} already holds a run; go on with {resume_line(self.dir)}")
@@ -101,20 +99,20 @@ class Run:
         self.write_config(settings)
 
     def discard_if_untrained(self) -> None:
-        """Remove what a new run wrote if it has no checkpoint: a mistake before training leaves nothing behind."""
+        """Remove what a new run wrote if it has no checkpoint."""
         if self.new and not self.trained:
             for path in (*map(self.dir.joinpath, BEFORE_TRAINING), *self.dir.glob("events.out.tfevents.*")):
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the folder holds files of somebody else
+            with contextlib.suppress(OSError):  # the folder holds other files
                 self.dir.rmdir()
-                if self.dir.parent == Path(RUNS).resolve():
+                if self.dir.parent == Path("runs").resolve():  # of conf/train.yaml
                     self.dir.parent.rmdir()
 
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
-        """Write status.json. With a full disk a failure overwrites the old file in place."""
+        """Write status.json. On a full disk a failure overwrites it in place."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        where = {"time": now, "pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
-        content = {"status": state, "reason": reason, "error": error, **where}
+        process = {"pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
+        content = {"status": state, "reason": reason, "error": error, "time": now, **process}
         try:
             self.write_json("status.json", content)
         except OSError:
@@ -126,7 +124,7 @@ class Run:
 
     def write_json(self, name: str, content: Any) -> None:
         if self.leads:
-            write_text(self.dir / name, json.dumps(content, indent=2, allow_nan=True) + "\n")
+            write_text(self.dir / name, json.dumps(content, indent=2) + "\n")
 
     def write_config(self, settings: Settings) -> None:
         if self.leads:
@@ -144,7 +142,7 @@ class Run:
 
 
 def new_run_dir(parent: str, resume: str | None) -> str:
-    """The folder of a run: the one it resumes, or a new one named by the second with a random suffix."""
+    """The folder of a run: the resumed one, or a new name by time with a random suffix."""
     if resume:
         return resume.rstrip("/")
     return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"

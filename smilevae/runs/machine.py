@@ -1,4 +1,4 @@
-"""What a result depends on besides the settings: versions, machine, memory."""
+"""Versions and machine of a result."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", 
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and the peak memory of this process so far, in MB."""
+    """Versions, machine and this process's peak memory in MB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

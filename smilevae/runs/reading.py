@@ -1,4 +1,4 @@
-"""Reads a run folder, which anybody may have written: its state, result, metrics and evaluation folder."""
+"""Reads a run folder, which anybody may have written: its state, result and metrics."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ LOCK_TIMEOUT = 0.1  # seconds; `in_use` holds the lock for a moment
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is none or it is not whole."""
+    """A file's JSON object; {} where there is none or it is not whole."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text())
         return content if isinstance(content, dict) else {}
@@ -21,18 +21,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def state(path: Path) -> dict[str, Any]:
-    """The content of status.json, with two more values of `status`.
+    """The content of status.json. `status` may also be NEW (not written yet) or STALE.
 
-    NEW has no status yet. STALE says RUNNING, but its process on this host is gone; a job of another host is never
-    called stale. A run with a result is COMPLETED, whatever its status says.
+    STALE is a RUNNING whose process on this host is gone; a job of another host is never stale. A run with a result
+    is COMPLETED, whatever its status says.
     """
-    empty = {"status": "NEW", "reason": None, "error": None, "pid": None, "host": None, "sweep": None}
-    held = in_use(path)  # asked first: a process that ends between the two has written its status by then
+    empty = dict.fromkeys(("reason", "error", "pid", "host", "sweep")) | {"status": "NEW"}
+    held = in_use(path)  # first: a process that ends after this has written its status before
     status = empty | read_json(path / "status.json")
     if (path / "result.json").exists():
         return status | {"status": "COMPLETED", "reason": None}
     here = status["host"] in (None, os.uname().nodename)
-    if status["status"] == "RUNNING" and here and not held and not in_use(path):  # nor did one begin meanwhile
+    if status["status"] == "RUNNING" and here and not held and not in_use(path):  # again: one may have begun
         return status | {"status": "STALE", "reason": "its process is gone"}
     return status
 
@@ -44,19 +44,16 @@ def in_use(path: Path) -> bool:
     try:
         with FileLock(path / LOCK, timeout=LOCK_TIMEOUT):
             return False
-    except Timeout:
-        return True
-    except OSError:  # a folder that may not be written holds no process of this user
-        return False
+    except OSError as error:  # other errors: a folder that may not be written holds no process of this user
+        return isinstance(error, Timeout)
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """result.json of a run folder; {} where there is none or it is not whole."""
     return read_json(path / "result.json")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl of a run folder, as far as it is whole; [] where there is none."""
+    """The whole lines of metrics.jsonl."""
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError, RecursionError):
         for line in (path / "metrics.jsonl").read_text().splitlines():

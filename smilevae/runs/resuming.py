@@ -24,16 +24,17 @@ def read_settings(path: str | Path) -> Settings:
 
 
 def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
-    """The settings with which a run goes on: its own, and those the user `named` that do not change its result.
+    """A run's own settings, with `epochs` and those the user `named` that do not change its result.
 
-    `epochs` may change too. Raises ConfigError, by name with both values, for any other change.
+    Raises ConfigError, by name with both values, for any other change.
     """
-    if (Path(resume) / "sweep.json").exists():
-        again = f"go on with the line that it printed: its command and {typed('hydra.sweep.dir', Path(resume))}"
+    run = Path(resume)
+    if (run / "sweep.json").exists():
+        again = f"go on with the line that it printed: its command and {typed('hydra.sweep.dir', run)}"
         raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {again}")
     settings = read_settings(resume)
     target = wanted.epochs if "epochs" in named else settings.epochs
-    done, complete = epochs_done(Path(resume)), (Path(resume) / "result.json").exists()
+    done, complete = epochs_done(run), (run / "result.json").exists()
     if target != settings.epochs and settings.schedule == "cosine":
         raise ConfigError(f"{resume} has schedule=cosine, which ends at epochs={settings.epochs}; start a new run")
     if target < done or (complete and target == done):
@@ -41,10 +42,11 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
     old, new = settings.flat(), wanted.flat()
     asked = {name for name in new if name in named or name.partition(".")[0] in named}
     allowed = asked & {*SAME_RESULT, "epochs"}
+    change = f"would change the result of {resume}, which has"
     problems = [
-        f"{name}={new[name]} would change the result of {resume}, which has {name}={old.get(name)}; start a new run"
+        f"{name}={new[name]} {change} {name}={old[name]}; start a new run"
         for name in sorted(asked - allowed)
-        if new[name] != old.get(name)
+        if new[name] != old[name]
     ]
     values = {name: new[name] for name in allowed}
     before = settings.trainer.model_dump()
@@ -52,9 +54,7 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
         if named & {"trainer", f"trainer.{name}"} and value != before.get(name):
             values[f"trainer.{name}"] = value
             if name not in HARDWARE:
-                problems.append(
-                    f"trainer.{name}={value} would change the result of {resume}, which has {before.get(name)}"
-                )
+                problems.append(f"trainer.{name}={value} {change} {before.get(name)}")
     if problems:
         raise ConfigError("\n".join(problems))
     return settings.with_values(values)

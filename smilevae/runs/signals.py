@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a process between two steps, with a checkpoint."""
+"""SIGINT and SIGTERM end a process between two steps."""
 
 import math
 import signal
@@ -9,9 +9,9 @@ from smilevae.errors import Interrupted
 
 
 class Stop:
-    """Receives SIGINT and SIGTERM. Raises Interrupted at once or, while `deferred`, keeps the signal in `signum`.
+    """Raises Interrupted at a signal, or at the second while `deferred`, which keeps the first in `signum`.
 
-    A second signal raises at once. Repeats within 1 s are ignored: Ctrl-C reaches a sweep job twice.
+    Repeats within 1 s are ignored: Ctrl-C reaches a sweep job twice.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep. Each trains in its own process: if one crashes, the others go on."""
+"""The jobs of a sweep. Each trains in its own process: a crash ends one job only."""
 
 import contextlib
 import logging
@@ -20,14 +20,14 @@ from smilevae.config import SAME_RESULT, Settings
 from smilevae.errors import ConfigError, UserError
 
 ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
-MAX_FORECASTS = 4  # datasets that are read before the first job
-BUSY = 75  # exit code of a job that another sweep already runs
-GRACE = 8.0  # seconds that jobs have to write a checkpoint after a signal
+MAX_FORECASTS = 4  # datasets
+BUSY = 75  # exit code of a job that another sweep runs
+GRACE = 8.0  # seconds between a signal and the end
 
 
 def in_process(function: Callable[..., None], *arguments: Any) -> int:
-    """Call a function in a new process, forked from a server that has imported torch. Gives the exit code."""
-    multiprocessing.set_start_method(None, force=True)  # joblib sets a method that only joblib knows
+    """Call a function in a process forked from a server that has imported torch. Gives the exit code."""
+    multiprocessing.set_start_method(None, force=True)  # joblib may have set its own
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["__main__", "smilevae.training.fit", "tensorboard"])
     process = server.Process(target=function, args=arguments)
@@ -38,7 +38,7 @@ def in_process(function: Callable[..., None], *arguments: Any) -> int:
 
 @console.one_sentence()
 def forecast(points: list[Settings]) -> None:
-    """Print what a linear VAE would reach at every point. Raises DataError if the faces cannot be read."""
+    """Print the forecast of every point. Raises DataError if the faces cannot be read."""
     from smilevae.data import load_faces, spectrum_of
     from smilevae.models import linear
 
@@ -47,19 +47,19 @@ def forecast(points: list[Settings]) -> None:
     for settings in points:
         faces, point = (settings.data, settings.image_size), (settings.beta, settings.latent_dim)
         wanted.setdefault(faces, {})[point] = None
-    for (data, image_size), of_faces in list(wanted.items())[:MAX_FORECASTS]:
+    for (data, image_size), targets in list(wanted.items())[:MAX_FORECASTS]:
         spectrum = spectrum_of(load_faces(data, image_size), data.cache)
-        for beta, latent_dim in of_faces:
-            print(linear.forecast(spectrum, beta, latent_dim), flush=True)
+        for target in targets:
+            print(linear.forecast(spectrum, *target), flush=True)
 
 
 def run_job(settings: Settings, path: Path) -> float:
     """Train one point of a sweep in its own process. Gives val/nelbo of its best epoch.
 
-    The run folder records every outcome. Raises UserError if there is no result: a Hydra sweeper then counts a failure.
+    Raises UserError if there is no result: a Hydra sweeper then counts a failure.
     """
     sweep = os.environ.get(ID)
-    known = sweep is not None or not (path / "config.yaml").exists()  # our own sweeper has compared the settings
+    known = sweep is not None or not (path / "config.yaml").exists()  # our sweeper has compared them
     if not known and runs.read_settings(path).result_settings() != settings.result_settings():
         raise ConfigError(f"{path} holds a run with other settings; choose another hydra.sweep.dir")
     if not (path.parent / f".stop-{sweep}").exists() and runs.state(path)["status"] != "COMPLETED":
@@ -72,7 +72,7 @@ def run_job(settings: Settings, path: Path) -> float:
 
 
 def _record_death(path: Path, code: int) -> None:
-    """Write the status of a job whose process ended before it could write its own."""
+    """Write the status of a job whose process ended without one."""
     with contextlib.suppress(ConfigError):  # another sweep has claimed it
         run = runs.Run(path)
         if runs.state(path)["status"] in ("RUNNING", "STALE", "NEW"):
@@ -84,7 +84,7 @@ def _record_death(path: Path, code: int) -> None:
 
 @console.one_sentence()
 def _job(settings: Settings, path: Path, sweep: str | None) -> None:
-    """Train in this process. Its output goes to train.log; a signal saves a checkpoint."""
+    """Train in this process. Its output goes to train.log."""
     stop = runs.Stop()
     stop.install()
     threading.Thread(target=_stop_with_parent, daemon=True).start()
@@ -113,7 +113,7 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
 
 
 def _stop_with_parent() -> None:
-    """End this job with SIGTERM when the process of its sweep ends, for example by kill -9."""
+    """End this job with SIGTERM when the process of its sweep ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -124,7 +124,7 @@ _held: list[FileLock] = []  # locks that are held until the process ends
 
 
 def _free_device(folder: Path, num: int) -> list[int] | None:
-    """The first of `num` GPUs that no other job on this machine holds; None if there are fewer than two."""
+    """The first free one of `num` GPUs of this machine; None if there are fewer than two."""
     if num < 2:
         return None
     for device in range(num):
@@ -137,8 +137,8 @@ def _free_device(folder: Path, num: int) -> list[int] | None:
 
 
 def stop_jobs(paths: list[Path], sweep: str, signum: int) -> None:
-    """Ask the jobs of a sweep on this machine to write a checkpoint and end; wait for them, GRACE at most."""
-    (paths[0].parent / f".stop-{sweep}").touch()  # workers begin no other job
+    """Signal the jobs of a sweep on this machine; wait for their end, GRACE at most."""
+    (paths[0].parent / f".stop-{sweep}").touch()  # no other job begins
     here = {"status": "RUNNING", "host": os.uname().nodename, "sweep": sweep}
     ours = {path: state["pid"] for path in paths if here.items() <= (state := runs.state(path)).items()}
     for pid in ours.values():

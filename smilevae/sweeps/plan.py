@@ -1,8 +1,7 @@
 """The plan of a sweep: its jobs, which of them are left, and which settings may change when it goes on.
 
 sweep.json    the command, and every job's folder name with its overrides and settings
-sweep.log     one line for every change        <job>/    a run folder each; see runs/
-analysis/     written by multirun_analysis
+sweep.log     one line for every change        <job>/    a run folder
 """
 
 import hashlib
@@ -21,7 +20,7 @@ RESULT_BEFORE = {name: value for name, value in BEFORE.items() if name not in SA
 
 
 class Job(NamedTuple):
-    """One point of the grid: Hydra's overrides, the checked settings."""
+    """One point of the grid."""
 
     overrides: list[str]
     settings: Settings
@@ -34,9 +33,9 @@ class Job(NamedTuple):
 
 
 class Plan:
-    """The jobs of a sweep folder, old and new, by the name of their folder; `wanted` names those of this command.
+    """The old and new jobs of a sweep by folder name; `wanted` names those of this command.
 
-    Raises ConfigError if the folder holds something else, or if a fixed setting that changes results was changed.
+    Raises ConfigError if the folder holds something else, or if a fixed result setting was changed.
     """
 
     def __init__(self, folder: Path, points: list[tuple[str, Job]], argv: list[str]):
@@ -57,12 +56,12 @@ class Plan:
         self.wanted = [names[key] for key in new]
 
     def _refuse_changes(self, new: list[Job]) -> None:
-        """Raise ConfigError if all old jobs have one value of a setting and all new jobs another."""
+        """Raise ConfigError if all old jobs share a value of a setting, and all new jobs another."""
         problems, before, after = [], _values(self.jobs.values()), _values(new)
-        for name in sorted(before.keys() | after.keys()) if self.jobs else ():
-            old_values, new_values = before.get(name, {"null"}), after.get(name, {"null"})
-            if len(old_values) == len(new_values) == 1 and old_values != new_values:
-                (then,), (now,) = old_values, new_values
+        for name in sorted(before | after) if self.jobs else ():
+            olds, news = before.get(name, {"null"}), after.get(name, {"null"})
+            if len(olds) == len(news) == 1 and olds != news:
+                (then,), (now,) = olds, news
                 problems.append(
                     f"{name}={now} would change the results of {self.folder}, which has {name}={then};"
                     f" leave it, start a new sweep, or add to this one with {name}={then},{now}"
@@ -71,19 +70,20 @@ class Plan:
             raise ConfigError("\n".join(problems))
 
     def claim(self) -> None:
-        """Create the folder, unless another sweep has just created it, and write the plan. Raises ConfigError."""
+        """Create the folder, unless another sweep just has, and write the plan. Raises ConfigError."""
         jobs = {n: {"overrides": j.overrides, "settings": j.settings.result_settings()} for n, j in self.jobs.items()}
+        file = self.folder / "sweep.json"
         try:
-            if not (self.folder / "sweep.json").exists():
+            if not file.exists():
                 self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
-            runs.write_text(self.folder / "sweep.json", json.dumps({"argv": self.argv, "jobs": jobs}, indent=1) + "\n")
+            runs.write_text(file, json.dumps({"argv": self.argv, "jobs": jobs}, indent=1) + "\n")
         except FileExistsError:
             raise ConfigError(f"{self.folder} was made by another sweep just now; start again") from None
         except OSError as error:
             raise ConfigError(f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}") from None
 
     def left(self, retry_failed: bool) -> list[str]:
-        """The wanted jobs that have neither completed nor failed; with `retry_failed` the failed ones too."""
+        """The wanted jobs that have not completed and, unless `retry_failed`, not failed."""
         done = {"COMPLETED"} if retry_failed else {"COMPLETED", "FAILED"}
         return [name for name in self.wanted if runs.state(self.folder / name)["status"] not in done]
 
@@ -93,7 +93,7 @@ class Plan:
 
 
 def read(folder: Path) -> dict[str, Job]:
-    """The jobs in sweep.json of a folder, {} where there is none. Raises ConfigError if it is damaged."""
+    """The jobs in a folder's sweep.json, {} where there is none. Raises ConfigError."""
     try:
         jobs = json.loads((folder / "sweep.json").read_text())["jobs"].items()
         return {n: Job(j["overrides"], Settings().with_values(RESULT_BEFORE | j["settings"])) for n, j in jobs}
@@ -104,6 +104,6 @@ def read(folder: Path) -> dict[str, Job]:
 
 
 def _values(jobs: Iterable[Job]) -> dict[str, set[str]]:
-    """The values that each result setting has in some jobs, as JSON."""
+    """Every result setting's values, as JSON."""
     rows = [job.settings.result_settings() for job in jobs]
     return {name: {json.dumps(row.get(name)) for row in rows} for name in {name for row in rows for name in row}}

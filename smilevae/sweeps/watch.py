@@ -1,5 +1,6 @@
-"""The progress of a sweep: what changed, the best job so far, the expected end."""
+"""The progress of a sweep."""
 
+import collections
 import contextlib
 import datetime
 import math
@@ -18,12 +19,13 @@ from smilevae.sweeps.plan import Plan
 
 RANK_BY = "val/nelbo"  # comparable across beta
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
+ENDED = ("COMPLETED", "FAILED", "INTERRUPTED")
 
 
 class Watch:
-    """Prints and logs every change of a sweep's jobs, how many are done, the best so far and the expected end.
+    """Prints and logs every change of a sweep's jobs. On a terminal a last line shows the running jobs.
 
-    It only reads run folders, so it works with every launcher. On a terminal a last line shows the running jobs.
+    It only reads run folders, so it works with every launcher.
     """
 
     def __init__(self, plan: Plan):
@@ -34,7 +36,7 @@ class Watch:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Look every half second, in a thread, while the body runs. The jobs that it starts belong to this sweep."""
+        """Look every half second while the body runs. The jobs that it starts belong to this sweep."""
         os.environ[ID], over = self.id, threading.Event()
 
         def loop() -> None:
@@ -57,19 +59,21 @@ class Watch:
             if before["status"] == "COMPLETED":
                 continue
             now = self.states[name] = self._read(name)
-            if now["status"] == before["status"]:
+            status, text = now["status"], now["reason"]
+            if status == before["status"]:
                 continue
-            if now["status"] == "RUNNING":
+            if status == "RUNNING":
                 self.say(f"{name} started")
-            elif now["status"] in ("COMPLETED", "FAILED", "INTERRUPTED"):
-                numbers = ", ".join(
-                    f"{term.partition('/')[2]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED
-                )
-                text = numbers if now["status"] == "COMPLETED" else now["reason"]
-                self.say(f"{name} {now['status']}: {text} | {self.summary()}")
-        running = [(name, state) for name, state in self.states.items() if state["status"] == "RUNNING"]
-        text = ", ".join(f"{name} {state['done']}/{state['epochs']} epochs" for name, state in running)
-        self.line.update(f"{text or 'between jobs'} | {self.summary()}")
+            if status == "COMPLETED":
+                text = ", ".join(f"{term[4:]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED)
+            if status in ENDED:
+                self.say(f"{name} {status}: {text} | {self.summary()}")
+        running = [
+            f"{name} {state['done']}/{state['epochs']} epochs"
+            for name, state in self.states.items()
+            if state["status"] == "RUNNING"
+        ]
+        self.line.update(f"{', '.join(running) or 'between jobs'} | {self.summary()}")
 
     def say(self, line: str) -> None:
         """Print a line and append it to sweep.log."""
@@ -79,19 +83,17 @@ class Watch:
 
     def summary(self) -> str:
         """The number of jobs by status, the best so far, and the expected end."""
-        statuses = [state["status"] for state in self.states.values()]
-        parts = [f"{statuses.count('COMPLETED')} of {len(statuses)} completed"]
-        counts = {status: statuses.count(status) for status in ("RUNNING", "FAILED", "INTERRUPTED")}
-        parts += [f"{number} {status.lower()}" for status, number in counts.items() if number]
-        if left := len(statuses) - statuses.count("COMPLETED") - sum(counts.values()):
+        counts = collections.Counter(state["status"] for state in self.states.values())
+        completed = counts.pop("COMPLETED", 0)
+        parts = [f"{completed} of {len(self.states)} completed"]
+        for status in ("RUNNING", "FAILED", "INTERRUPTED"):
+            if number := counts.pop(status, 0):
+                parts.append(f"{number} {status.lower()}")
+        if left := counts.total():
             parts.append(f"{left} left")
-        scores = {
-            n: state["best"].get(RANK_BY, math.inf)
-            for n, state in self.states.items()
-            if state["status"] == "COMPLETED"
-        }
-        if scores and len({job.settings.image_size for job in self.plan.jobs.values()}) == 1:
-            parts.append(f"best {min(scores, key=lambda name: (scores[name], name))}")
+        if completed and len({job.settings.image_size for job in self.plan.jobs.values()}) == 1:
+            ended = {name: state["best"] for name, state in self.states.items() if state["status"] == "COMPLETED"}
+            parts.append(f"best {min((best.get(RANK_BY, math.inf), name) for name, best in ended.items())[1]}")
         done, total = self._sum("done"), self._sum("epochs")
         if self.begun < done < total:
             seconds = (total - done) * (time.monotonic() - self.start) / (done - self.begun)
@@ -100,7 +102,7 @@ class Watch:
         return ", ".join(parts)
 
     def _read(self, name: str) -> dict[str, Any]:
-        """A job's state, its best epoch, its planned `epochs` and those `done`: all of them if the job failed."""
+        """A job's state, `best` epoch, planned `epochs` and those `done`: all if the job failed."""
         folder, epochs = self.plan.folder / name, self.plan.jobs[name].settings.epochs
         state = runs.state(folder)
         done = epochs if state["status"] in ("COMPLETED", "FAILED") else runs.epochs_done(folder)

@@ -1,4 +1,4 @@
-"""Lightning's view of the faces: batches that a resume finds again, conversion on the device."""
+"""Lightning's view of the faces: batches that a resume repeats, conversion on the device."""
 
 from typing import Any
 
@@ -12,27 +12,26 @@ from smilevae.data.batches import EpochBatches, FaceBatches, in_order, to_unit
 from smilevae.data.dataset import Faces
 from smilevae.errors import ConfigError
 
-VAL_BATCH = 128  # not batch_size: validation draws the same noise in every run of a sweep
+VAL_BATCH = 128  # fixed: validation noise is equal in every run of a sweep
 
 
 class FaceDataModule(pl.LightningDataModule):
-    """(x, smile): x float (B, 3, S, S) in [0, 1], smile int (B,) in {0, 1}, -1 where there is no label."""
+    """(x, smile): x float (B, 3, S, S) in [0, 1], smile int (B,) in {0, 1}, -1 without a label."""
 
     def __init__(self, faces: Faces, settings: Settings):
         super().__init__()
         self.faces, self.settings = faces, settings
 
     def train_dataloader(self) -> DataLoader:
-        world = self.trainer.world_size
-        batch_size = self.settings.batch_size
-        if min(batch_size, len(self.faces.rows("train"))) % world:
+        world, batch_size, rows = self.trainer.world_size, self.settings.batch_size, self.faces.rows("train")
+        if min(batch_size, len(rows)) % world:
             raise ConfigError(f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple")
         fit, epoch, skip = self.trainer.fit_loop, 0, 0
-        if self.trainer.ckpt_path is not None:  # the iterator exists before set_epoch: it must begin right
+        if self.trainer.ckpt_path is not None:  # the iterator exists before set_epoch
             epoch = fit.epoch_progress.current.processed
             skip = fit.epoch_loop.batch_progress.current.ready if fit.restarting else 0
         batches = EpochBatches(
-            self.faces.rows("train"),
+            rows,
             batch_size,
             self.settings.seed,
             flip=self.settings.augment,

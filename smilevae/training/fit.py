@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None) -> dict[str, Any]:
     """Train and record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
 
-    With settings.resume the run's last checkpoint is continued, if it has one. With settings.evaluate a run is
-    complete once it is evaluated. Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted.
+    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted.
     """
     start, goes_on = time.perf_counter(), settings.resume and run.goes_on
     if settings.threads:
@@ -45,14 +44,14 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     module = VAEModule(vae, settings, faces.fingerprint)
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, arguments.pop("max_time", None))
-    callbacks = [record, TensorBoard(record, faces, settings), Progress(record)]
-    trainer = build_trainer(settings, callbacks, arguments)
+    callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
+    trainer = build_trainer(settings, [record, *callbacks], arguments)
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
     if run.leads:
-        (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete, and this one goes on
+        (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
     trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
     if run.leads:
-        record.name_best()  # a resume with nothing left to train has not come to it
+        record.name_best()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
     result = record.result(settings, faces.fingerprint) | seconds | runs.environment()
@@ -64,13 +63,12 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
 
 def describe(faces: Faces, settings: Settings, run: runs.Run) -> None:
     """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE."""
-    card = data_card(faces)
-    run.write_json("data_card.json", card)
+    card, spectrum = data_card(faces), spectrum_of(faces, settings.data.cache)
     log.info(format_card(card))
-    spectrum = spectrum_of(faces, settings.data.cache)
+    log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
+    run.write_json("data_card.json", card)
     run.write_json("spectrum.json", spectrum._asdict())
     run.write_json("forecast.json", linear.linear_vae(spectrum, settings.beta, settings.latent_dim))
-    log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
 
 
 def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:
@@ -78,12 +76,12 @@ def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: d
     try:
         return pl.Trainer(
             max_epochs=settings.epochs,
-            logger=False,  # TensorBoard writes under the run folder's own name
+            logger=False,  # our TensorBoard callback writes
             callbacks=callbacks,
             plugins=[PlainCheckpointIO()],
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # the linear optimum is epoch 0
+            num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # validates epoch 0
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
             sync_batchnorm=torch.cuda.is_available() and arguments["accelerator"] != "cpu",
             **arguments,

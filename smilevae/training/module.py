@@ -24,11 +24,10 @@ from smilevae.training.datamodule import VAL_BATCH
 
 @dataclass
 class EpochState:
-    """What callbacks read of a module: the model that is evaluated, and the numbers of the last and the running epoch.
+    """The part of a module that callbacks read: the evaluated model, the last and the running epoch's numbers.
 
-    `eval_model` is validated, drawn and rebuilt from checkpoints: the moving average of the weights if one is kept.
-    `metrics` maps `stage/term` to the last epoch's mean; `kl_per_dim` (D,) is in nats, of the last validation. `sums`
-    maps a stage that is under way to (5,): examples, loss, recon, KL, squared error of mu's decoding.
+    `eval_model` is the moving average of the weights if one is kept; `kl_per_dim` (D,) is in nats. `metrics` maps
+    `stage/term` to the last epoch's mean. `sums` maps a running stage to (5,): examples, loss, recon, KL, mu's error.
     """
 
     eval_model: VAE
@@ -37,42 +36,32 @@ class EpochState:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, stage: str, sums: Tensor) -> None:
-        """Add a batch's sums. A resume within an epoch restores them before the model moves to its device."""
+        """Add a batch's sums; a resume restores earlier ones on the CPU."""
         self.sums[stage] = self.sums[stage].to(sums.device) + sums if stage in self.sums else sums
-
-    @property
-    def within_epoch(self) -> bool:
-        """Whether a training epoch is under way."""
-        return "train" in self.sums
-
-    def running_means(self) -> tuple[float, float, float]:
-        """Loss, recon and KL over the running training epoch so far."""
-        num, loss, recon, kl, _ = self.sums["train"].tolist()
-        return loss / num, recon / num, kl / num
 
 
 class VAEModule(pl.LightningModule):
     """Trains `vae` on loss = SSE + beta * KL; callbacks read `epoch`.
 
-    Noise (the posterior's and dropout's) in a batch depends on (seed, stage, epoch, batch) alone: neither validation
-    nor a resume changes training. `train/psnr` is of sampled reconstructions; `val/psnr` decodes mu, as every table
-    does. The settings go into the checkpoint, which rebuilds itself from them.
+    A batch's noise (the posterior's and dropout's) depends on (seed, stage, epoch, batch) alone: neither validation
+    nor a resume changes training. `train/psnr` is of sampled reconstructions; `val/psnr` decodes mu.
     """
 
     def __init__(self, vae: VAE, settings: Settings, fingerprint: str):
         super().__init__()
         self.vae, self.settings, self.seed = vae, settings, settings.seed
-        self.ema = _follower(vae) if settings.ema else None
-        self.fingerprint = fingerprint  # of the data: evaluation refuses other images
+        shared = {id(vae.linear): vae.linear}  # it is fixed
+        self.ema = copy.deepcopy(vae, shared).requires_grad_(False) if settings.ema else None
+        self.fingerprint = fingerprint  # of the data
         self.epoch = EpochState(self.vae if self.ema is None else self.ema, torch.zeros(vae.latent_dim))
         self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
-        self._restored: dict[str, Any] = {}
+        self._plateau: dict[str, Any] | None = None  # of a checkpoint: Lightning builds the optimizer after it
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *_: Any, **__: Any) -> "VAEModule":
-        """The module of a checkpoint file, rebuilt from its own settings, in eval mode. Raises CheckpointError.
+        """The module of a checkpoint file, in eval mode. Raises CheckpointError.
 
-        As Lightning's, but it reads files only, and plain tensors only (weights_only).
+        As Lightning's, but it reads files and plain tensors only (weights_only).
         """
         content = checkpoint.read(Path(checkpoint_path))
         settings = checked(content["hyper_parameters"])
@@ -99,17 +88,17 @@ class VAEModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:  # here and not in a later hook: a checkpoint within an epoch must hold it
-            ramp = (1 + self.global_step) / (10 + self.global_step)  # forgets the first weights soon
-            decay = min(self.settings.ema, ramp)
+        if self.ema is not None:  # not in a later hook: a checkpoint within an epoch holds it
+            step = self.global_step
+            decay = min(self.settings.ema, (1 + step) / (10 + step))  # forgets the first weights soon
             with torch.no_grad():
-                get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), self.global_step)
+                get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), step)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch: only the weights differ
+        self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch
 
     def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
-        """The batch's mean loss; its terms are added to the stage's sums."""
+        """The batch's mean loss; adds its terms to the stage's sums."""
         torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))  # dropout's
         vae = self.vae if stage == "train" else self.epoch.eval_model
         out = vae(x, self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim))
@@ -131,7 +120,7 @@ class VAEModule(pl.LightningModule):
         return loss
 
     def _noise(self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int) -> Tensor:
-        """This process's `num` rows of a batch's noise. The batch's noise is the same for any number of processes."""
+        """This process's `num` rows of a batch's noise, which is the same for any number of processes."""
         seed = hash64("noise", stage, self.seed, epoch, batch_idx)
         generator = torch.Generator(self.device).manual_seed(seed)
         whole = VAL_BATCH if stage == "val" else self.settings.batch_size
@@ -159,18 +148,19 @@ class VAEModule(pl.LightningModule):
         num, *sums = self.trainer.strategy.reduce(self.epoch.sums.pop(stage), reduce_op="sum").tolist()
         loss, recon, kl, mu_error = (total / num for total in sums)
         num_pixels = 3 * self.vae.image_size**2
-        nelbo = negative_elbo(recon, kl, num_pixels)
-        terms = {"loss": loss, "recon": recon, "kl": kl, "nelbo": nelbo, "psnr": psnr(mu_error / num_pixels)}
+        terms = {"loss": loss, "recon": recon, "kl": kl}
+        terms |= {"nelbo": negative_elbo(recon, kl, num_pixels), "psnr": psnr(mu_error / num_pixels)}
         self.epoch.metrics |= {f"{stage}/{term}": value for term, value in terms.items()}
         return num
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        decay, kind = self.settings.weight_decay, torch.optim.AdamW if self.settings.weight_decay else torch.optim.Adam
-        optimizer = kind(self.vae.parameters(), lr=self.settings.lr, weight_decay=decay)
-        # Lightning's automatic plateau schedule loses an update on resume; this one is stepped and saved here
+        lr, decay = self.settings.lr, self.settings.weight_decay
+        kind = torch.optim.AdamW if decay else torch.optim.Adam
+        optimizer = kind(self.vae.parameters(), lr=lr, weight_decay=decay)
+        # Lightning's own plateau schedule loses an update on resume
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **self.settings.plateau.model_dump())
-        if "plateau" in self._restored:
-            self.plateau.load_state_dict(self._restored.pop("plateau"))
+        if self._plateau:
+            self.plateau.load_state_dict(self._plateau)
         return optimizer
 
     @property
@@ -185,32 +175,24 @@ class VAEModule(pl.LightningModule):
         checkpoint["hyper_parameters"] = self.settings.plain()
         checkpoint["fingerprint"] = self.fingerprint
         checkpoint["plateau"] = self.plateau.state_dict()
-        checkpoint["sums"] = self.epoch.sums  # of an epoch that is not over
+        checkpoint["sums"] = self.epoch.sums  # of a running epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored["plateau"] = checkpoint["plateau"]  # Lightning builds the optimizer later
+        self._plateau = checkpoint["plateau"]
         self.epoch.sums = dict(checkpoint["sums"])
 
 
 def one_cycle(done: float) -> float:
-    """The share of the peak rate after a share `done` of training: up over a tenth, then down along a cosine to 1%.
+    """The share of the peak rate after a share `done` of training: up for a tenth, then a cosine down to 1%.
 
-    A closed form of the step: a resume needs no state, unlike SequentialLR of LinearLR and CosineAnnealingLR.
+    A closed form: a resume needs no state, unlike SequentialLR of LinearLR and CosineAnnealingLR.
     """
     if done < 0.1:
         return 0.04 + 0.96 * done / 0.1
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
 
 
-def _follower(vae: VAE) -> VAE:
-    """A copy that is not trained. It shares the linear path, which is fixed."""
-    linear, vae.linear = vae.linear, None
-    follower = copy.deepcopy(vae).requires_grad_(False)
-    vae.linear = follower.linear = linear
-    return follower
-
-
 def _moving(vae: VAE) -> list[Tensor]:
-    """Everything of a VAE that training changes, but for counters: weights and BatchNorm's running statistics."""
+    """The weights and BatchNorm's running statistics."""
     buffers = [b for name, b in vae.named_buffers() if b.is_floating_point() and not name.startswith("linear.")]
     return [*vae.parameters(), *buffers]

@@ -1,4 +1,4 @@
-"""One line over the whole training on a terminal; one log line an epoch elsewhere."""
+"""A progress bar of epochs on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -13,31 +13,28 @@ log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
-    """A progress bar of epochs on a terminal, log lines elsewhere."""
-
     def __init__(self, record: Record) -> None:
         self.record = record
         self._bar: Any = None
         self._updated = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not (sys.stderr.isatty() and trainer.is_global_zero):
+        if not sys.stderr.isatty():
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        text = TextColumn("{task.description}")
-        columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn(), text
-        self._bar = Progress(*columns, console=Console(stderr=True))
+        columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn()
+        self._bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
         self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
         self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        now = time.monotonic()
-        if self._bar and now - self._updated > 0.5:  # reading the sums waits for the device
-            self._updated = now
+        if self._bar and time.monotonic() - self._updated > 0.5:  # reading the sums waits for the device
+            self._updated = time.monotonic()
             done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-            loss, recon, kl = pl_module.epoch.running_means()
+            num, *sums = pl_module.epoch.sums["train"].tolist()
+            loss, recon, kl, _ = (total / num for total in sums)
             text = f"loss {loss:.1f}  recon {recon:.1f}  kl {kl:.1f}  {self.record.images_per_second:.0f} images/s"
             self._bar.update(self._task, completed=round(done, 2), description=text)
 
@@ -51,7 +48,7 @@ class Progress(pl.Callback):
         if self._bar:
             self._bar.update(self._task, completed=trainer.current_epoch + 1)
             self._bar.console.print(line, highlight=False)
-        elif trainer.is_global_zero:
+        else:
             log.info(line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -1,4 +1,4 @@
-"""Writes metrics.jsonl and the checkpoints at every epoch's end; stops where a signal or the time limit asks for it."""
+"""Writes metrics.jsonl and the checkpoints at every epoch's end; stops at a signal or the time limit."""
 
 import logging
 import math
@@ -32,10 +32,10 @@ class PlainCheckpointIO(CheckpointIO):
 
 
 class Record(pl.callbacks.Checkpoint):
-    """The record of a training: its state is the list of epochs so far, from which the best checkpoints follow.
+    """The record of a training: the list of epochs, from which the best checkpoints follow.
 
-    Raises Interrupted after a checkpoint where `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over. Lightning's
-    own timer would end an epoch early and count it as whole.
+    Raises Interrupted after a checkpoint if `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over. Lightning's
+    timer counts a part of an epoch as whole.
     """
 
     def __init__(self, run: Run, stop: Stop, max_time: str | None = None):
@@ -49,7 +49,7 @@ class Record(pl.callbacks.Checkpoint):
         return sorted(self.epochs, key=lambda line: (line["val/loss"], line["epoch"]))[:NUM_BEST]
 
     def result(self, settings: Settings, fingerprint: str) -> dict[str, Any]:
-        """The training's part of result.json, with paths relative to the run. Raises DataError without an epoch."""
+        """The training's part of result.json. Raises DataError without an epoch."""
         if not self.epochs:
             raise DataError("no training step was made; add pictures")
         best = self.best()
@@ -74,11 +74,11 @@ class Record(pl.callbacks.Checkpoint):
             days, hours, minutes, seconds = map(int, self.max_time.split(":"))
             self._end = self._start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         self.stop.install(deferred=True)  # after Lightning's own handlers
-        if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start is worth a checkpoint
+        if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
-        elif trainer.is_global_zero and self.epochs and not pl_module.epoch.within_epoch:
-            self.name_best()  # a kill may have come between last.ckpt and its second name
+        elif trainer.is_global_zero and self.epochs and "train" not in pl_module.epoch.sums:
+            self.name_best()  # a kill may have come before it
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.deferred = False
@@ -114,14 +114,17 @@ class Record(pl.callbacks.Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
-        if trainer.is_global_zero:
-            runs.keep_previous(last)
+        if trainer.is_global_zero and last.exists():
+            runs.link(last, last.with_name("previous.ckpt"))
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
 
     def name_best(self) -> None:
-        """Give last.ckpt, if its epoch is among the best, that epoch's name; remove those that no longer are."""
+        """Link last.ckpt under its epoch's name if that is among the best; remove the others."""
         epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
-        name = self.run.checkpoints / runs.best_name(epoch)
+        folder = self.run.checkpoints
+        name = folder / runs.best_name(epoch)
         if epoch in keep and not name.exists():
-            runs.link(self.run.checkpoints / "last.ckpt", name)
-        runs.prune(self.run.checkpoints, keep)
+            runs.link(folder / "last.ckpt", name)
+        for path in folder.glob("epoch-*.ckpt"):
+            if runs.epoch_of(path) not in keep:
+                path.unlink(missing_ok=True)

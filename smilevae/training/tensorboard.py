@@ -1,4 +1,4 @@
-"""What TensorBoard shows: curves, KL per dimension, images, HParams with metrics, the projector."""
+"""TensorBoard: curves, KL per dimension, figures, HParams with metrics, the projector."""
 
 from typing import Any
 
@@ -15,27 +15,24 @@ from smilevae.evaluation.figures import plain_strip
 from smilevae.evaluation.measure import encode
 from smilevae.training.record import Record
 
-MAX_ENCODED = 2000  # faces behind the smile direction and in the projector
-HP_METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
+MAX_ENCODED = 2000  # faces in the projector
+HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
 LABELS = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
 
 
 class TensorBoard(pl.callbacks.Checkpoint):
-    """Writes every epoch's curves, images every few epochs, HParams and the projector at the end.
+    """Writes curves every epoch, figures every few epochs, HParams and the projector at the end.
 
-    A Checkpoint to Lightning, so that it comes after Record. The x axis is the epoch; a resumed run purges what a
-    killed one wrote after its last checkpoint.
+    A Checkpoint to Lightning, so that it runs after Record. A resume purges the events after its checkpoint.
     """
 
     def __init__(self, record: Record, faces: Faces, settings: Settings, num: int = 8):
         self.record, self.faces, self.every = record, faces, settings.log_images_every
         columns = settings.result_settings().items()
-        self.hparams = {k: v for k, v in columns if isinstance(v, bool | int | float | str)}
+        self.hparams = {name: value for name, value in columns if isinstance(value, int | float | str)}
         self.rows = np.random.default_rng(0).permutation(faces.rows("val"))[:num]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -43,27 +40,23 @@ class TensorBoard(pl.callbacks.Checkpoint):
         self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
         generator = torch.Generator().manual_seed(0)
         self.noise = torch.randn(16, pl_module.epoch.eval_model.latent_dim, generator=generator)
-        names = [f"hp/{name.replace('/', '_')}" for name in HP_METRICS]
-        for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # no metrics, no HParams table
+        names = [f"hp/val_{name}" for name in HP_METRICS]
+        for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # the table needs metrics
             self.board.file_writer.add_summary(summary)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
-        line = self.record.epochs[-1]
-        epoch = line["epoch"]
+        line = dict(self.record.epochs[-1])
+        epoch = line.pop("epoch")
         for name, value in line.items():
-            if name != "epoch":
-                self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
+            self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
         self.board.add_histogram("val/kl_per_dim", pl_module.epoch.kl_per_dim, epoch)
         if epoch % self.every == 0 or epoch in (1, trainer.max_epochs):
             vae = pl_module.epoch.eval_model
             was_training = vae.training
-            vae.eval()
-            with torch.no_grad():
-                self._draw(vae, pl_module.device, epoch)
+            self._draw(vae.eval(), pl_module.device, epoch)
             vae.train(was_training)
 
+    @torch.no_grad()
     def _draw(self, vae: Any, device: torch.device, epoch: int) -> None:
         board = self.board
         x = to_unit(torch.from_numpy(gather(self.faces.images, self.rows))).to(device)
@@ -78,11 +71,9 @@ class TensorBoard(pl.callbacks.Checkpoint):
             self.board.close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
-            return
         board, best = self.board, self.record.best()[0]
         for name in HP_METRICS:
-            board.add_scalar(f"hp/{name.replace('/', '_')}", best[name], trainer.current_epoch)
+            board.add_scalar(f"hp/val_{name}", best[f"val/{name}"], trainer.current_epoch)
         rows = np.random.default_rng(0).permutation(self.faces.rows("val"))[:MAX_ENCODED]
         mu, _ = encode(pl_module.epoch.eval_model, self.faces, rows)
         images = to_unit(torch.from_numpy(gather(self.faces.images, rows)))
