@@ -1,7 +1,6 @@
 """Numbers of a VAE on faces it has not seen, beside linear references.
 
-Everything is in eval mode; codes are mu, not samples, unless a line says otherwise. Shapes: B batch, N examples,
-S image side, D latent dimensions.
+Codes are mu unless a line says otherwise. Shapes: B batch, N examples, S image side, D latent dimensions.
 """
 
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smilevae.data.batches import hash64
-from smilevae.data.dataset import AT_ONCE, Faces, flat_faces
+from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms, gaussian_kl
@@ -25,12 +24,11 @@ __all__ = ["encode", "measure"]
 def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> dict[str, Any]:
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
-    "model", "mean_face" and "pca" each hold mse, psnr and ssim of the image size and, as `native_*`, of both
-    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training; with
-    `refine` the codes are refined by so many steps first.
+    mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size. `recon`, `kl`
+    and `loss` are of sampled codes. `refine` is the number of steps that refine the codes first.
     """
     rows = faces.rows("val")
-    mean, basis = _mean_and_basis(faces, vae.latent_dim)
+    mean, basis = faces.axes.mean, faces.axes.basis[:, : vae.latent_dim]
     sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
     terms, codes = torch.zeros(3, dtype=torch.float64), []
     for index, x in enumerate(batches_of(vae, faces, rows)):
@@ -73,18 +71,20 @@ def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
     sums = {}
     for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
         if side != x.shape[-1]:
-            guess, x = (
-                F.interpolate(t, (side, side), mode="bicubic", antialias=True, align_corners=False) for t in (guess, x)
-            )
+            guess, x = resized(guess, side), resized(x, side)
         sums[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
         sums[f"{prefix}ssim"] = ssim(guess, x).sum().item()
     return sums
 
 
+def resized(x: Tensor, side: int) -> Tensor:
+    return F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of images (B, 3, S, S) in [0, 1]: (B,).
 
-    That of torchmetrics, whose import takes longer than this measurement.
+    As in torchmetrics, whose import takes longer.
     """
     kernel = torch.exp(-(torch.arange(-5.0, 6) ** 2) / (2 * 1.5**2))[None, None]
     padded = F.pad(torch.eye(a.shape[-1])[:, None], (5, 5), mode="reflect")
@@ -101,31 +101,3 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     similarity = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
     similarity = similarity / ((mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2))
     return similarity.flatten(1).mean(1)
-
-
-def _mean_and_basis(faces: Faces, num: int) -> tuple[Tensor, Tensor]:
-    """Mean (P,) and first principal axes (P, K) of the training faces and their mirror images.
-
-    Those of `faces.axes` in a third of its time: the symmetric and the antisymmetric parts of faces do not correlate,
-    and half of their pixels say all.
-    """
-    rows, side = faces.rows("train"), faces.images.shape[1]
-    if len(rows) > AT_ONCE // faces.images[0].size or side % 2:
-        return faces.axes.mean, faces.axes.basis[:, :num]
-    x = flat_faces(faces, rows).view(-1, 3, side, side)
-    variances, axes = [], []
-    for sign in (1, -1):
-        half = (x + sign * x.flip(3))[..., : side // 2].flatten(1) / 2
-        if sign == 1:
-            mean = half.mean(0)
-            half = half - mean
-        gram, vectors = torch.linalg.eigh((half @ half.T).double())
-        left = (half.T @ (vectors[:, -num:] / (2 * gram[-num:]).clamp(min=1e-12).sqrt()).float()).T
-        left = left.view(-1, 3, side, side // 2)
-        variances.append(gram[-num:])
-        axes.append(torch.cat([left, sign * left.flip(3)], 3).flatten(1))
-    left = mean.view(3, side, side // 2)
-    gram = torch.cat(variances)
-    keep = gram.argsort(descending=True)[: min(num, 2 * len(rows) - 1)]
-    keep = keep[gram[keep] > gram.max() * 1e-9]
-    return torch.cat([left, left.flip(2)], 2).flatten(), torch.cat(axes)[keep].T
