@@ -1,6 +1,6 @@
-"""Where a face is in a photograph, cut out as the training pictures are, and a change put back at full resolution.
+"""Locates a face in a photo, crops it as training images are, and pastes a change back at full resolution.
 
-Shapes: H, W the photograph's sides, S a crop's. A matrix (2, 3) takes a photograph's points to a crop's.
+Shapes: H, W sides of the photo, S side of a crop. A matrix (2, 3) maps points of the photo to points of the crop.
 """
 
 import functools
@@ -10,26 +10,27 @@ import numpy as np
 
 from smilevae.errors import DataError
 
-EYES = ((0.24, 0.255), (0.76, 0.255))  # in the training pictures, where they were not measured: shares of the side
-INSET = (0.13, 0.21, 0.73)  # left, top and side of the crop within a detector's box (LFWcrop's, measured on LFW)
+EYES = ((0.24, 0.255), (0.76, 0.255))  # shares of the side, where training images were not measured
+INSET = (0.13, 0.21, 0.73)  # left, top and side of the crop in a detector's box, as in LFWcrop
 TILT = np.radians(5)
 SOFT = 0.2  # share of the side over which the edit fades out
 MIN_FACE = 24  # pixels
-LONGEST = 1024  # side at which faces are looked for
+LONGEST = 1024  # side at which faces are detected
+Box = tuple[float, float, float, float]  # left, top, width, height
 Points = tuple[tuple[float, float], tuple[float, float]]
 
 
-def find_faces(photo: np.ndarray) -> list[tuple[float, float, float, float]]:
-    """Boxes (left, top, width, height) of the faces in a photograph (H, W, 3), largest first."""
+def find_faces(photo: np.ndarray) -> list[Box]:
+    """Boxes of the faces in a photo (H, W, 3), largest first."""
     shrink = max(1.0, max(photo.shape[:2]) / LONGEST)
-    grey = _grey(photo, shrink)
-    found = _cascade("frontalface_alt2").detectMultiScale(grey, 1.1, 4, minSize=(MIN_FACE, MIN_FACE))
-    boxes = [tuple(float(v) * shrink for v in box) for box in found]
-    return sorted(boxes, key=lambda box: -box[2] * box[3])  # type: ignore[return-value]
+    detect = _cascade("frontalface_alt2").detectMultiScale
+    boxes = detect(_grey(photo, shrink), 1.1, 4, minSize=(MIN_FACE, MIN_FACE))
+    boxes = [tuple(float(v) * shrink for v in box) for box in boxes]
+    return sorted(boxes, key=lambda box: -box[2] * box[3])
 
 
-def find_eyes(photo: np.ndarray, box: tuple[float, float, float, float]) -> Points | None:
-    """The middles of both eyes of a face, the photograph's left one first; None where they are not clear."""
+def find_eyes(photo: np.ndarray, box: Box) -> Points | None:
+    """The middles of both eyes of a face, the photo's left one first; None where they are not clear."""
     left, top, width, height = (round(v) for v in box)
     upper = photo[max(0, top) : top + round(0.6 * height), max(0, left) : left + width]
     if min(upper.shape[:2]) < MIN_FACE // 2:
@@ -49,9 +50,9 @@ def find_eyes(photo: np.ndarray, box: tuple[float, float, float, float]) -> Poin
 
 
 def typical_eyes(pictures: np.ndarray) -> Points | None:
-    """Where eyes are in training pictures (N, S, S, 3) uint8, as shares of the side: medians over those that show both.
+    """Median eyes of training images (N, S, S, 3) uint8, as shares of the side.
 
-    None where fewer than ten do, or OpenCV is not installed.
+    None where fewer than ten show both eyes, or OpenCV is not installed.
     """
     try:
         found = [find_eyes(picture, (0, 0, picture.shape[1], picture.shape[0])) for picture in pictures]
@@ -61,22 +62,21 @@ def typical_eyes(pictures: np.ndarray) -> Points | None:
     if len(points) < 10:
         return None
     (ax, ay), (bx, by) = np.median(points, 0).tolist()
-    apart, height = bx - ax, (ay + by) / 2  # faces have no side: a crop's middle lies between the eyes
+    apart, height = bx - ax, (ay + by) / 2  # the crop's middle lies between the eyes
     return ((1 - apart) / 2, height), ((1 + apart) / 2, height)
 
 
-def crop_matrix(box: tuple[float, float, float, float], eyes: Points | None, side: int, typical: Points) -> np.ndarray:
-    """Photograph to crop of `side` pixels (2 x 3): by a detector's box and, where they are known, the eyes.
+def crop_matrix(box: Box, eyes: Points | None, side: int, typical: Points) -> np.ndarray:
+    """Photo to crop of `side` pixels (2, 3), from a detector's box and, where they are known, the eyes.
 
-    Each is wrong by about a tenth of the side in ways of its own: middle and size are the mean of both (measured on
-    training faces laid into pictures: a fifth less wrong). A tilt is undone as far as it exceeds what training
-    pictures show.
+    Middle and size are the means of both: their errors, a tenth of the side, are independent. A tilt beyond TILT is
+    undone.
     """
     middle, scale, angle = complex(box[0], box[1]), INSET[2] * box[2] / side, 0.0
     middle += complex(INSET[0] * box[2], INSET[1] * box[3]) + scale * side * (1 + 1j) / 2
     if eyes is not None:
         (a, b), (c, d) = (complex(*p) for p in eyes), (side * complex(*p) for p in typical)
-        turn = (b - a) / (d - c)  # crop to photograph: a similarity is a complex factor and a shift
+        turn = (b - a) / (d - c)  # crop to photo, a complex factor
         middle = (middle + a + turn * (side * (1 + 1j) / 2 - c)) / 2
         scale, angle = np.sqrt(scale * abs(turn)), np.angle(turn)
         angle -= np.clip(angle, -TILT, TILT)
@@ -86,13 +86,12 @@ def crop_matrix(box: tuple[float, float, float, float], eyes: Points | None, sid
 
 
 def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    """The crop (S, S, 3) uint8 of a photograph, antialiased."""
+    """The antialiased crop (S, S, 3) uint8 of a photo."""
     cv2 = opencv()
     finer = int(np.clip(np.ceil(1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))), 1, 16))
     scale = np.array([[finer, 0, (finer - 1) / 2], [0, finer, (finer - 1) / 2]]) @ np.vstack([matrix, [0, 0, 1]])
-    large = cv2.warpAffine(
-        photo, scale, (side * finer, side * finer), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+    modes = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REPLICATE}
+    large = cv2.warpAffine(photo, scale, (side * finer, side * finer), **modes)
     return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA)
 
 
@@ -105,7 +104,7 @@ def soft_mask(side: int) -> np.ndarray:
 
 
 def paste(photo: np.ndarray, change: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The photograph with a crop's change (S, S, 3) in [-1, 1] added under the soft mask; no other pixel differs."""
+    """The photo plus a crop's change (S, S, 3) in [-1, 1] under the soft mask."""
     cv2, side = opencv(), change.shape[0]
     corners = np.array([[0, 0], [side, 0], [0, side], [side, side]]) - matrix[:, 2]
     corners = np.linalg.solve(matrix[:, :2], corners.T).T

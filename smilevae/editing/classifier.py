@@ -1,7 +1,6 @@
-"""Measures smiles and other attributes of images, independently of any VAE.
+"""Measures attributes of images independently of any VAE. Shapes: N images, B batch, S image side, F features.
 
-Shapes: N images, B batch, S image side, F features, A attributes. Trained on real images, sharp and blurred (a VAE
-blurs, and blur lowers any smile), never on reconstructions.
+Trained on real images, sharp and blurred: a VAE blurs, and blur lowers any smile.
 """
 
 import pkgutil
@@ -69,9 +68,9 @@ def blur(x: Tensor, sd: float = BLUR) -> Tensor:
 class Classifier(Protocol):
     """The attribute classifier that a scorecard needs.
 
-    Of an attribute with two values, 0 and 1 are the mean scores of faces that lack and have it. A score above
-    `threshold` means that the face has it; `accuracy` is how often that is right for people outside the training data.
-    Of any other attribute the score estimates its value, and `accuracy` is the correlation of both.
+    Two values: 0 and 1 are the mean scores of faces that lack and have the attribute, a score above `threshold` means
+    that a face has it, `accuracy` is the share of other people for whom that is right. Otherwise: the score estimates
+    the value, `accuracy` is their correlation.
     """
 
     threshold: dict[str, float]
@@ -93,8 +92,7 @@ MakeClassifier = Callable[[Tensor, Mapping[str, np.ndarray], list[str]], Classif
 class AttributeClassifier:
     """The built-in classifier: histograms of gradients, and linear models on their principal axes.
 
-    A model uses the features that an image shares with its mirror image, or all of them: whichever is more accurate
-    for people outside its training data.
+    A model uses only the features that mirror images share, or all: whichever is more accurate for other people.
     """
 
     def __init__(self, x: Tensor, attributes: Mapping[str, np.ndarray], people: list[str]):
@@ -109,8 +107,7 @@ class AttributeClassifier:
         axes = [PCA(num, random_state=0).fit(half) for half in halves]
         codes = np.hstack([pca.transform(half) for pca, half in zip(axes, halves)])
         folds = np.unique(people, return_inverse=True)[1] % FOLDS
-        self.threshold: dict[str, float] = {}
-        self.accuracy: dict[str, float] = {}
+        self.threshold, self.accuracy = {}, {}
         self._meters: dict[str, SmileMeter] = {}
         for name, values in attributes.items():
             two = len(np.unique(values[np.isfinite(values)])) == 2
@@ -130,7 +127,6 @@ class AttributeClassifier:
         self._offset = torch.from_numpy(axes[0].mean_).float()
 
     def meter(self, name: str) -> "SmileMeter":
-        """The linear model of one attribute, which is stored with the dials."""
         return self._meters[name]
 
     def embed(self, x: Tensor) -> Tensor:
@@ -162,7 +158,7 @@ class SmileMeter:
         return standard.flatten(1) @ self.weights.flatten() + self.bias
 
     def plain(self) -> dict[str, Any]:
-        """Its values as JSON takes them."""
+        """Values for JSON."""
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
 
@@ -184,8 +180,8 @@ def meter_from(content: Mapping[str, Any]) -> SmileMeter:
 def _validated(codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bool) -> tuple[float, float, float]:
     """Accuracy for people outside the training data, and the mean scores of faces that lack and have it (or 0, 1).
 
-    `codes` (2 N, K) are of sharp, then of blurred images; scores are of the sharp ones. Unlike cross_val_predict this
-    leaves out a fold that nothing can be fitted for: its training part has one class.
+    `codes` (2 N, K) are of sharp, then of blurred images; scores are of the sharp ones. A fold whose training part has
+    one class is left out, unlike in cross_val_predict.
     """
     known = np.isfinite(values)
     rows, labels, scores = np.tile(known, 2), np.tile(values, 2), np.full(len(values), np.nan)
@@ -202,7 +198,7 @@ def _validated(codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bo
 
 
 def _fit(codes: np.ndarray, values: np.ndarray, two: bool) -> tuple[np.ndarray, float]:
-    """Coefficients (K,) and bias: logistic regression for an attribute of two values, ridge regression for others."""
+    """Coefficients (K,) and bias of a logistic regression (`two` values) or a ridge regression."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     model = LogisticRegression(C=1.0, max_iter=1000) if two else Ridge(alpha=1.0)
@@ -211,7 +207,7 @@ def _fit(codes: np.ndarray, values: np.ndarray, two: bool) -> tuple[np.ndarray, 
 
 
 def import_classifier(name: str) -> MakeClassifier:
-    """The user's own classifier by its name, package.module:class. Raises ConfigError."""
+    """The user's classifier, package.module:class. Raises ConfigError."""
     try:
         make = pkgutil.resolve_name(name)
     except Exception as error:  # a user's module may raise anything

@@ -27,9 +27,8 @@ SmileAndClipped = Callable[[Tensor], tuple[Tensor, Tensor]]  # also the share of
 class Dial:
     """Intensities on a direction: 0 is the face itself, 1 an average smile; a negative one is less smile.
 
-    `weights` (D,) and `bias` estimate the measured smile from a code: a face that smiles a little moves less. The step
-    to an average smile, `smiling`, is at least `least`. `gain` is fitted so that intensity 1 gives the mean measured
-    smile. The measured smile rises from `low` to `high`.
+    `weights` (D,) and `bias` estimate the measured smile from a code. The step to an average smile, `smiling`, is at
+    least `least`. `gain` is fitted so that intensity 1 gives it. The measured smile rises from `low` to `high`.
     """
 
     name: str
@@ -43,15 +42,11 @@ class Dial:
     least: float = 0.25
 
     def plain(self) -> dict[str, Any]:
-        """Its values as JSON takes them."""
+        """Values for JSON."""
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
     def steps(self, mu: Tensor, smile_of: SmileOf | None = None) -> Tensor:
-        """How far along the direction intensity 1 is for each face: (B, D) -> (B,).
-
-        With `smile_of` each face is measured at 0 and at 1, and its step is corrected twice. Without it both are
-        estimated from the code.
-        """
+        """Each face's step to intensity 1: (B, D) -> (B,); measured with `smile_of`, else estimated from the code."""
         now = smile_of(mu) if smile_of else mu @ self.weights + self.bias
         short = (self.smiling - now).clamp(min=self.least)
         steps = self.gain * short / (self.direction @ self.weights)
@@ -102,11 +97,10 @@ def fit_estimate(mu: Tensor, smiles: Tensor, smile_of: SmileOf) -> tuple[Tensor,
 
 
 def calibrate(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Dial:
-    """A dial with gain and range fitted to measurements of faces (N, D) that nothing else of it was fitted to.
+    """A dial with gain and range fitted to measurements of new faces (N, D).
 
-    Gain: at intensity 1 the mean measured smile is that of smiling faces. Range: half a step of intensity raises the
-    measured smile by at least a quarter of half the step from 0 to 1, and at most CLIPPED more of the images' values
-    leave [0, 1] than at 0 (beyond, mouths turn black and teeth glow).
+    Gain: intensity 1 gives the mean measured smile of smiling faces. Range: every 0.5 of intensity raises the smile by
+    a quarter or more of its mean rise, and at most CLIPPED more of the images' values leave [0, 1] than at 0.
     """
     smiles, _ = _means(dial, mu, torch.tensor(GAINS), smile_and_clipped)
     dial = replace(dial, gain=float(np.interp(dial.smiling, np.maximum.accumulate(smiles), GAINS)))

@@ -1,7 +1,6 @@
 """dials.json: the calibrated directions of a checkpoint, for photo, slider and export.
 
-It also holds the smile meter that measures faces while they are edited, the eyes' usual place in the training images,
-and a digest of the weights that all of this belongs to.
+It also holds the smile meter, the typical eyes of the training images and a digest of the weights.
 """
 
 import json
@@ -24,7 +23,7 @@ NAME = "dials.json"
 
 
 class Dials(NamedTuple):
-    """Dials by the name of their direction, the name of the best, the smile meter (if there is one), typical eyes."""
+    """Dials by direction, with the best direction, the smile meter (if any) and the typical eyes."""
 
     best: str
     dials: dict[str, Dial]
@@ -32,7 +31,7 @@ class Dials(NamedTuple):
     eyes: Points
 
     def turn(self, vae: VAE, mu: Tensor, intensities: Tensor, direction: str | None = None) -> Tensor:
-        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D); the meter, if there is one, measures every face.
+        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D); the meter, if any, measures each face.
 
         Raises ConfigError for a direction without a dial.
         """
@@ -59,7 +58,7 @@ def write(folder: Path, vae: VAE, dials: Dials) -> None:
 
 
 def read(path: Path, vae: VAE) -> Dials:
-    """The dials of a checkpoint. Raises CheckpointError where there are none for these weights."""
+    """The dials of a checkpoint. Raises CheckpointError where these weights have none."""
     content = runs.read_evaluation(path, NAME, checkpoint.digest(vae))
     try:
         dials = {str(name): dial_from(dial, vae.latent_dim) for name, dial in content["dials"].items()}

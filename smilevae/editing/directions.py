@@ -1,9 +1,10 @@
 """Directions in latent space along which faces smile, and how certain they are.
 
-Shapes: N examples, D latent dimensions, K other attributes. Codes are mu of training faces in eval mode, never samples.
-`smile` is 1, 0, or another value where it is unknown.
+Shapes: N examples, D latent dimensions, K other attributes. Codes are mu, never samples. `smile` is 1, 0, or another
+value where it is unknown.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,10 +26,9 @@ def mean_difference(mu: Tensor, smile: Tensor) -> Tensor:
 
 
 def balanced(mu: Tensor, smile: Tensor, others: Tensor) -> Tensor:
-    """How a smile changes a code while the `others` (N, K) stay: the coefficient of `smile` in least squares of mu.
+    """The coefficient of `smile` in least squares of mu on smile and `others` (N, K).
 
-    With one other attribute of two values this weighs the differences within its groups, as balanced samples do
-    (White 1609.04468, section 3.3). It takes several attributes, and continuous ones.
+    For one binary attribute these are the weighted differences within its groups (White 1609.04468, section 3.3).
     """
     rows = torch.column_stack([torch.ones(len(mu)), smile.float(), others.float()])
     return torch.linalg.lstsq(rows.double(), mu.double()).solution[1].float()
@@ -37,7 +37,7 @@ def balanced(mu: Tensor, smile: Tensor, others: Tensor) -> Tensor:
 def lda(mu: Tensor, smile: Tensor) -> Tensor:
     """The mean difference whitened by the shrunk covariance within the classes (Fisher 1936; Ledoit & Wolf 2004).
 
-    The shrinkage is that of scikit-learn's LedoitWolf, in a tenth of its time: the bootstrap needs it 100 times.
+    As scikit-learn's LedoitWolf, in a tenth of its time.
     """
     within = torch.cat([mu[smile == label] - mu[smile == label].mean(0) for label in (0, 1)]).double()
     num, dims = within.shape
@@ -80,17 +80,17 @@ def paired(mu: Tensor, smile: Tensor, people: Sequence | np.ndarray) -> Tensor |
 
 
 def directions(
-    mu: Tensor, smile: Tensor, others: Mapping[str, Tensor] | None = None, people: Sequence | np.ndarray | None = None
+    mu: Tensor, smile: Tensor, others: Mapping[str, Tensor], people: Sequence | np.ndarray | None = None
 ) -> dict[str, Tensor]:
     """Every direction that the labels allow, each as long as the mean difference: name -> (D,).
 
-    `others` maps further attributes to (N,) values, NaN where unknown. "balanced" and "orthogonal" keep the confounders
-    among them still; all directions then use the faces of which every confounder is known.
+    `others` holds more attributes (N,), NaN where unknown. "balanced" and "orthogonal" control for the confounders
+    among them; all directions then use only faces of which every confounder is known.
     """
     known = (smile == 0) | (smile == 1)
     label = smile.float().masked_fill(~known, torch.nan)
     confounders: list[Tensor] = []
-    for values in (others or {}).values():
+    for values in others.values():
         both = known & torch.isfinite(values)
         enough = min((smile[both] == side).sum() for side in (0, 1)) > 1
         if enough and abs(correlation(label, values.float())) > CONFOUNDED:
@@ -110,7 +110,7 @@ def directions(
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's correlation over the faces of which both are known; 0 where either does not vary."""
+    """Pearson's correlation where both are known; 0 where either is constant."""
     known = torch.isfinite(a + b)
     a, b = a[known].double(), b[known].double()
     if len(a) < 3 or a.std() == 0 or b.std() == 0:
@@ -119,7 +119,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def slope(mu: Tensor, values: Tensor) -> Tensor:
-    """How a code changes per unit of an attribute, the others ignored: (N, D), (N,) -> (D,)."""
+    """Change of the codes per unit of one attribute: (N, D), (N,) -> (D,)."""
     known = torch.isfinite(values)
     centred = values[known] - values[known].mean()
     return centred @ (mu[known] - mu[known].mean(0)) / centred.square().sum()
@@ -133,10 +133,10 @@ def angles(
     mu: Tensor, smile: Tensor, others: Mapping[str, Tensor], people: Sequence[str], resamples: int = RESAMPLES
 ) -> dict[str, float]:
     """The angle in degrees within which 95% of the directions of resampled people lie (bootstrap), by direction."""
-    rows_of: dict[str, list[int]] = {}
+    whole, rows_of = directions(mu, smile, others, people), defaultdict(list)
     for row, person in enumerate(people):
-        rows_of.setdefault(person, []).append(row)
-    whole, groups = directions(mu, smile, others, people), list(rows_of.values())
+        rows_of[person].append(row)
+    groups = list(rows_of.values())
     by_name: dict[str, list[float]] = {name: [] for name in whole}
     rng = np.random.default_rng(0)
     for _ in range(resamples):

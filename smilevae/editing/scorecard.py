@@ -1,7 +1,7 @@
-"""The edit scorecard: what else a smile direction changes, and how an edit along it works on held-out people.
+"""The edit scorecard: how well smile edits work on held-out people, and which other attributes they change.
 
-One attribute classifier, of half the training people, calibrates the dials; another, of the other half, scores them.
-Shapes: N examples, D latent dimensions, I intensities.
+One attribute classifier calibrates the dials; another, trained on other people, scores them. Shapes: N examples,
+D latent dimensions, I intensities.
 """
 
 from dataclasses import dataclass
@@ -23,16 +23,16 @@ from smilevae.models.vae import VAE
 
 MAX_CALIBRATED = 40  # training faces that a dial's gain and range are fitted to
 MAX_FACES = 100  # held-out faces that are edited
-MAX_TRAIN = 8000  # training faces that directions and both classifiers learn from
-MIN_KNOWN = 20  # faces of a half of which an attribute must be known
-MIN_LABELLED = 20  # smiling faces, and as many others, in each half of the training people
+MAX_TRAIN = 8000  # training faces of directions and classifiers
+MIN_KNOWN = 20  # faces of each half of which an attribute must be known
+MIN_LABELLED = 20  # smiling faces, and as many others, in each half
 PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
 CHUNK = 64  # images decoded at a time
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """The result: `card` is plain numbers, `best` the default dial, `rows` the edited faces."""
+    """`card` holds plain numbers, `best` is the default dial, `rows` are the edited faces."""
 
     card: dict[str, Any]
     dials: dict[str, Dial]
@@ -44,7 +44,7 @@ class Scorecard:
 
 
 def possible(faces: Faces) -> bool:
-    """Whether there are labels enough, and a held-out face that does not smile."""
+    """Whether there are enough labels and a held-out face that does not smile."""
     train, val = faces.rows("train"), faces.smile[faces.rows("val")]
     half = _first_half([faces.people[row] for row in train])
     counts = [(faces.smile[train[side]] == label).sum() for side in (half, ~half) for label in (0, 1)]
@@ -57,7 +57,7 @@ def _first_half(people: list[str]) -> np.ndarray:
 
 @torch.no_grad()
 def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = AttributeClassifier) -> Scorecard:
-    """Directions, their dials and their edit scorecard for one VAE. Raises ConfigError for a classifier that fails."""
+    """The dials of a VAE and their edit scorecard. Raises ConfigError for a classifier that fails."""
     train = faces.rows("train")
     train = np.random.default_rng(0).permutation(train[faces.smile[train] >= 0])[:MAX_TRAIN]
     people = [faces.people[row] for row in train]
@@ -111,7 +111,7 @@ def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = Attribut
 
 
 def _classifier(faces: Faces, rows: np.ndarray, make: MakeClassifier) -> Classifier:
-    """An attribute classifier trained on some faces, with every attribute that enough of them have."""
+    """An attribute classifier of every attribute that enough of these faces have."""
     attributes = {"smile": faces.smile[rows].astype(float)}
     for name, values in faces.attributes.items():
         known = values[rows][np.isfinite(values[rows])]
@@ -163,7 +163,7 @@ def _confounds(
 
 
 def _edits(vae: VAE, classifier: Classifier, mu: Tensor, codes_of: dict[str, Tensor]) -> dict[str, Any]:
-    """Scores of held-out faces at every intensity (N, I, D), by direction."""
+    """Scores of held-out faces by direction, from codes (N, I, D)."""
     zero, one = INTENSITIES.index(0), INTENSITIES.index(1)
     rest = decode(vae, mu).clamp(0, 1)  # intensity 0 is the same on every direction
     at_rest, original = classifier(rest), classifier.embed(rest)
@@ -193,7 +193,7 @@ def _edits(vae: VAE, classifier: Classifier, mu: Tensor, codes_of: dict[str, Ten
 
 
 def format_card(card: dict[str, Any]) -> str:
-    """The edit scorecard for a terminal, ending with the strongest confounder."""
+    """The edit scorecard as a table, and its strongest confounder."""
     columns = ("at 0", "at 1", "spread", "smiling", "monotone", "same face", "sharp", "range", "angle")
     accuracy = (card.get("classifier") or card["judge"])["smile"]  # "judge" in older files
     lines = [
@@ -213,7 +213,7 @@ def format_card(card: dict[str, Any]) -> str:
 
 
 def confound_sentence(confounds: dict[str, Any]) -> str:
-    """How strongly attributes correlate with the smile, and how much of each direction the strongest confounder is."""
+    """A sentence on the attribute that correlates most with the smile."""
     strength = {name: abs(c["correlation"]) for name, c in confounds.items() if "correlation" in c}
     if not strength:
         return "only the smile is known of these faces; attributes=CSV adds attributes that its direction may contain"
@@ -231,13 +231,13 @@ def confound_sentence(confounds: dict[str, Any]) -> str:
 
 
 def _edges(x: Tensor) -> Tensor:
-    """Mean strength of an image's edges: (B, 3, S, S) -> (B,)."""
+    """Mean edge strength: (B, 3, S, S) -> (B,)."""
     across, down = x.diff(dim=3), x.diff(dim=2)
     return across.abs().flatten(1).mean(1) + down.abs().flatten(1).mean(1)
 
 
 def _auc(score: Tensor, values: Tensor) -> float | None:
-    """How well a score separates the higher half (or the 1s) of an attribute from the rest; None without both."""
+    """ROC AUC of a score for the higher half (or the 1s) of an attribute; None without both."""
     from sklearn.metrics import roc_auc_score
 
     known = torch.isfinite(values)

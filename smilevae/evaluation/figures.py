@@ -3,8 +3,9 @@
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from smilevae.editing.dial import WHOLE_INTENSITIES
 from smilevae.editing.dials import Dials
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
+from smilevae.evaluation.measure import resized
 from smilevae.evaluation.options import Sampler
 from smilevae.evaluation.samplers import draw_codes, nearest
 from smilevae.models import latents
@@ -31,8 +33,8 @@ MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared 
 
 @torch.no_grad()
 def preview(run: Path, faces: Faces, side: int = 64) -> None:
-    """preview.png of a run's best checkpoint, two rows: six held-out faces above their reconstructions; twelve samples;
-    two faces that do not smile, moved along the smile direction. The same faces and noise in every run on a split.
+    """preview.png of a run's best checkpoint: six held-out faces and their reconstructions, twelve samples, and two
+    faces moved along the smile direction. Every run on a split uses the same faces and noise.
     """
     vae = checkpoint.load(runs.find(str(run))).vae
     rows = np.random.default_rng(0).permutation(faces.rows("val"))
@@ -44,7 +46,7 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
         blocks.append(torch.cat([x[:, None], plain_strip(vae, faces, vae.encode(x)[0])], dim=1))
     tiles = torch.cat(blocks, dim=1)
-    small = F.interpolate(tiles.flatten(0, 1), (side, side), mode="bicubic", antialias=True, align_corners=False)
+    small = resized(tiles.flatten(0, 1), side)
     save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
 
 
@@ -59,7 +61,7 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
 def draw(
     vae: VAE, faces: Faces, out: Path, seed: int, sampler: Sampler, temperature: float, dials: Dials | None = None
 ) -> None:
-    """Write every figure of an evaluation into `out`; the smile strip needs dials."""
+    """Write every figure of an evaluation into `out`; the smiles need dials."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
@@ -72,8 +74,7 @@ def draw(
     samples = vae.decode(codes.to(x.device)).cpu()
     save(grids.square(samples), out / "samples.png")
     seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
-    close = seen[nearest(samples[:8], seen)]
-    save(grids.pairs(samples[:8], close), out / "nearest.png", None, ["new", "seen"])
+    save(grids.pairs(samples[:8], seen[nearest(samples[:8], seen)]), out / "nearest.png", rows=["new", "seen"])
 
     if half := min(len(mu) // 2, 6):
         between = latents.interpolate(mu[:half], mu[half : 2 * half], 8)
@@ -101,16 +102,15 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
     save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
 
     there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
-    frames = decode_rows(vae, dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]])).to(x.device))
-    images = [_image(grids.tile(frames[None, :, step])) for step in range(frames.shape[1])]
-    sheet = _image(torch.cat([grids.tile(frames[None, :, step]) for step in range(0, 25, 6)], dim=1))
+    codes = dials.turn(vae, mu[:4], torch.cat([there, there.flip(0)[1:-1]]))
+    frames = [grids.tile(frame[None]) for frame in decode_rows(vae, codes.to(x.device)).unbind(1)]
+    images = [_image(frame) for frame in frames]
+    sheet = _image(torch.cat(frames[:25:6], dim=1))
     palette = sheet.quantize(256)  # one palette of all intensities: a palette a frame takes 4 s
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
 
-    def write(file: IO[bytes]) -> None:
-        images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
-
-    runs.replace_file(out / "smile.gif", write)
+    save_gif = partial(images[0].save, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
+    runs.replace_file(out / "smile.gif", save_gif)
 
 
 def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
@@ -121,8 +121,7 @@ def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path
 
     centred = mu - mu.mean(0)
     unit = torch.zeros(mu.shape[1]) if direction is None else direction / direction.norm()
-    rest = centred - (centred @ unit)[:, None] * unit
-    principal = torch.linalg.svd(rest, full_matrices=False)[2]
+    principal = torch.linalg.svd(centred - (centred @ unit)[:, None] * unit, full_matrices=False)[2]
     axes = principal if direction is None else torch.cat([unit[None], principal])
     label = "1st principal axis" if direction is None else "smile direction of the training faces"
     across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
@@ -141,19 +140,20 @@ def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
     return vae.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
 
-def save(picture: Tensor, path: Path, columns: list[str] | None = None, rows: list[str] | None = None) -> None:
-    """Write a (3, H, W) picture in [0, 1] as PNG, with titles above its columns and beside its rows."""
+def save(picture: Tensor, path: Path, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> None:
+    """Write an image (3, H, W) in [0, 1] as PNG, with titles of its columns and rows."""
     image = _image(picture)
     font = ImageFont.load_default(size=14)
     top, left = 20 if columns else 0, 36 if rows else 0
     canvas = Image.new("RGB", (image.width + left, image.height + top), "white")
     canvas.paste(image, (left, top))
     pen = ImageDraw.Draw(canvas)
-    for index, text in enumerate(columns or ()):
-        centre = left + image.width * (index + 0.5) / len(columns or ())
-        pen.text((centre, top / 2), text, fill="black", font=font, anchor="mm")
-    for index, text in enumerate(rows or ()):
-        pen.text((left / 2, top + image.height * (index + 0.5) / len(rows or ())), text, "black", font, anchor="mm")
+    for index, text in enumerate(columns):
+        centre = left + image.width * (index + 0.5) / len(columns)
+        pen.text((centre, top / 2), text, "black", font, anchor="mm")
+    for index, text in enumerate(rows):
+        centre = top + image.height * (index + 0.5) / len(rows)
+        pen.text((left / 2, centre), text, "black", font, anchor="mm")
     runs.replace_file(path, lambda file: canvas.save(file, format="PNG"))
 
 

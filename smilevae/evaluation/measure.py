@@ -1,7 +1,6 @@
 """Numbers of a VAE on faces it has not seen, beside linear references.
 
-Everything is in eval mode; codes are mu, not samples, unless a line says otherwise. Shapes: B batch, N examples,
-S image side, D latent dimensions.
+Codes are mu unless a line says otherwise. Shapes: B batch, N examples, S image side, D latent dimensions.
 """
 
 from typing import Any
@@ -25,9 +24,8 @@ __all__ = ["encode", "measure"]
 def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> dict[str, Any]:
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
-    "model", "mean_face" and "pca" each hold mse, psnr and ssim of the image size and, as `native_*`, of both
-    pictures shrunk to the faces' native size. `recon`, `kl` and `loss` are of sampled codes, as in training; with
-    `refine` the codes are refined by so many steps first.
+    mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size. `recon`, `kl`
+    and `loss` are of sampled codes. `refine` is the number of steps that refine the codes first.
     """
     rows = faces.rows("val")
     mean, basis = _mean_and_basis(faces, vae.latent_dim)
@@ -73,18 +71,20 @@ def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
     sums = {}
     for prefix, side in (("", x.shape[-1]), ("native_", min(native, x.shape[-1]))):
         if side != x.shape[-1]:
-            guess, x = (
-                F.interpolate(t, (side, side), mode="bicubic", antialias=True, align_corners=False) for t in (guess, x)
-            )
+            guess, x = resized(guess, side), resized(x, side)
         sums[f"{prefix}mse"] = (guess - x).square().flatten(1).mean(1).sum().item()
         sums[f"{prefix}ssim"] = ssim(guess, x).sum().item()
     return sums
 
 
+def resized(x: Tensor, side: int) -> Tensor:
+    return F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) of images (B, 3, S, S) in [0, 1]: (B,).
 
-    That of torchmetrics, whose import takes longer than this measurement.
+    As in torchmetrics, whose import takes longer.
     """
     kernel = torch.exp(-(torch.arange(-5.0, 6) ** 2) / (2 * 1.5**2))[None, None]
     padded = F.pad(torch.eye(a.shape[-1])[:, None], (5, 5), mode="reflect")
@@ -106,8 +106,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def _mean_and_basis(faces: Faces, num: int) -> tuple[Tensor, Tensor]:
     """Mean (P,) and first principal axes (P, K) of the training faces and their mirror images.
 
-    Those of `faces.axes` in a third of its time: the symmetric and the antisymmetric parts of faces do not correlate,
-    and half of their pixels say all.
+    As `faces.axes` in a third of its time: symmetric and antisymmetric parts do not correlate, half the pixels suffice.
     """
     rows, side = faces.rows("train"), faces.images.shape[1]
     if len(rows) > AT_ONCE // faces.images[0].size or side % 2:

@@ -29,7 +29,7 @@ MAX_EYES = 100  # training faces in which eyes are located
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
-    """Measure and draw the checkpoint at `path`; returns the metrics and the evaluation folder that holds everything.
+    """Measure and draw a checkpoint: its metrics and evaluation folder.
 
     Raises CheckpointError, DataError or ConfigError.
     """
@@ -78,10 +78,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
 def _dials(
     vae: VAE, faces: Faces, make_classifier: MakeClassifier
 ) -> tuple[dials.Dials | None, scorecard.Scorecard | None]:
-    """The dials of a model, with their scorecard where there are faces enough.
-
-    No dials where the codes do not separate smiling from other faces at all.
-    """
+    """The dials, with their scorecard where there are faces enough; None where smiles do not change the codes."""
     train = faces.rows("train")
     mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
     if mean_difference(mu, label).norm() < 1e-3:
@@ -95,22 +92,18 @@ def _dials(
 
 
 def report(options: EvaluateOptions) -> str:
-    """Evaluate a checkpoint file or a run folder's best; gives the table and where the pictures are."""
+    """Evaluate a checkpoint file or a run folder's best: the table and the folder of the figures."""
     metrics, out = evaluate(runs.find(options.ckpt), options)
     smile = f"{scorecard.format_card(metrics['smile'])}\n" if "smile" in metrics else ""
     return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
 
 
 def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
-    """Evaluate several checkpoints and put them side by side: one table, and their pictures under one another in `out`.
-
-    Each also gets its own evaluation folder, as `evaluate` gives it.
-    """
+    """Evaluate several checkpoints: one table, and their figures under one another in `out`."""
     evaluations = {name: evaluate(path, options) for name, path in named.items()}
     width = max(map(len, [*evaluations, "mean face"])) + 2
-    lines = [
-        " " * width + "".join(f"{title:>12}" for title in ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta"))
-    ]
+    titles = ("PSNR dB", "SSIM", "KL nats", "nELBO", "active", "beta")
+    lines = [" " * width + "".join(f"{title:>12}" for title in titles)]
     for name, (m, _) in evaluations.items():
         cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
         lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12g}")
@@ -120,21 +113,22 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
     if len({m["num_images"] for m, _ in evaluations.values()}) > 1:
         lines.append("these hold out different people; the references are those of the first")
     font = ImageFont.load_default(size=14)
-    for picture in ("reconstructions.png", "samples.png", "smile_strip.png"):
-        parts = [(name, Image.open(p)) for name, (_, folder) in evaluations.items() if (p := folder / picture).exists()]
-        if parts:
-            sheet = Image.new("RGB", (max(i.width for _, i in parts), sum(i.height + 20 for _, i in parts)), "white")
-            top = 0
-            for name, image in parts:
-                ImageDraw.Draw(sheet).text((2, top + 10), name, fill="black", font=font, anchor="lm")
-                sheet.paste(image, (0, top + 20))
-                top += image.height + 20
-            runs.replace_file(out / picture, partial(sheet.save, format="PNG"))
+    for figure in ("reconstructions.png", "samples.png", "smile_strip.png"):
+        paths = {name: folder / figure for name, (_, folder) in evaluations.items()}
+        images = {name: Image.open(path) for name, path in paths.items() if path.exists()}
+        if not images:
+            continue
+        size = max(i.width for i in images.values()), sum(i.height + 20 for i in images.values())
+        sheet, top = Image.new("RGB", size, "white"), 0
+        for name, image in images.items():
+            ImageDraw.Draw(sheet).text((2, top + 10), name, fill="black", font=font, anchor="lm")
+            sheet.paste(image, (0, top + 20))
+            top += image.height + 20
+        runs.replace_file(out / figure, partial(sheet.save, format="PNG"))
     return "\n".join([*lines, f"side by side: {runs.short(out)}/"])
 
 
 def format_table(metrics: dict[str, Any]) -> str:
-    """The metrics as a table for a terminal."""
     size, native = metrics["image_size"], metrics["native_size"]
     columns = [("mse", f"MSE {size}px"), ("psnr", "PSNR dB"), ("ssim", "SSIM")]
     if native < size:
@@ -144,9 +138,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
     lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
     for name, title in names.items():
-        cells = (
-            f"{metrics[name][key]:12.2f}" if "psnr" in key else f"{metrics[name][key]:12.5f}" for key, _ in columns
-        )
+        cells = [f"{metrics[name][key]:12.{2 if 'psnr' in key else 5}f}" for key, _ in columns]
         lines.append(f"{title:12}" + "".join(cells))
     lines.append(
         f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:g} x KL {metrics['kl']:.1f} nats"

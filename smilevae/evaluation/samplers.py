@@ -1,6 +1,6 @@
-"""New faces: codes from the prior, or from a mixture fitted to the training faces' codes (Ghosh et al. 1903.12436).
+"""Codes of new faces: from the prior, or from a mixture fitted to training codes (Ghosh et al. 1903.12436).
 
-The KL pulls codes towards the prior N(0, I); the encoder does not fill it. Shapes: N codes, D dimensions.
+Shapes: N codes, D dimensions.
 """
 
 from typing import get_args
@@ -23,10 +23,9 @@ def draw_codes(
     sampler: Sampler = "prior",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Codes (num, D) of new faces; mu and logvar (N, D) are the training faces', `temperature` scales the spread.
+    """Codes (num, D) of new faces; mu and logvar (N, D) are of training faces, `temperature` scales the spread.
 
-    "mixture" draws from a Gaussian mixture fitted to mu, its shape chosen by BIC, widened by the mean posterior
-    variance: together they are the aggregate posterior. Raises ValueError for another sampler.
+    "mixture": the Gaussian mixture of mu with the best BIC, widened by the mean posterior variance. Raises ValueError.
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler={sampler} is unknown; choose one of {', '.join(get_args(Sampler))}")
