@@ -19,7 +19,7 @@ from smilevae.errors import ConfigError, limits, sentences, shown
 Number = int | float
 Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of the trainer: a resume may change them
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
 
 
 def knob(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:

@@ -228,6 +228,15 @@ def test_the_smile_direction_separates_planted_smiles():
     assert direction.norm() == pytest.approx(planted.norm().item(), rel=0.05)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 4), (5, 1)])
+def test_a_grid_has_the_bits_of_torchvisions(shape):
+    from torchvision.utils import make_grid
+
+    images = torch.rand(*shape, 3, 8, 8) * 1.4 - 0.2
+    flat = images.clamp(0, 1).flatten(0, 1)
+    assert torch.equal(tile(images), make_grid(flat, nrow=shape[1], padding=GAP, pad_value=1.0))
+
+
 def test_grids_lay_pictures_out_in_order_and_clamp():
     images = torch.arange(6).view(2, 3, 1, 1, 1).expand(2, 3, 3, 4, 4) / 5 * 2 - 0.5
     grid = tile(images)

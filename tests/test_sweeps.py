@@ -405,8 +405,15 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("whole_group", [True, False])
+@pytest.mark.parametrize(
+    ("whole_group", "signum", "code"),
+    [
+        (True, signal.SIGINT, 130),
+        (False, signal.SIGTERM, 143),
+        pytest.param(True, signal.SIGTERM, 143, marks=slow),
+        pytest.param(False, signal.SIGINT, 130, marks=slow),
+    ],
+)
 def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum, code, whole_group):
     folder = tmp_path / "s"
     command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1", "epochs=400"]
@@ -430,6 +437,7 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
 TOGETHER = pytest.mark.scorecard(11, "sweeps of the same second, two processes on one sweep: each job exactly once")
 
 
+@slow
 @TOGETHER
 def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path):
     """The sweep alone is killed with -9: its job notices; two sweeps then resume at once and share the work."""
@@ -451,6 +459,7 @@ def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path)
     assert [process.returncode for process in both] == [0, 0], printed
 
 
+@slow
 def test_two_at_a_time_give_the_same_bits(tmp_path):
     one = sweep(tmp_path / "one", "seed=0,1,2")
     two = sweep(tmp_path / "two", "seed=0,1,2", "hydra/launcher=local")
@@ -462,6 +471,7 @@ def test_two_at_a_time_give_the_same_bits(tmp_path):
 KILLED = pytest.mark.scorecard(1, "kill -9 at random moments of a sweep: nothing lost or run again, equal in the end")
 
 
+@slow
 @pytest.mark.parametrize(
     ("wanted", "grid", "longest"),
     [(2, ("seed=0,1", "epochs=30"), 6), pytest.param(50, (*GRID, "epochs=400"), 12, marks=[slow, KILLED])],
@@ -501,6 +511,7 @@ def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(tmp_path, wanted, 
     record_property("figure", f"{kills} kills, {restarts} starts, {len(finished)} jobs")
 
 
+@slow
 @pytest.mark.parametrize("num", [2, pytest.param(20, marks=[slow, TOGETHER])])
 def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path, num, record_property):
     """Each in its own folder, and every result belongs to its command."""

@@ -217,7 +217,7 @@ def test_a_real_kill_is_resumed_to_the_same_weights(train, tmp_path, call):
     assert_same(weights(whole), weights(run))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=slow)])
 def test_a_real_signal_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path, signum, code):
     run = tmp_path / "run"
     command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=100000"]

@@ -33,6 +33,7 @@ WRITES = pytest.mark.scorecard(
 )
 
 
+@slow
 @pytest.mark.parametrize("stride", [25, full(WRITES, num=1)])
 def test_whatever_write_fails_nothing_is_lost(tmp_path, stride, record_property):
     done = subprocess.run(
@@ -70,6 +71,7 @@ runpy.run_path("train.py", run_name="__main__")
 KILLS = pytest.mark.scorecard(3, "kill -9 inside a checkpoint write, TMPDIR on another file system: resumable")
 
 
+@slow
 @pytest.mark.parametrize("kills", [2, full(KILLS, num=30)])
 def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, record_property):
     epochs = f"epochs={kills + 8}"  # a kill that comes too late for its write lets one pass
@@ -131,7 +133,7 @@ runpy.run_path("train.py", run_name="__main__")
 @pytest.mark.scorecard(
     5, "SIGTERM in scan, training, validation, checkpoint, between jobs: exit 143, resumable, under 10 s"
 )
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [name if name == "training" else pytest.param(name, marks=slow) for name in PHASES])
 def test_a_termination_in_any_phase_is_resumable(tmp_path, pictures, phase, record_property):
     place, name, more = PHASES[phase]
     run, mark = tmp_path / "run", tmp_path / "mark"
@@ -182,6 +184,7 @@ def read_only(*folders: Path):
             folder.chmod(0o755)
 
 
+@slow
 @pytest.mark.scorecard(12, "moved run, other working directory, read-only folder: evaluate gives the same to the bit")
 def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path, record_property):
     expected = json.loads((evaluated_run / "evaluation" / "best" / "metrics.json").read_text())
@@ -244,6 +247,7 @@ DISK = pytest.mark.scorecard(
 )
 
 
+@slow
 @DISK
 def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
     run = tmp_path / "run"
@@ -261,6 +265,7 @@ def test_a_folder_that_becomes_read_only_is_loud(tmp_path, record_property):
     record_property("figure", f"chmod 555: FAILED after {more} more epochs")
 
 
+@slow
 @DISK
 def test_a_disk_that_fills_up_is_loud(tmp_path, small_disk, record_property):
     run = small_disk / "run"

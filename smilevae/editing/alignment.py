@@ -69,7 +69,7 @@ def typical_eyes(pictures: np.ndarray) -> Points | None:
 def crop_matrix(box: Box, eyes: Points | None, side: int, typical: Points) -> np.ndarray:
     """Photo to crop of `side` pixels (2, 3), from a detector's box and, where they are known, the eyes.
 
-    Middle and size are the means of both: their errors, a tenth of the side, are independent. A tilt beyond TILT is
+    Middle and size are the means of both: each is wrong by a tenth of the side. A tilt beyond TILT is
     undone.
     """
     middle, scale, angle = complex(box[0], box[1]), INSET[2] * box[2] / side, 0.0

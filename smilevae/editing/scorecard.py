@@ -241,7 +241,10 @@ def _auc(score: Tensor, values: Tensor) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     known = torch.isfinite(values)
-    high = values[known] > values[known].median() if len(values.unique()) > 3 else values[known] == values[known].max()
-    if known.sum() < 4 or high.all() or not high.any():
+    if known.sum() < 4:
+        return None
+    values = values[known]
+    high = values > values.median() if len(values.unique()) > 3 else values == values.max()
+    if high.all() or not high.any():
         return None
     return float(roc_auc_score(high.numpy(), score[known].numpy()))

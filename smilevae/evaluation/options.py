@@ -28,8 +28,6 @@ class EvaluateOptions(BaseModel):
         description="package.module:class, an attribute classifier of your own in place of the built-in one",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Sampler = Field(
-        "prior", description="of new faces: prior, or a Gaussian mixture fitted to the codes of the training faces"
-    )
-    temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are safer and more alike")
+    sampler: Sampler = Field("prior", description="of new faces: prior, or a Gaussian mixture of the training codes")
+    temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are more alike")
     refine: int = Field(0, ge=0, le=10_000, description="steps that improve each code before it is measured; try 40")

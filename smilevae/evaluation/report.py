@@ -1,4 +1,4 @@
-"""The report of a checkpoint: measures on held-out people, figures and, where there are labels, the edit scorecard."""
+"""The report of a checkpoint: measures on held-out people, figures, and the edit scorecard where there are labels."""
 
 import json
 from functools import partial

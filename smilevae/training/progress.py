@@ -29,7 +29,7 @@ class Progress(pl.Callback):
         self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
         self._bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._bar and time.monotonic() - self._updated > 0.5:  # reading the sums waits for the device
             self._updated = time.monotonic()
             done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches

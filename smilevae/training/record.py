@@ -87,7 +87,7 @@ class Record(pl.callbacks.Checkpoint):
         self._interrupt()
         self._start, self._seen = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._seen += len(batch[0]) * trainer.world_size
         self.images_per_second = self._seen / (time.perf_counter() - self._start)
         if batch_idx + 1 < trainer.num_training_batches and (self.stop.signum or time.perf_counter() > self._end):
