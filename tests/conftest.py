@@ -88,10 +88,10 @@ def evaluated_run(tiny_run, tmp_path_factory):
     return run
 
 
-def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: object, timeout: int = 300, **options) -> subprocess.CompletedProcess:
     """A script as a real process from the project's root."""
     command = [sys.executable, f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
 
 
 @pytest.fixture

@@ -478,7 +478,7 @@ KILLED = pytest.mark.scorecard(1, "kill -9 at random moments of a sweep: nothing
 )
 def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(tmp_path, wanted, grid, longest, record_property):
     """kill -9 of the whole process group; restarted with the line it printed; nothing completed is touched again."""
-    whole = sweep(tmp_path / "whole", *grid)
+    whole = sweep(tmp_path / "whole", *grid, timeout=1500)
     assert whole.returncode == 0, whole.stderr
     folder, rng = tmp_path / "cut", random.Random(0)
     command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *grid]
