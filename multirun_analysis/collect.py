@@ -1,4 +1,4 @@
-"""Run folders as a table. A folder may come from a stranger: it is checked, and nothing in it is executed."""
+"""Run folders as a table. The files of a folder are checked, and nothing in them is executed."""
 
 import contextlib
 import json

@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: measures on held-out people, new faces, figures, the report."""
+"""Evaluates a checkpoint: measures on held-out people, new faces, figures, the report."""

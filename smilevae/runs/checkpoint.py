@@ -1,4 +1,4 @@
-"""The only writer and the only reader of model files. A checkpoint may come from a stranger: it is data, never code.
+"""Writes and reads checkpoints, and reads exported models. The file may be hostile: it is read as data, never as code.
 
 last.ckpt, previous.ckpt, epoch-0042.ckpt   plain tensors and settings
 model.safetensors, model.json               written by `smilevae export`
