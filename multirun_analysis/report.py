@@ -117,7 +117,7 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
         "psnr": float(run["val/psnr"]),
         "kl": float(run["val/kl"]),
         "evaluate": collect.text(
-            f"python evaluate.py {shlex.quote(runs.override('ckpt', shlex.split(runs.short(path))[0]))}"
+            f"{runs.program('evaluate')} {shlex.quote(runs.override('ckpt', shlex.split(runs.short(path))[0]))}"
         ),
     }
 

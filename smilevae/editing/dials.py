@@ -69,5 +69,5 @@ def read(path: Path, vae: VAE) -> Dials:
         meter = meter_from(content["reader"]) if content["reader"] else None
         return Dials(content["best"], dials, meter, ((a, b), (c, d)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        again = f"run python evaluate.py ckpt={runs.short(path)}"
+        again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
