@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from smilevae import runs
+from smilevae.config import SAME_RESULT
 from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum
 
@@ -19,7 +20,7 @@ METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/acti
 KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed", "diverged", "corrupt")
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
-HIDDEN = ("threads", "resume", "evaluate", "log_images_every", "num_workers", "data.root", "data.cache")
+HIDDEN = {"threads", *SAME_RESULT} - {"data.unlabelled", "data.attributes"}
 MAX_PREVIEW = 4_000_000  # bytes
 
 

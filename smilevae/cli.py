@@ -51,6 +51,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 options, function = COMMANDS[command]
                 parsed = console.parse_words(rest, pkgutil.resolve_name(options), FOLDERS.get(command))
                 console.quiet_lightning()
+                runs.keep_memory()
                 pkgutil.resolve_name(function)(parsed)
                 sys.stdout.flush()
             else:

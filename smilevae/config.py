@@ -120,6 +120,7 @@ class Settings(Section):
     ema: Number = added(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
     threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
+    keep_memory: bool = added(True, "freed memory stays in the process; glibc only, and faster", same_result=True)
     num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
     log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)

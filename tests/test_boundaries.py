@@ -109,7 +109,7 @@ def test_settings_are_never_an_untyped_dict():
         assert not re.search(r"settings: (dict|Mapping)\[str, Any\]", path.read_text()), path
 
 
-ANALYSIS = ("smilevae.errors", "smilevae.runs", "smilevae.models", "smilevae.console", "smilevae.__version__")
+ANALYSIS = tuple(f"smilevae.{name}" for name in ("errors", "config", "runs", "models", "console", "__version__"))
 ANALYSIS_LIBRARIES = {"pandas", "matplotlib", "numpy", "scipy", "jinja2", "PIL", "pydantic"}
 
 

@@ -2,6 +2,9 @@ import errno
 import json
 import multiprocessing
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -108,3 +111,21 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content):
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError):
         runs.read_settings(tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_kept_memory_is_not_faulted_in_again():
+    code = """
+import resource, sys
+from smilevae import runs
+assert sys.argv[1] == "system" or runs.keep_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    b"x" * 2**26
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {}
+    for kind in ("keep", "system"):
+        output = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True).stdout
+        faults[kind] = int(output)
+    assert faults["keep"] < 0.1 * faults["system"]

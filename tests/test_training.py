@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_the_run_folder_keeps_its_contract(tiny_run):
     assert result["checkpoints"] == [f"checkpoints/epoch-{line['epoch']:04d}.ckpt" for line in best]
     assert result["best"] == best[0]
     assert {"identity", "data_fingerprint", "wall_seconds", "threads", "versions", "peak_memory_mb"} <= result.keys()
+    assert result["keep_memory"] == (platform.libc_ver()[0] == "glibc")
     kept = {path.name for path in (tiny_run / "checkpoints").iterdir()}
     assert kept == {"last.ckpt", "previous.ckpt", *(os.path.basename(name) for name in result["checkpoints"])}
     assert not any(set(str(path.relative_to(tiny_run))) & set("=,") for path in tiny_run.rglob("*"))

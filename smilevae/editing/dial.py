@@ -3,6 +3,7 @@
 Shapes: N examples, B batch, D latent dimensions, I intensities.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,19 +103,35 @@ def calibrate(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Dia
     Gain: intensity 1 gives the mean measured smile of smiling faces. Range: every 0.5 of intensity raises the smile by
     a quarter or more of its mean rise, and at most CLIPPED more of the images' values leave [0, 1] than at 0.
     """
-    smiles, _ = _means(dial, mu, torch.tensor(GAINS), smile_and_clipped)
-    dial = replace(dial, gain=float(np.interp(dial.smiling, np.maximum.accumulate(smiles), GAINS)))
-    levels = torch.arange(-REACH, REACH + 0.01, 0.5)
-    smiles, clipped = _means(dial, mu, levels, smile_and_clipped)
-    zero = int((levels == 0).nonzero()[0, 0])
-    promised = 0.5 * (smiles[levels == 1] - smiles[zero])[0]
-    whole = clipped <= clipped[zero] + CLIPPED
-    rises = (np.diff(smiles) >= 0.25 * promised) & whole[1:] & whole[:-1] & (promised > 0)
-    up = next((i for i in range(zero, len(rises)) if not rises[i]), len(rises))
-    down = next((i + 1 for i in range(zero - 1, -1, -1) if not rises[i]), 0)
-    return replace(dial, low=float(levels[down]), high=float(levels[up]))
+    at = _means(dial, mu, smile_and_clipped)
+    smiles: list[float] = []
+    for gain in GAINS:
+        smiles.append(max([at(gain)[0], *smiles[-1:]]))
+        if smiles[-1] > dial.smiling:
+            break
+    dial = replace(dial, gain=float(np.interp(dial.smiling, smiles, GAINS[: len(smiles)])))
+    at = _means(dial, mu, smile_and_clipped)
+    promised = 0.5 * (at(1.0)[0] - at(0.0)[0])
+
+    def rises(low: float) -> bool:
+        before, after = at(low), at(low + 0.5)
+        whole = max(before[1], after[1]) <= at(0.0)[1] + CLIPPED
+        return whole and promised > 0 and after[0] - before[0] >= 0.25 * promised
+
+    low = high = 0.0
+    while high < REACH and rises(high):
+        high += 0.5
+    while low > -REACH and rises(low - 0.5):
+        low -= 0.5
+    return replace(dial, low=low, high=high)
 
 
-def _means(dial: Dial, mu: Tensor, levels: Tensor, smile_and_clipped: SmileAndClipped) -> list[np.ndarray]:
-    codes = dial.turn(mu, levels)
-    return [part.view(codes.shape[:2]).mean(0).double().numpy() for part in smile_and_clipped(codes.flatten(0, 1))]
+def _means(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Callable[[float], tuple[float, float]]:
+    """The means at an intensity; each intensity is measured once, when it is first asked for."""
+
+    @functools.cache
+    def at(level: float) -> tuple[float, float]:
+        smiles, clipped = smile_and_clipped(dial.turn(mu, torch.tensor([level]))[:, 0])
+        return float(smiles.double().mean()), float(clipped.double().mean())
+
+    return at

@@ -74,7 +74,7 @@ def scorecard(vae: VAE, faces: Faces, make_classifier: MakeClassifier = Attribut
             x = decode(vae, z)
             inside = x.clamp(0, 1)
             smiles.append(meter(inside) if meter else calibrating(inside)["smile"])
-            clipped.append((x != inside).flatten(1).float().mean(1))
+            clipped.append((x != inside).float().mean((1, 2, 3)))
         return torch.cat(smiles), torch.cat(clipped)
 
     def smile_of(codes: Tensor) -> Tensor:

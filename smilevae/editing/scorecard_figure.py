@@ -42,14 +42,13 @@ def draw(result: Scorecard, vae: VAE, faces: Faces, path: Path) -> None:
     left.legend(fontsize=8)
     right.set(title="what else changes at intensity 1")
     right.invert_yaxis()
-    grid = below.subplots(len(by_name), len(INTENSITIES) + 1, squeeze=False)
+    original, grid = images(faces, result.rows[:1]), below.subplots()
+    edited = [decode(vae, codes[0]).clamp(0, 1) for codes in result.codes.values()]
+    rows = [torch.cat([*original, *some], 2) for some in edited]
+    grid.imshow(torch.cat(rows, 1).permute(1, 2, 0).numpy())
     titles = ["original", *(f"{intensity:+g}" for intensity in INTENSITIES)]
-    for row, name in zip(grid, by_name):
-        edited = decode(vae, result.codes[name][0]).clamp(0, 1)
-        for axes, image in zip(row, [*images(faces, result.rows[:1]), *edited]):
-            axes.imshow(image.permute(1, 2, 0).numpy())
-            axes.set_axis_off()
-        row[0].text(-3, image.shape[1] / 2, name.replace(", ", "\n"), ha="right", va="center", fontsize=8)
-    for axes, title in zip(grid[0], titles):
-        axes.set_title(title, fontsize=9)
+    for axis, labels in ((grid.xaxis, titles), (grid.yaxis, result.codes)):
+        axis.set_ticks((np.arange(len(labels)) + 0.5) * original.shape[-1], [str(label) for label in labels])
+    grid.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    grid.set_frame_on(False)
     runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=100))

@@ -4,6 +4,7 @@ Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C column
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
     there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
     codes = dials.turn(vae, mu[:4], there)
     frames = [grids.tile(frame[None]) for frame in decode_rows(vae, codes.to(x.device)).unbind(1)]
-    images = [_image(frame).quantize(256) for frame in frames]  # a palette each: one for all leaves spots
+    with ThreadPoolExecutor() as pool:  # a palette each: one for all leaves spots
+        images = list(pool.map(lambda frame: _image(frame).quantize(256), frames))
     images += images[-2:0:-1]  # and back
     save_gif = partial(images[0].save, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
     runs.replace_file(out / "smile.gif", save_gif)
@@ -151,7 +153,7 @@ def save(picture: Tensor, path: Path, columns: Sequence[str] = (), rows: Sequenc
     for index, text in enumerate(rows):
         centre = top + image.height * (index + 0.5) / len(rows)
         pen.text((left / 2, centre), text, "black", font, anchor="mm")
-    runs.replace_file(path, lambda file: canvas.save(file, format="PNG"))
+    runs.replace_file(path, lambda file: canvas.save(file, format="PNG", compress_level=3))
 
 
 def _image(picture: Tensor) -> Image.Image:

@@ -1,5 +1,6 @@
-"""Versions and machine of a result."""
+"""Versions and machine of a result; the allocator."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -18,3 +19,17 @@ def environment() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit,
     }
+
+
+def keep_memory() -> bool:
+    """Let the allocator keep freed memory; says whether it does. Only glibc can.
+
+    By default glibc returns each large tensor's pages to the kernel and faults them in again for the next one:
+    60,000 page faults in a step of the source study's network (mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim, top_pad, threshold = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
+    kept = mallopt(threshold, 2**30) or mallopt(threshold, 2**25)  # older glibc allows 32 MiB
+    return bool(kept and mallopt(trim, 2**30) and mallopt(top_pad, 2**28))

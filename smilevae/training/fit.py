@@ -33,6 +33,7 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted.
     """
     start, goes_on = time.perf_counter(), settings.resume and run.goes_on
+    kept = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     faces = load_faces(settings.data, settings.image_size)
@@ -53,8 +54,9 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if run.leads:
         record.name_best()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
-    seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "threads": torch.get_num_threads()}
-    result = record.result(settings, faces.fingerprint) | seconds | runs.environment()
+    machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
+    seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
+    result = record.result(settings, faces.fingerprint) | seconds | machine
     if run.leads and settings.evaluate:
         log.info(report.report(EvaluateOptions(ckpt=str(run.dir))))
     run.complete(result)
