@@ -241,6 +241,8 @@ def test_a_sweep_with_beta_0_has_all_figures(tmp_path, capsys, betas):
     figure = (root / "analysis" / "rate_distortion.svg").read_text()
     assert ("linear VAE, latent 120" in figure) == (max(betas) > 0)
     assert all(name in figure for name in ("beta 0", "mean face", "PCA-120"))
+    page = (root / "analysis" / "index.html").read_text()
+    assert ("The dashed line" in page) == (max(betas) > 0)
 
 
 def test_a_closed_pipe_ends_the_analysis_quietly(tmp_path):
