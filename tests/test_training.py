@@ -288,7 +288,7 @@ def test_two_processes_train_nearly_as_one_does(tmp_path, more):
         lines[devices] = runs.read_metrics(run)
     assert lines[1][-1]["train/loss"] < lines[1][-4]["train/loss"]
     for one, two in zip(lines[1], lines[2], strict=True):
-        for name in {"train/loss", "train/kl", "val/loss", "val/recon", "val/kl", "lr"} & one.keys():
+        for name in {"train/loss", "train/recon", "train/kl", "lr"} & one.keys():  # val: running statistics of 4 faces
             assert one[name] == pytest.approx(two[name], rel=0.25, abs=0.5), (name, one["epoch"])
 
 
