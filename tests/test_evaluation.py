@@ -16,7 +16,7 @@ from smilevae import runs
 from smilevae.data import batches, dataset, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, directions
-from smilevae.errors import CheckpointError
+from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation import figures, measure, report
 from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation.options import EvaluateOptions
@@ -207,6 +207,19 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
     vae.eval()
     assert torch.equal(expected, again)
     torch.testing.assert_close(expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_failed_evaluation_leaves_the_earlier_one(evaluated_run, monkeypatch):
+    folder = evaluated_run / "evaluation" / "best"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fails(*_):
+        raise ConfigError("the attribute classifier failed")
+
+    monkeypatch.setattr(report, "_dials", fails)
+    with pytest.raises(ConfigError):
+        evaluate(runs.find(str(evaluated_run)))
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_mean_difference_is_the_difference_of_the_means():

@@ -6,17 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from smilevae import runs
-from smilevae.data.batches import gather, hash64
-from smilevae.data.cache import cached
+from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, scorecard, scorecard_figure
-from smilevae.editing.alignment import EYES, Points, typical_eyes
+from smilevae.editing.alignment import EYES, typical_eyes
 from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, import_classifier
 from smilevae.editing.dial import plain_dial
 from smilevae.editing.directions import mean_difference
@@ -59,15 +57,15 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         "beta": settings.beta,
         "refine": options.refine,
     }
-    if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
-        for name in (dials.NAME, *SMILES):  # of an earlier evaluation
-            (out / name).unlink(missing_ok=True)
     smiles = scores = None
     with ThreadPoolExecutor() as pool:
         measures = pool.submit(measure, vae, faces, settings.beta, options.seed, options.refine)
         if options.smile and faces.labelled("train"):
-            smiles, scores = _dials(vae, faces, make_classifier, settings.data.cache)
+            smiles, scores = _dials(vae, faces, make_classifier)
     metrics |= measures.result()
+    if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
+        for name in (dials.NAME, *SMILES):  # of an earlier evaluation
+            (out / name).unlink(missing_ok=True)
     if smiles:
         dials.write(out, vae, smiles)
     if scores:
@@ -80,30 +78,19 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
 
 
 def _dials(
-    vae: VAE, faces: Faces, make_classifier: MakeClassifier, cache: bool
+    vae: VAE, faces: Faces, make_classifier: MakeClassifier
 ) -> tuple[dials.Dials | None, scorecard.Scorecard | None]:
     """The dials, with their scorecard where there are faces enough; None where smiles do not change the codes."""
     train = faces.rows("train")
     mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
     if mean_difference(mu, label).norm() < 1e-3:
         return None, None
-    eyes = _eyes(faces, cache)
+    eyes = typical_eyes(gather(faces.images, train[:MAX_EYES])) or EYES
     if scorecard.possible(faces):
         scores = scorecard.scorecard(vae, faces, make_classifier)
         return dials.Dials(scores.best.name, scores.dials, scores.meter, eyes), scores
     dial = plain_dial(mu, label)
     return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
-
-
-def _eyes(faces: Faces, cache: bool) -> Points:
-    """Where the training faces' eyes are; located once for a data set."""
-    rows = faces.rows("train")[:MAX_EYES]
-
-    def build(_: np.ndarray) -> dict[str, Any]:
-        return {"eyes": typical_eyes(gather(faces.images, rows)) or EYES}
-
-    key = f"{faces.fingerprint}-{faces.images.shape[1]}-{hash64(*rows):x}-eyes"
-    return cached(key, (1,), build, cache)[1]["eyes"]
 
 
 def report(options: EvaluateOptions) -> str:
