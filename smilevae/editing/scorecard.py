@@ -199,7 +199,7 @@ def format_card(card: dict[str, Any]) -> str:
     lines = [
         f"smile: {card['num_faces']} held-out people who do not smile, measured by an attribute classifier that is"
         f" right for {accuracy:.0%} of people outside its training data (0: not smiling, 1: smiling)",
-        f"{'':30}" + "".join(f"{column:>10}" for column in columns),
+        f"{'':30}" + "".join(f"{column:>11}" for column in columns),
     ]
     zero, one = INTENSITIES.index(0), INTENSITIES.index(1)
     for name, scores in card["directions"].items():
@@ -208,7 +208,7 @@ def format_card(card: dict[str, Any]) -> str:
         cells.append("{:+g}..{:+g}".format(*scores["range"]) if "range" in scores else "")
         angle = card["angle_degrees"].get(name)
         cells.append(f"±{angle:.0f}°" if angle else "")
-        lines.append(f"{name:30}" + "".join(f"{cell:>10}" for cell in cells))
+        lines.append(f"{name:30}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join([*lines, confound_sentence(card["confounds"])])
 
 
