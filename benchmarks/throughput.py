@@ -1,20 +1,23 @@
 """python benchmarks/throughput.py [FOLDER]: images/s in training, beside a notebook's loop, pythae and a bare loop.
 
-All have the same encoder, decoder, loss, optimizer and batches of 64 at 128 px. They run in one process, one round
-of each after each of our epochs, so that drift affects all alike. FOLDER holds train/{smile,non_smile}; without it
-the faces are synthetic. pythae is left out where it is not installed.
+All have the same layers, loss, optimizer and batches of 64 at 128 px. Each is a process of its own, as its users start
+it. One round of each follows one of each other, so that drift affects all alike. FOLDER holds
+train/{smile,non_smile}; without it the faces are synthetic. pythae is left out where it is not installed.
 
-ours      python train.py: Lightning, metrics, checkpoints, TensorBoard; the time of training epochs, and the time of
-          whole epochs with validation and checkpoints
-notebook  ImageFolder, Resize, flip and ToTensor for every image, layers in PyTorch's default memory format
-pythae    its VAE with these layers and its BaseTrainer on tensors in memory (pip install pythae)
-bare      a loop of a few lines on float tensors in memory, channels_last, flipped like ours
-GEMM      the speed of matrix products of side 2048, against the FLOPs that PyTorch counts in a training step
+ours       train.py: Lightning, metrics, checkpoints, TensorBoard; the time of training steps, and of whole epochs with
+           validation, metrics, checkpoints and pictures
+compiled   the same with compile=true
+bare       a loop of a few lines on float tensors in memory with our network, our allocator setting and fused Adam
+notebook   ImageFolder, Resize, flip and ToTensor for every image, plain layers in PyTorch's default memory format
+pythae     its VAE with these layers and its BaseTrainer on tensors in memory (pip install pythae)
+GEMM       matrix products of side 2048, against the FLOPs that PyTorch counts in a training step
 """
 
-import contextlib
+import importlib.util
+import json
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +37,7 @@ from torchvision import transforms
 from smilevae import console, runs
 from smilevae.config import Data, Model, Settings
 from smilevae.data import batches, load_faces
+from smilevae.models import layers
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.networks import NETWORKS
 from smilevae.models.vae import build_vae
@@ -41,20 +45,36 @@ from smilevae.training.fit import fit
 
 ROUNDS, BATCH, SIZE = 7, 64, 128
 CONF = Path(__file__).parents[1] / "conf" / "model"
+PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
+
+
+def settings_of(network: str, root: Path, **more: object) -> Settings:
+    model = Model(**yaml.safe_load((CONF / f"{network}.yaml").read_text()))
+    data = Data(source="folder", root=str(root))
+    return Settings(model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more)
 
 
 class Notebook(nn.Module):
-    """The network as a notebook writes it."""
+    """The network as a notebook writes it: PyTorch's own layers one after the other."""
 
     def __init__(self, settings: Settings):
         super().__init__()
         model, sizes = settings.model, (settings.image_size, settings.latent_dim)
-        self.encoder, self.decoder = (part(*sizes, model.widths, model.dropout) for part in NETWORKS[model.network])
+        self.encoder, self.decoder = (
+            plain(part(*sizes, model.widths, model.dropout)) for part in NETWORKS[model.network]
+        )
 
     def loss(self, x: Tensor) -> Tensor:
         mu, logvar = self.encoder(x).chunk(2, 1)
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)
         return beta_vae_terms(self.decoder(z), x, mu, logvar, 1.0).loss.mean()
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """The same layers as PyTorch has them."""
+    if type(module).__module__ == layers.__name__ and type(module) is not layers.Layers:
+        module.__class__ = type(module).__base__
+    return nn.Sequential(*map(plain, module)) if isinstance(module, nn.Sequential) else module
 
 
 def step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> float:
@@ -65,11 +85,11 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Par
     return loss.item()
 
 
-def notebook(settings: Settings, folder: Path) -> Callable[[], int]:
+def notebook(network: str, root: Path) -> Callable[[], int]:
     preparing = [transforms.Resize((SIZE, SIZE)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    pictures = folders.ImageFolder(folder, transforms.Compose(preparing))
+    pictures = folders.ImageFolder(root / "train", transforms.Compose(preparing))
     loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True)
-    model = Notebook(settings).train()
+    model = Notebook(settings_of(network, root)).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
 
     def epoch() -> int:
@@ -80,9 +100,12 @@ def notebook(settings: Settings, folder: Path) -> Callable[[], int]:
     return epoch
 
 
-def bare(settings: Settings, x: Tensor) -> Callable[[], int]:
+def bare(network: str, root: Path) -> Callable[[], int]:
+    runs.keep_memory()
+    settings = settings_of(network, root)
+    x = pictures_of(settings)
     vae = build_vae(settings).train()
-    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-4, fused=True)
 
     def epoch() -> int:
         chunks = torch.randperm(len(x))[: len(x) // BATCH * BATCH].split(BATCH)
@@ -97,14 +120,15 @@ def bare(settings: Settings, x: Tensor) -> Callable[[], int]:
     return epoch
 
 
-def pythae(settings: Settings, x: Tensor, home: Path) -> Callable[[], int]:
+def pythae(network: str, root: Path) -> Callable[[], int]:
     from pythae.data.datasets import DatasetOutput
     from pythae.models import VAE, VAEConfig
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-    layers = Notebook(settings)
+    settings = settings_of(network, root)
+    x, layers = pictures_of(settings).contiguous(), Notebook(settings)
 
     class Encoder(BaseEncoder):
         def __init__(self) -> None:
@@ -131,7 +155,7 @@ def pythae(settings: Settings, x: Tensor, home: Path) -> Callable[[], int]:
             return DatasetOutput(data=x[row])
 
     config = VAEConfig(input_dim=(3, SIZE, SIZE), latent_dim=settings.latent_dim, reconstruction_loss="mse")
-    options = BaseTrainerConfig(str(home), per_device_train_batch_size=BATCH, learning_rate=5e-4, no_cuda=True)
+    options = BaseTrainerConfig("pythae", per_device_train_batch_size=BATCH, learning_rate=5e-4, no_cuda=True)
     trainer = BaseTrainer(VAE(config, Encoder(), Decoder()), InMemory(), training_config=options)
     trainer.prepare_training()
     number = iter(range(10**9))
@@ -143,41 +167,64 @@ def pythae(settings: Settings, x: Tensor, home: Path) -> Callable[[], int]:
     return epoch
 
 
-def gemm_rate() -> float:
-    """FLOPs per second of float32 products of 2048 x 2048 matrices."""
+def pictures_of(settings: Settings) -> Tensor:
+    """The training faces, (N, 3, S, S) in [0, 1]."""
+    faces = load_faces(settings.data, settings.image_size)
+    return batches.to_unit(torch.from_numpy(faces.images[faces.rows("train")]))
+
+
+def gemm(network: str, root: Path) -> Callable[[], int]:
     a, b = torch.rand(2, 2048, 2048)
-    a @ b
-    begin = time.perf_counter()
-    for _ in range(5):
-        a @ b
-    return 5 * 2 * 2048**3 / (time.perf_counter() - begin)
+
+    def products() -> int:
+        """FLOPs."""
+        for _ in range(20):
+            a @ b
+        return 20 * 2 * 2048**3
+
+    return products
 
 
-class Interleave(pl.Callback):
-    """After each of our epochs, a round of every other; the first round warms up."""
+class Rounds(pl.Callback):
+    """Waits for a line before each epoch and prints images/s of the steps and of the whole epoch before."""
 
-    def __init__(self, others: dict[str, Callable[[], int]]):
-        self.others, self.rates = others, {name: [] for name in ("ours", "ours, whole", *others, "GEMM")}
-        self.whole = None
+    begin = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = time.perf_counter()
-        if self.whole is not None:  # checkpoints and pictures are written after the others' rounds
-            self.rates["ours, whole"].append(self.num / (self.whole + now - self.resumed))
-        self.begin = now
+        if self.begin:  # checkpoints and pictures of the epoch before are written
+            tell(self.num / (self.steps - self.begin), self.num / (time.perf_counter() - self.begin))
+        waited = time.perf_counter()
+        if not sys.stdin.readline():
+            sys.exit()
+        self.begin = time.perf_counter()
+        (record,) = [callback for callback in trainer.callbacks if hasattr(callback, "checkpoint_due")]
+        record.checkpoint_due += self.begin - waited  # others trained meanwhile
+        self.num = trainer.num_training_batches * BATCH
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        self.end = time.perf_counter()
+        self.steps = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.num = trainer.num_training_batches * BATCH
-        self.whole = time.perf_counter() - self.begin
-        self.rates["ours"].append(self.num / (self.end - self.begin))
-        for name, epoch in self.others.items():
-            begin = time.perf_counter()
-            self.rates[name].append(epoch() / (time.perf_counter() - begin))
-        self.rates["GEMM"].append(gemm_rate())
-        self.resumed = time.perf_counter()
+
+def tell(*rates: float) -> None:
+    print(json.dumps(rates), file=sys.__stdout__, flush=True)
+
+
+def train(network: str, root: Path, compile: bool) -> None:
+    trainer = pl.Trainer
+    pl.Trainer = lambda callbacks, **kw: trainer(callbacks=[*callbacks, Rounds()], **kw)  # type: ignore[misc]
+    with runs.Run("run").recording() as run:
+        fit(settings_of(network, root, compile=compile), run, runs.Stop())
+
+
+def peer(name: str, network: str, root: Path) -> None:
+    """A round for each line of standard input."""
+    console.quiet_lightning()
+    if name in ("ours", "compiled"):
+        return train(network, root, name == "compiled")
+    epoch = {"notebook": notebook, "bare": bare, "pythae": pythae, "GEMM": gemm}[name](network, root)
+    while sys.stdin.readline():
+        begin = time.perf_counter()
+        tell(epoch() / (time.perf_counter() - begin))
 
 
 def flops_per_image(settings: Settings) -> float:
@@ -188,47 +235,64 @@ def flops_per_image(settings: Settings) -> float:
     return counter.get_total_flops() / BATCH
 
 
-def compare(name: str, root: Path) -> None:
-    data = Data(source="folder", root=str(root))
-    model = Model(**yaml.safe_load((CONF / f"{name}.yaml").read_text()))
-    settings = Settings(model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 1)
-    faces = load_faces(data, SIZE)
-    x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("train")]))
+def compare(network: str, root: Path, names: list[str]) -> None:
+    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as home:
-        others = {"notebook": notebook(settings, root / "train"), "bare": bare(settings, x)}
-        with contextlib.suppress(ImportError):
-            others["pythae"] = pythae(settings, x.contiguous(), Path(home) / "pythae")
-        interleave, trainer = Interleave(others), pl.Trainer
-        pl.Trainer = lambda callbacks, **kw: trainer(callbacks=[*callbacks, interleave], **kw)  # type: ignore[misc]
-        try:
-            with runs.Run(Path(home) / "run").recording() as run:
-                fit(settings, run, runs.Stop())
-        finally:
-            pl.Trainer = trainer  # type: ignore[misc]
-    rates = {kind: values[1:] for kind, values in interleave.rates.items()}
+        started = {}
+        for name in names:
+            place = Path(home) / name
+            place.mkdir()
+            command = [sys.executable, str(Path(__file__).resolve()), "--peer", name, network, str(root)]
+            with open(place / "err", "w") as errors:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+                started[name] = subprocess.Popen(command, cwd=place, text=True, **pipes)
+        for index in range(ROUNDS + 1):  # the first one warms up
+            for name, process in started.items():
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+                if not line:
+                    sys.exit(f"{name}: {(Path(home) / name / 'err').read_text()[-2000:]}")
+                steps, *whole = json.loads(line)
+                if index:
+                    rates.setdefault(name, []).append(steps)
+                    if whole:
+                        rates.setdefault(f"{name}, whole", []).extend(whole)
+        for process in started.values():
+            process.kill()
+            process.wait()
+    settings = settings_of(network, root)
     flops = flops_per_image(settings)
-    print(f"model={name}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters")
-    ours = rates["ours"]
-    for kind in ("ours", "ours, whole", *others):
-        ratio = [a / b for a, b in zip(ours, rates[kind])]
+    print(f"model={network}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters")
+    speed = rates.pop("GEMM")
+    for kind, values in rates.items():
+        ratio = [a / b for a, b in zip(rates["ours"], values)]
         print(
-            f"  {kind:12} {statistics.median(rates[kind]):7.1f} images/s"
-            f" ({min(rates[kind]):.1f} to {max(rates[kind]):.1f})"
+            f"  {kind:16} {statistics.median(values):6.1f} images/s ({min(values):.1f} to {max(values):.1f})"
             f"   ours / it: {statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
         )
-    share = [flops * a / b for a, b in zip(ours, rates["GEMM"])]
+    for name in ("ours", "compiled"):
+        ratio = [a / b for a, b in zip(rates[name], rates["notebook"])]
+        share = [a / b for a, b in zip(rates[f"{name}, whole"], rates[name])]
+        whole = f"whole {statistics.median(share):.3f} of its steps"
+        print(f"  {name}: {statistics.median(ratio):.2f} of the notebook; {whole}")
+    share = [flops * a / b for a, b in zip(rates["ours"], speed)]
     print(
-        f"  {flops / 1e9:.2f} GFLOP an image; GEMM {statistics.median(rates['GEMM']) / 1e9:.0f} GFLOP/s; ours runs at"
-        f" {statistics.median(share):.0%} of it ({min(share):.0%} to {max(share):.0%})"
+        f"  {flops / 1e9:.2f} GFLOP an image; GEMM {statistics.median(speed) / 1e9:.0f} GFLOP/s; ours runs at"
+        f" {statistics.median(share):.0%} of it ({min(share):.0%} to {max(share):.0%})",
+        flush=True,
     )
 
 
 def main() -> None:
     console.quiet_lightning()
+    if sys.argv[1:2] == ["--peer"]:
+        return peer(*sys.argv[2:4], Path(sys.argv[4]))
     print(
         f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__},"
         f" Lightning {pl.__version__}; n = {ROUNDS} rounds, median (range)"
     )
+    names = [name for name in PEERS if name != "pythae" or importlib.util.find_spec("pythae")]
     with tempfile.TemporaryDirectory() as home:
         root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(home)
         if len(sys.argv) == 1:
@@ -237,8 +301,8 @@ def main() -> None:
                 folder = root / "train" / ("smile" if smile == 1 else "non_smile")
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(synthetic.images[row]).save(folder / f"p_{row:04d}.jpg", quality=95)
-        for name in ("conv", "patch"):
-            compare(name, root)
+        for network in ("conv", "patch"):
+            compare(network, root, names)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import json
 import math
 import os
 import platform
+import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +178,7 @@ def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, wher
 
         monkeypatch.setattr(Record, "_save", then_die)
         with pytest.raises(Killed):
-            train(*knobs_, to="broken")
+            train(*knobs_, "checkpoint_every=0", to="broken")
     else:
         batch_end = Record.on_train_batch_end
 
@@ -217,6 +220,88 @@ def test_a_real_kill_is_resumed_to_the_same_weights(train, tmp_path, call):
     code, errors = call("train", f"resume={run}")
     assert code == 0, errors
     assert_same(weights(whole), weights(run))
+
+
+class Clock:
+    """time.perf_counter that only tests move."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
+    """A second passes with each of 5 steps an epoch; every 8 seconds one is due, within an epoch too."""
+    from smilevae.training import record
+
+    clock, saved, batch_end, save = Clock(), [], Record.on_train_batch_end, Record._save
+
+    def second(self, *args):
+        clock.now += 1
+        batch_end(self, *args)
+
+    def noted(self, trainer):
+        save(self, trainer)
+        kept = {path.name for path in self.run.checkpoints.glob("epoch-*.ckpt")}
+        assert kept == self._best_names()  # on the disk with last.ckpt
+        saved.append(trainer.global_step)
+
+    monkeypatch.setattr(record.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(Record, "on_train_batch_end", second)
+    monkeypatch.setattr(Record, "_save", noted)
+    run = train("epochs=6", "checkpoint_every=8")
+    assert saved == [5, 14, 23, 30]  # the first epoch, then the step after 8 seconds, the end
+    assert [len(content["optimizer_states"]) for content in [weights(run)]] == [1]
+    assert not any("optimizer_states" in checkpoint.read(path) for path in runs.ranked(run))
+
+
+def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, call, monkeypatch, tmp_path):
+    def fail(self, *args):
+        if self.current_epoch == 4:
+            raise RuntimeError("a cable was pulled")
+
+    from smilevae.training.module import VAEModule
+
+    monkeypatch.setattr(VAEModule, "on_train_epoch_start", fail, raising=False)
+    with pytest.raises(RuntimeError, match="cable"):
+        train("epochs=9")
+    run = tmp_path / "run"
+    best = sorted(runs.read_metrics(run), key=lambda line: line["val/loss"])[:2]
+    assert [path.name for path in runs.ranked(run)][:2] == [runs.best_name(line["epoch"]) for line in best]
+    assert weights(run)["callbacks"]["Record"]["epochs"][-1]["epoch"] == 1
+
+
+@slow
+@pytest.mark.parametrize("kills", [3, 20])
+def test_kills_with_checkpoints_by_time_lose_no_more_than_their_interval(train, tmp_path, kills):
+    """kill -9 at random moments of training; the weights, the best two and the metrics are those of an unbroken run."""
+    every, epochs, rng, repeated = 0.5, f"epochs={150 * kills}", random.Random(0), []
+    whole, run = train(epochs, to="whole"), tmp_path / "killed"
+    words = [f"hydra.run.dir={run}", *TINY, epochs, f"checkpoint_every={every}"]
+    last = run / "checkpoints" / "last.ckpt"
+    for _ in range(kills):
+        before = len(runs.read_metrics(run))
+        command = [sys.executable, "train.py", *words]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(runs.read_metrics(run)) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        started = time.time()
+        time.sleep(rng.uniform(0, 3 * every))
+        killed = time.time()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        repeated.append(killed - max(last.stat().st_mtime, started))
+        words = [f"resume={run}"]
+    done = script("train", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    print(f"{kills} kills: seconds repeated {max(repeated):.2f} at most, {sum(repeated) / kills:.2f} on average")
+    assert max(repeated) < every + 0.5  # and the time of a step and a write
+    assert_same(runs.read_metrics(whole), runs.read_metrics(run))
+    assert read(whole, "result.json")["checkpoints"] == read(run, "result.json")["checkpoints"]
+    for path in (*runs.ranked(whole), whole / "checkpoints" / "last.ckpt"):
+        assert_same(weights(whole, path.name)["state_dict"], weights(run, path.name)["state_dict"])
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=slow)])
@@ -342,6 +427,47 @@ def test_a_run_killed_before_its_result_is_finished_by_resume(train, call):
 # failures
 
 
+@pytest.mark.parametrize("recipe", ["plateau", "cosine, warm start"])
+def test_faces_kept_on_the_device_give_the_same_bits(train, monkeypatch, recipe):
+    """What a GPU does, with device=cpu: faces, an epoch's indices and its noise lie there before the first step."""
+    from smilevae.training.datamodule import FaceDataModule
+
+    host = train(*RECIPES[recipe], "jitter.shift=2", to="host")
+    asked = []
+    monkeypatch.setattr(FaceDataModule, "fits", lambda self, device: asked.append(device.type) or True)
+    device = train(*RECIPES[recipe], "jitter.shift=2", to="device")
+    assert asked == ["cpu"]
+    assert_same(weights(host)["state_dict"], weights(device)["state_dict"])
+    assert_same(runs.read_metrics(host), runs.read_metrics(device))
+
+
+def test_a_compiled_run_is_the_plain_one_but_for_the_last_bits_and_resumes_to_the_bit(train, call, tmp_path):
+    """Dropout's masks are the same, and the second process builds nothing."""
+    plain, whole = train(to="plain"), train("compile=true", to="whole")
+    losses = [[line["train/loss"] for line in runs.read_metrics(run)] for run in (plain, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    built = set(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.so"))
+    assert built
+    run = tmp_path / "cut"
+    script_ = script("train", f"hydra.run.dir={run}", *TINY, "compile=true", "epochs=1")
+    assert script_.returncode == 0, script_.stderr
+    done = script("train", f"resume={run}", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert_same(weights(whole)["state_dict"], weights(run)["state_dict"])
+    assert set(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).rglob("*.so")) == built
+
+
+def test_compile_without_a_compiler_is_one_sentence(tmp_path):
+    nowhere = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = script("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "compile=true", env=os.environ | nowhere)
+    assert done.returncode == 2, done.stderr
+    assert re.search(
+        r"error: compile=true cannot build the step .*install a C\+\+ compiler, or pass compile=false", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, call, monkeypatch, tmp_path):
     from smilevae.training import module
 
@@ -357,7 +483,7 @@ def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, cal
     monkeypatch.setattr(module, "beta_vae_terms", poisoned)
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
     assert code == 1
-    assert "the loss became nan in epoch 2, step 6" in errors
+    assert "the loss became nan in epoch 2, by step 6" in errors
     status = read(tmp_path / "run", "status.json")
     assert status["status"] == "FAILED"
     assert "the loss became nan" in status["reason"]

@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from smilevae.config import Model, Settings, size_multiple
-from smilevae.models import latents
+from smilevae.models import latents, layers
 from smilevae.models.axes import linear_vae_weights, principal_axes
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import LOGVAR_BOUND, VAE
@@ -35,6 +37,54 @@ def test_conv_is_the_source_studys_network():
     assert sum(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in vae.encoder.modules()) == 4
     assert sum(isinstance(m, nn.ConvTranspose2d) and m.stride == (2, 2) for m in vae.decoder.modules()) == 4
     assert sum(p.numel() for p in vae.parameters()) == pytest.approx(7.3e6, rel=0.01)
+
+
+def plain(module):
+    """The same layers as PyTorch has them."""
+    module = copy.copy(module)
+    if type(module).__module__ == layers.__name__ and type(module) is not layers.Layers:
+        module.__class__ = type(module).__base__
+    return nn.Sequential(*map(plain, module)) if isinstance(module, nn.Sequential) else module
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "model", [CONV, PATCH, PATCH.model_copy(update={"dropout": 0.3})], ids=["conv", "patch", "drop"]
+)
+def test_our_layers_give_pytorchs_results_and_gradients(model, training):
+    """In float64: outputs, gradients of inputs and weights, running statistics, dropout's masks."""
+    ours = VAE(model, 64, 5).double().train(training)
+    theirs = copy.deepcopy(ours)
+    theirs.encoder, theirs.decoder = plain(theirs.encoder), plain(theirs.decoder)
+    results = []
+    for vae in (ours, theirs):
+        x = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        torch.manual_seed(2)
+        codes = vae.encoder(x)
+        pictures = vae.decoder(codes[:, :5])
+        (pictures.square().sum() + codes.sum()).backward()
+        results.append([codes, pictures, x.grad, *(p.grad for p in vae.parameters()), *vae.buffers()])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+def test_our_layers_are_what_trains():
+    """Without them the test above compares PyTorch with itself."""
+    names = {node.name() for node in graph(build(CONV).train()(torch.rand(2, 3, 64, 64)).x_hat.grad_fn)}
+    assert "_NormReluDropBackward" in names
+    with torch.autocast("cpu", torch.bfloat16):
+        names = {node.name() for node in graph(build(CONV).train()(torch.rand(2, 3, 64, 64)).x_hat.grad_fn)}
+    assert "_NormReluDropBackward" not in names
+
+
+def graph(node):
+    found, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [child for child, _ in node.next_functions]
+    return found
 
 
 def test_patch_has_no_layer_of_three_channels_at_full_resolution():

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,13 +38,19 @@ def hash64(*parts: object) -> int:
 
 
 class FaceBatches(Dataset):
-    """An index is a batch: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,)."""
+    """An index is a batch: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,).
 
-    def __init__(self, images: np.ndarray, smile: np.ndarray):
+    Arrays on the host, or tensors on one device, indices too: a batch there does not wait for the host.
+    """
+
+    def __init__(self, images: Any, smile: Any):
         self.images, self.smile = images, smile
 
-    def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
         rows, flips = index
+        if isinstance(self.images, Tensor):
+            batch = self.images[rows]
+            return torch.where(flips[:, None, None, None], batch.flip(2), batch), self.smile[rows]
         images = gather(self.images, rows)
         images[flips] = images[flips, :, ::-1]
         return torch.from_numpy(images), torch.from_numpy(self.smile[rows].astype(np.int64))
@@ -62,14 +69,17 @@ class EpochBatches(Sampler):
     skip: int = 0  # batches of the first epoch, after a resume within it
     rank: int = 0
     world: int = 1  # processes that share each batch
+    device: torch.device | None = None  # an epoch's indices go there at once
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         rng = np.random.default_rng(hash64("shuffle", self.seed, self.epoch))
-        order = rng.permutation(self.rows)
-        flips = (rng.random(len(order)) < 0.5) & self.flip
+        order: Any = rng.permutation(self.rows)
+        flips: Any = (rng.random(len(order)) < 0.5) & self.flip
+        if self.device:
+            order, flips = (torch.from_numpy(part).to(self.device) for part in (order, flips))
         first, size = self.skip, min(self.batch_size, len(order))
         self.skip = 0
         for batch in range(first, len(self)):

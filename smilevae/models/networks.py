@@ -7,45 +7,47 @@ from itertools import pairwise
 
 from torch import nn
 
+from smilevae.models.layers import FromPatches, Layers, PatchesToPixels, PixelsToPatches, ToColours, ToPatches
+
 Widths = list[int]
 PATCH = 4  # side of a patch in pixels
 
 
-def conv_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
+def conv_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """The source study's encoder: blocks of Conv2d, BatchNorm2d, ReLU, Dropout2d."""
     side = size >> len(widths)
-    return nn.Sequential(
+    return Layers(
         *_blocks(nn.Conv2d, [3, *widths], dropout),  # (B, w[L-1], S/2^L, S/2^L)
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def conv_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
+def conv_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """The mirror of conv_encoder, without a last activation: a Gaussian mean."""
-    return nn.Sequential(
+    return Layers(
         *_from_code(latent_dim, size >> len(widths), widths, dropout),  # (B, w[0], S/2, S/2)
-        nn.ConvTranspose2d(widths[0], 3, 4, stride=2, padding=1),  # (B, 3, S, S)
+        ToColours(widths[0]),  # (B, 3, S, S)
     )
 
 
-def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
+def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """Space to depth: convolutions of 3 channels at full resolution are slow on a CPU."""
     side = size // PATCH >> (len(widths) - 1)
-    return nn.Sequential(
-        nn.PixelUnshuffle(PATCH),  # (B, 48, S/4, S/4)
-        nn.Conv2d(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
+    return Layers(
+        PixelsToPatches(PATCH),  # (B, 48, S/4, S/4)
+        FromPatches(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
         *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> nn.Sequential:
+def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     side = size // PATCH >> (len(widths) - 1)
-    return nn.Sequential(
+    return Layers(
         *_from_code(latent_dim, side, widths, dropout),  # (B, w[0], S/4, S/4)
-        nn.Conv2d(widths[0], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
-        nn.PixelShuffle(PATCH),  # (B, 3, S, S)
+        ToPatches(widths[0], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
+        PatchesToPixels(PATCH),  # (B, 3, S, S)
     )
 
 
@@ -74,7 +76,7 @@ def _from_code(latent_dim: int, side: int, widths: Widths, dropout: float) -> li
 def _blocks(layer: type[nn.Module], widths: Widths, dropout: float) -> list[nn.Module]:
     """Each block halves (Conv2d) or doubles (ConvTranspose2d) the side."""
     layers = [(layer(a, b, 4, 2, 1, bias=False), *_post(b, dropout)) for a, b in pairwise(widths)]
-    return [nn.Sequential(*block) for block in layers]
+    return [Layers(*block) for block in layers]
 
 
 def _post(width: int, dropout: float) -> list[nn.Module]:

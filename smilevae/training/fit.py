@@ -21,7 +21,7 @@ from smilevae.runs import checkpoint
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
-from smilevae.training.record import PlainCheckpointIO, Record
+from smilevae.training.record import Record
 from smilevae.training.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
         vae.linear.load_state_dict(axes.linear_vae_weights(faces.axes, settings.beta, settings.latent_dim))
     module = VAEModule(vae, settings, faces.fingerprint)
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
-    record = Record(run, stop, arguments.pop("max_time", None))
+    record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None))
     callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
     trainer = build_trainer(settings, [record, *callbacks], arguments)
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
@@ -52,7 +52,6 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
     trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
     if run.leads:
-        record.name_best()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
@@ -80,7 +79,7 @@ def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: d
             max_epochs=settings.epochs,
             logger=False,  # our TensorBoard callback writes
             callbacks=callbacks,
-            plugins=[PlainCheckpointIO()],
+            plugins=[callback.io for callback in callbacks if isinstance(callback, Record)],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # validates epoch 0

@@ -15,11 +15,14 @@ from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.errors import Diverged
-from smilevae.models.losses import beta_vae_terms, gaussian_kl, squared_error
+from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
-from smilevae.models.vae import VAE, build_vae
+from smilevae.models.vae import VAE, VAEOutput, build_vae
 from smilevae.runs import checkpoint
+from smilevae.training.compiling import compiled
 from smilevae.training.datamodule import VAL_BATCH
+
+NOISE_AT_ONCE = 64  # batches
 
 
 @dataclass
@@ -54,6 +57,8 @@ class VAEModule(pl.LightningModule):
         self.ema = copy.deepcopy(vae, shared).requires_grad_(False) if settings.ema else None
         self.fingerprint = fingerprint  # of the data
         self.epoch = EpochState(self.vae if self.ema is None else self.ema, torch.zeros(vae.latent_dim))
+        self._losses: Any = losses
+        self._drawn: dict[str, tuple[tuple[int, int], Tensor]] = {}  # a stage's (epoch, block) and its noise
         self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
         self._plateau: dict[str, Any] | None = None  # of a checkpoint: Lightning builds the optimizer after it
 
@@ -78,7 +83,10 @@ class VAEModule(pl.LightningModule):
         if any(amounts.values()):
             uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 9)
             x = augment(x, uniform * 2 - 1, **amounts)
-        return self._step(x, "train", self.current_epoch, batch_idx)
+        loss = self._step(x, "train", self.current_epoch, batch_idx)
+        if self.device.type == "cpu":  # to read the sums elsewhere waits for the device
+            self.check_finite()
+        return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.settings.schedule == "cosine":
@@ -101,14 +109,9 @@ class VAEModule(pl.LightningModule):
         """The batch's mean loss; adds its terms to the stage's sums."""
         torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))  # dropout's
         vae = self.vae if stage == "train" else self.epoch.eval_model
-        out = vae(x, self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim))
-        terms = beta_vae_terms(out.x_hat, x, out.mu, out.logvar, self.settings.beta)
+        noise = self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim)
+        out, terms = (self._losses if stage == "train" else losses)(vae, x, noise, self.settings.beta)
         loss = terms.loss.mean()
-        if stage == "train" and not torch.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss.item()} in epoch {epoch + 1}, step {self.global_step} (recon"
-                f" {terms.recon.mean().item():g}, kl {terms.kl.mean().item():g}, lr {self.lr:g}); lower lr"
-            )
         with torch.no_grad():
             mu_error = terms.recon
             if stage == "val":
@@ -120,12 +123,27 @@ class VAEModule(pl.LightningModule):
         return loss
 
     def _noise(self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int) -> Tensor:
-        """This process's `num` rows of a batch's noise, which is the same for any number of processes."""
-        seed = hash64("noise", stage, self.seed, epoch, batch_idx)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        whole = VAL_BATCH if stage == "val" else self.settings.batch_size
-        drawn = draw(whole, width, generator=generator, device=self.device)
-        return drawn[self.global_rank :: self.trainer.world_size][:num]
+        """This process's `num` rows of a batch's noise: the same on every device and for any number of processes.
+
+        Drawn on the CPU for NOISE_AT_ONCE batches, so that a step has nothing to wait for.
+        """
+        block, index = divmod(batch_idx, NOISE_AT_ONCE)
+        if self._drawn.get(stage, (None, None))[0] != (epoch, block):
+            whole, first = VAL_BATCH if stage == "val" else self.settings.batch_size, block * NOISE_AT_ONCE
+            many = NOISE_AT_ONCE if stage == "val" else self.trainer.num_training_batches - first
+            seeds = [hash64("noise", stage, self.seed, epoch, first + k) for k in range(int(min(many, NOISE_AT_ONCE)))]
+            noise = [draw(whole, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            self._drawn[stage] = (epoch, block), torch.stack(noise).to(self.device)
+        return self._drawn[stage][1][index, self.global_rank :: self.trainer.world_size][:num]
+
+    def check_finite(self) -> None:
+        """Raises Diverged if the running epoch's loss is not finite."""
+        num, loss, recon, kl, _ = self.epoch.sums["train"].tolist()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss became {loss} in epoch {self.current_epoch + 1}, by step {self.global_step} (mean recon"
+                f" {recon / num:g}, kl {kl / num:g}, lr {self.lr:g}); lower lr"
+            )
 
     def on_validation_epoch_end(self) -> None:
         num = self._close("val")
@@ -138,6 +156,7 @@ class VAEModule(pl.LightningModule):
             raise Diverged(f"val/loss became {loss} in epoch {self.current_epoch + 1}; lower lr")
 
     def on_train_epoch_end(self) -> None:
+        self.check_finite()
         self._close("train")
         self.epoch.metrics["lr"] = self.lr
         if self.settings.schedule == "plateau":
@@ -156,12 +175,17 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         lr, decay = self.settings.lr, self.settings.weight_decay
         kind = torch.optim.AdamW if decay else torch.optim.Adam
-        optimizer = kind(self.vae.parameters(), lr=lr, weight_decay=decay)
+        optimizer = kind(self.vae.parameters(), lr=lr, weight_decay=decay, fused=True)
+        optimizer._step_supports_amp_scaling = False  # Lightning refuses to clip where it is True, without need
         # Lightning's own plateau schedule loses an update on resume
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **self.settings.plateau.model_dump())
         if self._plateau:
             self.plateau.load_state_dict(self._plateau)
         return optimizer
+
+    def on_fit_start(self) -> None:
+        if self.settings.compile:
+            self._losses = compiled(losses, graphs=self.device.type == "cuda")
 
     @property
     def lr(self) -> float:
@@ -180,6 +204,11 @@ class VAEModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._plateau = checkpoint["plateau"]
         self.epoch.sums = dict(checkpoint["sums"])
+
+
+def losses(vae: VAE, x: Tensor, noise: Tensor, beta: float) -> tuple[VAEOutput, Terms]:
+    out = vae(x, noise)
+    return out, beta_vae_terms(out.x_hat, x, out.mu, out.logvar, beta)
 
 
 def one_cycle(done: float) -> float:

@@ -1,5 +1,7 @@
-"""Writes metrics.jsonl and the checkpoints at every epoch's end; stops at a signal or the time limit."""
+"""Writes metrics.jsonl every epoch and the checkpoints when they are due; stops at a signal or the time limit."""
 
+import contextlib
+import copy
 import logging
 import math
 import time
@@ -16,13 +18,28 @@ from smilevae.runs import Run, Stop, checkpoint
 
 log = logging.getLogger(__name__)
 NUM_BEST = 2
+TO_GO_ON = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")  # a best checkpoint leaves them out
 
 
 class PlainCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through our one writer and one reader."""
+    """Lightning's checkpoints through our one writer and one reader.
+
+    A best checkpoint is copied and stays in memory until `write_kept`.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(self, checkpoint_: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        checkpoint.write(checkpoint_, Path(path))
+        if runs.epoch_of(Path(path)) < 0:
+            checkpoint.write(checkpoint_, Path(path))
+        else:
+            self.kept[Path(path)] = copy.deepcopy({k: v for k, v in checkpoint_.items() if k not in TO_GO_ON})
+
+    def write_kept(self) -> None:
+        for path, content in self.kept.items():
+            checkpoint.write(content, path)
+        self.kept.clear()
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return checkpoint.read(path)
@@ -34,15 +51,20 @@ class PlainCheckpointIO(CheckpointIO):
 class Record(pl.callbacks.Checkpoint):
     """The record of a training: the list of epochs, from which the best checkpoints follow.
 
+    Checkpoints are written after the first epoch, then `every` seconds, at a signal and at the end. The best ones are
+    written before last.ckpt and removed after it: a resume finds those of its epoch.
+
     Raises Interrupted after a checkpoint if `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over. Lightning's
     timer counts a part of an epoch as whole.
     """
 
-    def __init__(self, run: Run, stop: Stop, max_time: str | None = None):
-        self.run, self.stop, self.max_time = run, stop, max_time
+    def __init__(self, run: Run, stop: Stop, every: float, max_time: str | None = None):
+        self.run, self.stop, self.every, self.max_time = run, stop, every, max_time
         self.epochs: list[dict[str, Any]] = []
+        self.checkpoint_due = math.inf  # in time.perf_counter()
         self._start = self.images_per_second = 0.0
-        self._end = math.inf
+        self._end, self._saved = math.inf, True
+        self.io = PlainCheckpointIO()  # for the trainer
 
     def best(self) -> list[dict[str, Any]]:
         """The epochs of the best checkpoints, best first."""
@@ -77,20 +99,28 @@ class Record(pl.callbacks.Checkpoint):
         if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
-        elif trainer.is_global_zero and self.epochs and "train" not in pl_module.epoch.sums:
-            self.name_best()  # a kill may have come before it
+        self._remove_others()  # a kill may have come before it
+        self.checkpoint_due = self._start + (self.every or math.inf)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stop.deferred = False
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # the first error is told
+                self.io.write_kept()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._interrupt()
+        if self._saved:
+            self._interrupt()
         self._start, self._seen = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._seen += len(batch[0]) * trainer.world_size
         self.images_per_second = self._seen / (time.perf_counter() - self._start)
-        if batch_idx + 1 < trainer.num_training_batches and (self.stop.signum or time.perf_counter() > self._end):
+        by = self.checkpoint_due if trainer.world_size == 1 else math.inf  # a step does not wait for other processes
+        if batch_idx + 1 < trainer.num_training_batches and self._due(by):
+            pl_module.check_finite()
             self._save(trainer)
             self._interrupt()
 
@@ -106,25 +136,37 @@ class Record(pl.callbacks.Checkpoint):
     def _close_epoch(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
         speed = round(self.images_per_second, 1)
         self.epochs.append({"epoch": epoch, **pl_module.epoch.metrics, "images_per_second": speed})
+        self._saved = False
         if trainer.is_global_zero:
             self.run.write_metrics(self.epochs)
-        self._save(trainer)
-        if trainer.is_global_zero:
-            self.name_best()
+        if self.epochs[-1] in self.best():
+            trainer.save_checkpoint(self.run.checkpoints / runs.best_name(epoch), weights_only=False)
+        names = self._best_names()
+        self.io.kept = {path: content for path, content in self.io.kept.items() if path.name in names}
+        at_end = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        due = not self.every or len(self.epochs) == 1 or at_end or self._due(self.checkpoint_due)
+        if trainer.strategy.broadcast(due):  # one process decides
+            self._save(trainer)
+
+    def _due(self, by: float) -> bool:
+        return bool(self.stop.signum) or time.perf_counter() > min(self._end, by)
 
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
-        if trainer.is_global_zero and last.exists():
-            runs.link(last, last.with_name("previous.ckpt"))
+        if trainer.is_global_zero:
+            self.io.write_kept()
+            if last.exists():
+                runs.link(last, last.with_name("previous.ckpt"))
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
+        self._remove_others()
+        self._saved, self.checkpoint_due = True, time.perf_counter() + (self.every or math.inf)
 
-    def name_best(self) -> None:
-        """Link last.ckpt under its epoch's name if that is among the best; remove the others."""
-        epoch, keep = self.epochs[-1]["epoch"], {line["epoch"] for line in self.best()}
-        folder = self.run.checkpoints
-        name = folder / runs.best_name(epoch)
-        if epoch in keep and not name.exists():
-            runs.link(folder / "last.ckpt", name)
-        for path in folder.glob("epoch-*.ckpt"):
-            if runs.epoch_of(path) not in keep:
-                path.unlink(missing_ok=True)
+    def _best_names(self) -> set[str]:
+        return {runs.best_name(line["epoch"]) for line in self.best()}
+
+    def _remove_others(self) -> None:
+        """Remove checkpoints that are not among the best any more, and those of a killed process after last.ckpt."""
+        if self.run.leads:
+            for path in self.run.checkpoints.glob("epoch-*.ckpt"):
+                if path.name not in self._best_names():
+                    path.unlink(missing_ok=True)
