@@ -53,12 +53,11 @@ class _NormReluDrop(torch.autograd.Function):
 class ToColours(nn.ConvTranspose2d):
     """ConvTranspose2d to few channels as a 2x2 convolution to 4 times as many and a pixel shuffle: faster on a CPU."""
 
-    bias: Any
-
     def __init__(self, in_channels: int):
         super().__init__(in_channels, 3, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert self.bias is not None
         taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # (C, 3, 2, 2, 2, 2)
         kernel = taps.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
         y = F.conv2d(x, kernel, self.bias.repeat_interleave(4), padding=1)

@@ -14,14 +14,11 @@ from smilevae.data.dataset import Faces
 from smilevae.errors import ConfigError
 
 VAL_BATCH = 128  # fixed: validation noise is equal in every run of a sweep
-MOST = 0.25  # of a GPU's free memory may hold the faces
+MOST = 0.25  # of a GPU's free memory may hold the faces; an epoch's indices go there at once
 
 
 class FaceDataModule(pl.LightningDataModule):
-    """(x, smile): x float (B, 3, S, S) in [0, 1], smile int (B,) in {0, 1}, -1 without a label.
-
-    The faces lie on the GPU where they fit: then an epoch's indices go there at once.
-    """
+    """(x, smile): x float (B, 3, S, S) in [0, 1], smile int (B,) in {0, 1}, -1 without a label."""
 
     def __init__(self, faces: Faces, settings: Settings):
         super().__init__()

@@ -22,7 +22,7 @@ from smilevae.runs import checkpoint
 from smilevae.training.compiling import compiled
 from smilevae.training.datamodule import VAL_BATCH
 
-NOISE_AT_ONCE = 64  # batches
+NOISE_AT_ONCE = 64  # batches: then a step waits for no transfer
 
 
 @dataclass
@@ -64,10 +64,7 @@ class VAEModule(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *_: Any, **__: Any) -> "VAEModule":
-        """The module of a checkpoint file, in eval mode. Raises CheckpointError.
-
-        As Lightning's, but it reads files and plain tensors only (weights_only).
-        """
+        """The module of a checkpoint file, in eval mode. Reads plain tensors only. Raises CheckpointError."""
         content = checkpoint.read(Path(checkpoint_path))
         settings = checked(content["hyper_parameters"])
         module = cls(build_vae(settings), settings, content["fingerprint"])
@@ -123,10 +120,7 @@ class VAEModule(pl.LightningModule):
         return loss
 
     def _noise(self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int) -> Tensor:
-        """This process's `num` rows of a batch's noise: the same on every device and for any number of processes.
-
-        Drawn on the CPU for NOISE_AT_ONCE batches, so that a step has nothing to wait for.
-        """
+        """This process's `num` rows of a batch's noise: the same on every device and for any number of processes."""
         block, index = divmod(batch_idx, NOISE_AT_ONCE)
         if self._drawn.get(stage, (None, None))[0] != (epoch, block):
             whole, first = VAL_BATCH if stage == "val" else self.settings.batch_size, block * NOISE_AT_ONCE
@@ -140,10 +134,9 @@ class VAEModule(pl.LightningModule):
         """Raises Diverged if the running epoch's loss is not finite."""
         num, loss, recon, kl, _ = self.epoch.sums["train"].tolist()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} in epoch {self.current_epoch + 1}, by step {self.global_step} (mean recon"
-                f" {recon / num:g}, kl {kl / num:g}, lr {self.lr:g}); lower lr"
-            )
+            where = f"epoch {self.current_epoch + 1}, by step {self.global_step}"
+            means = f"mean recon {recon / num:g}, kl {kl / num:g}, lr {self.lr:g}"
+            raise Diverged(f"the loss became {loss} in {where} ({means}); lower lr")
 
     def on_validation_epoch_end(self) -> None:
         num = self._close("val")
@@ -173,6 +166,8 @@ class VAEModule(pl.LightningModule):
         return num
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.settings.compile:
+            self._losses = compiled(losses, graphs=self.device.type == "cuda")
         lr, decay = self.settings.lr, self.settings.weight_decay
         kind = torch.optim.AdamW if decay else torch.optim.Adam
         optimizer = kind(self.vae.parameters(), lr=lr, weight_decay=decay, fused=True)
@@ -182,10 +177,6 @@ class VAEModule(pl.LightningModule):
         if self._plateau:
             self.plateau.load_state_dict(self._plateau)
         return optimizer
-
-    def on_fit_start(self) -> None:
-        if self.settings.compile:
-            self._losses = compiled(losses, graphs=self.device.type == "cuda")
 
     @property
     def lr(self) -> float:

@@ -22,10 +22,7 @@ TO_GO_ON = ("optimizer_states", "lr_schedulers", "loops", "MixedPrecision")  # a
 
 
 class PlainCheckpointIO(CheckpointIO):
-    """Lightning's checkpoints through our one writer and one reader.
-
-    A best checkpoint is copied and stays in memory until `write_kept`.
-    """
+    """Lightning's checkpoints through our one writer and one reader. The best ones are `kept` in memory, as copies."""
 
     def __init__(self) -> None:
         self.kept: dict[Path, dict[str, Any]] = {}
@@ -106,9 +103,8 @@ class Record(pl.callbacks.Checkpoint):
         self.stop.deferred = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # the first error is told
-                self.io.write_kept()
+        with contextlib.suppress(OSError):  # the first error is told
+            self.io.write_kept()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved:
@@ -153,10 +149,9 @@ class Record(pl.callbacks.Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         last = self.run.checkpoints / "last.ckpt"
-        if trainer.is_global_zero:
-            self.io.write_kept()
-            if last.exists():
-                runs.link(last, last.with_name("previous.ckpt"))
+        self.io.write_kept()
+        if trainer.is_global_zero and last.exists():
+            runs.link(last, last.with_name("previous.ckpt"))
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
         self._remove_others()
         self._saved, self.checkpoint_due = True, time.perf_counter() + (self.every or math.inf)
