@@ -235,32 +235,38 @@ def flops_per_image(settings: Settings) -> float:
     return counter.get_total_flops() / BATCH
 
 
-def compare(network: str, root: Path, names: list[str]) -> None:
-    rates: dict[str, list[float]] = {}
+def interleave(script: str, names: list[str], words: list[str], rounds: int) -> dict[str, list[list[float]]]:
+    """What each peer, a process of its own, tells in each round; the first round warms up and is left out."""
+    told: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
         started = {}
         for name in names:
             place = Path(home) / name
             place.mkdir()
-            command = [sys.executable, str(Path(__file__).resolve()), "--peer", name, network, str(root)]
             with open(place / "err", "w") as errors:
                 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+                command = [sys.executable, str(Path(script).resolve()), "--peer", name, *words]
                 started[name] = subprocess.Popen(command, cwd=place, text=True, **pipes)
-        for index in range(ROUNDS + 1):  # the first one warms up
+        for _ in range(rounds + 1):
             for name, process in started.items():
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
                 if not line:
                     sys.exit(f"{name}: {(Path(home) / name / 'err').read_text()[-2000:]}")
-                steps, *whole = json.loads(line)
-                if index:
-                    rates.setdefault(name, []).append(steps)
-                    if whole:
-                        rates.setdefault(f"{name}, whole", []).extend(whole)
+                told[name].append(json.loads(line))
         for process in started.values():
             process.kill()
             process.wait()
+    return {name: answers[1:] for name, answers in told.items()}
+
+
+def compare(network: str, root: Path, names: list[str]) -> None:
+    rates: dict[str, list[float]] = {}
+    for name, answers in interleave(__file__, names, [network, str(root)], ROUNDS).items():
+        rates[name] = [answer[0] for answer in answers]
+        if len(answers[0]) > 1:
+            rates[f"{name}, whole"] = [answer[1] for answer in answers]
     settings = settings_of(network, root)
     flops = flops_per_image(settings)
     print(f"model={network}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters")

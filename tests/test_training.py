@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -242,6 +243,7 @@ def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
         batch_end(self, *args)
 
     def noted(self, trainer):
+        assert {path.name for path in self.io.kept} <= self._best_names()  # not one for each better epoch
         save(self, trainer)
         kept = {path.name for path in self.run.checkpoints.glob("epoch-*.ckpt")}
         assert kept == self._best_names()  # on the disk with last.ckpt
@@ -254,6 +256,18 @@ def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
     assert saved == [5, 14, 23, 30]  # the first epoch, then the step after 8 seconds, the end
     assert [len(content["optimizer_states"]) for content in [weights(run)]] == [1]
     assert not any("optimizer_states" in checkpoint.read(path) for path in runs.ranked(run))
+
+
+def test_a_kill_at_the_very_end_leaves_no_checkpoint_too_many(train, call):
+    """After the last last.ckpt, before those that it replaces are removed."""
+    run = train()
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    (run / "result.json").unlink()
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "epoch-0000.ckpt")
+    code, errors = call("train", f"resume={run}")
+    assert code == 0, errors
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
+    assert (run / "result.json").exists()
 
 
 def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, call, monkeypatch, tmp_path):

@@ -52,6 +52,7 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
     trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
     if run.leads:
+        record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}

@@ -96,7 +96,7 @@ class Record(pl.callbacks.Checkpoint):
         if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start
             log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
-        self._remove_others()  # a kill may have come before it
+        self.remove_others()  # a kill may have come before it
         self.checkpoint_due = self._start + (self.every or math.inf)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,13 +153,13 @@ class Record(pl.callbacks.Checkpoint):
         if trainer.is_global_zero and last.exists():
             runs.link(last, last.with_name("previous.ckpt"))
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
-        self._remove_others()
+        self.remove_others()
         self._saved, self.checkpoint_due = True, time.perf_counter() + (self.every or math.inf)
 
     def _best_names(self) -> set[str]:
         return {runs.best_name(line["epoch"]) for line in self.best()}
 
-    def _remove_others(self) -> None:
+    def remove_others(self) -> None:
         """Remove checkpoints that are not among the best any more, and those of a killed process after last.ckpt."""
         if self.run.leads:
             for path in self.run.checkpoints.glob("epoch-*.ckpt"):
