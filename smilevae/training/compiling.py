@@ -12,9 +12,9 @@ from smilevae.errors import ConfigError
 
 def compiled(function: Callable[..., Any], graphs: bool) -> Callable[..., Any]:
     """A compiled function, with CUDA graphs or not. A call raises ConfigError without a compiler."""
-    from torch._inductor import config, exc
-
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("smilevae") / "compiled"))
+    from torch._inductor import config, exc  # sets that variable if it is not set
+
     config.fallback_random = True  # dropout's masks are those of the plain step
     fast = torch.compile(function, mode="reduce-overhead" if graphs else None)
 
