@@ -28,9 +28,9 @@ class FaceDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if self.fits(device := self.trainer.strategy.root_device):
-            images = torch.from_numpy(gather(self.faces.images, np.arange(len(self.faces.images))))
-            self.device = device
-            self.batches = FaceBatches(images.to(device), torch.from_numpy(self.faces.smile).long().to(device))
+            self.device, images = device, gather(self.faces.images, np.arange(len(self.faces.images)))
+            values = (torch.from_numpy(part).to(device) for part in (images, self.faces.smile.astype(np.int64)))
+            self.batches = FaceBatches(*values)
 
     def fits(self, device: torch.device) -> bool:
         return device.type == "cuda" and self.faces.images.nbytes <= MOST * torch.cuda.mem_get_info(device)[0]

@@ -58,10 +58,9 @@ class Record(pl.callbacks.Checkpoint):
     def __init__(self, run: Run, stop: Stop, every: float, max_time: str | None = None):
         self.run, self.stop, self.every, self.max_time = run, stop, every, max_time
         self.epochs: list[dict[str, Any]] = []
-        self.checkpoint_due = math.inf  # in time.perf_counter()
+        self._end = self.checkpoint_due = math.inf  # in time.perf_counter()
         self._start = self.images_per_second = 0.0
-        self._end, self._saved = math.inf, True
-        self.io = PlainCheckpointIO()  # for the trainer
+        self._saved, self.io = True, PlainCheckpointIO()
 
     def best(self) -> list[dict[str, Any]]:
         """The epochs of the best checkpoints, best first."""
@@ -137,8 +136,7 @@ class Record(pl.callbacks.Checkpoint):
             self.run.write_metrics(self.epochs)
         if self.epochs[-1] in self.best():
             trainer.save_checkpoint(self.run.checkpoints / runs.best_name(epoch), weights_only=False)
-        names = self._best_names()
-        self.io.kept = {path: content for path, content in self.io.kept.items() if path.name in names}
+        self.io.kept = {path: kept for path, kept in self.io.kept.items() if path.name in self._best_names()}
         at_end = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
         due = not self.every or len(self.epochs) == 1 or at_end or self._due(self.checkpoint_due)
         if trainer.strategy.broadcast(due):  # one process decides
