@@ -270,6 +270,17 @@ def test_a_kill_at_the_very_end_leaves_no_checkpoint_too_many(train, call):
     assert (run / "result.json").exists()
 
 
+def test_a_kill_before_the_first_last_checkpoint_starts_anew(train, call):
+    run = train("epochs=1")
+    before = weights(run)
+    for name in ("checkpoints/last.ckpt", "result.json"):
+        (run / name).unlink()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-0001.ckpt"]
+    code, errors = call("train", f"resume={run}")
+    assert code == 0, errors
+    assert_same(before["state_dict"], weights(run)["state_dict"])
+
+
 def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, call, monkeypatch, tmp_path):
     def fail(self, *args):
         if self.current_epoch == 4:
@@ -290,7 +301,7 @@ def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, call, mo
 @pytest.mark.parametrize("kills", [3, 20])
 def test_kills_with_checkpoints_by_time_lose_no_more_than_their_interval(train, tmp_path, kills):
     """kill -9 at random moments of training; the weights, the best two and the metrics are those of an unbroken run."""
-    every, epochs, rng, repeated = 0.5, f"epochs={150 * kills}", random.Random(0), []
+    every, epochs, rng, repeated = 0.5, f"epochs={60 * kills}", random.Random(0), []
     whole, run = train(epochs, to="whole"), tmp_path / "killed"
     words = [f"hydra.run.dir={run}", *TINY, epochs, f"checkpoint_every={every}"]
     last = run / "checkpoints" / "last.ckpt"

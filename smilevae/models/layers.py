@@ -17,8 +17,7 @@ class Layers(nn.Sequential):
             layer = layers.pop(0)
             plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu"
             if type(layer) is nn.BatchNorm2d and layer.training and not plain:
-                rate = layers[1].p
-                layers = layers[2:]
+                rate, layers = layers[1].p, layers[2:]
                 x = _NormReluDrop.apply(x, layer.weight, layer.bias, layer, rate)
             else:
                 x = layer(x)

@@ -62,7 +62,8 @@ class Run:
     @property
     def goes_on(self) -> bool:
         """Whether a resume has, or should have, a checkpoint to continue from."""
-        return self.trained or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
+        kept = any((self.checkpoints / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+        return kept or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
