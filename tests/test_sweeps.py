@@ -474,7 +474,10 @@ KILLED = pytest.mark.scorecard(1, "kill -9 at random moments of a sweep: nothing
 @slow
 @pytest.mark.parametrize(
     ("wanted", "grid", "longest"),
-    [(2, ("seed=0,1", "epochs=30"), 6), pytest.param(50, (*GRID, "epochs=400"), 12, marks=[slow, KILLED])],
+    [
+        (2, ("seed=0,1", "epochs=30", "checkpoint_every=1"), 6),
+        pytest.param(50, (*GRID, "epochs=400", "checkpoint_every=1"), 12, marks=[slow, KILLED]),
+    ],
 )
 def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(tmp_path, wanted, grid, longest, record_property):
     """kill -9 of the whole process group; restarted with the line it printed; nothing completed is touched again."""

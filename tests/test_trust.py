@@ -77,7 +77,7 @@ def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, rec
     epochs = f"epochs={kills + 8}"  # a kill that comes too late for its write lets one pass
     whole = train(epochs, to="whole")
     run, rng, landed = tmp_path / "cut", random.Random(0), 0
-    words = [f"hydra.run.dir={run}", *TINY, epochs]
+    words = [f"hydra.run.dir={run}", *TINY, epochs, "checkpoint_every=0"]
     elsewhere = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
     for _ in range(kills):
         command = [sys.executable, "-c", SLOW_WRITES, *words]
