@@ -1,7 +1,6 @@
 """python benchmarks/gpu.py: the speed of one GPU; under eight minutes. Needs the repository and its packages.
 
-Each peer is a process of its own, on drawn faces, model=conv, batches of 64. One round of each follows one of each
-other.
+Drawn faces, model=conv, batches of 64. Every peer runs in its own process, and the peers take turns.
 
 ours      train.py trainer=gpu trainer.precision=bf16-mixed compile=true: whole epochs, validation and checkpoints too
 steps     the same without compile=true
@@ -159,8 +158,8 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawn.images[row]).save(folder / f"p_{row:04d}.jpg", quality=95)
         for size in SIZES:
-            told = throughput.interleave(__file__, PEERS, [str(size), home], ROUNDS)
-            rates = {name: [rate for (rate,) in answers] for name, answers in told.items()}
+            answers = throughput.interleave(__file__, PEERS, [str(size), home], ROUNDS)
+            rates = {name: [rate for (rate,) in rounds] for name, rounds in answers.items()}
             for name, values in rates.items():
                 ratio = statistics.median(a / b for a, b in zip(rates["ours"], values))
                 spread = f"{min(values):.0f} to {max(values):.0f}"

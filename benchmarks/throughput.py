@@ -1,7 +1,7 @@
 """python benchmarks/throughput.py [FOLDER]: images/s in training, beside a notebook's loop, pythae and a bare loop.
 
-All have the same layers, loss, optimizer and batches of 64 at 128 px. Each is a process of its own, as its users start
-it. One round of each follows one of each other, so that drift affects all alike. FOLDER holds
+All have the same layers, loss, optimizer and batches of 64 at 128 px. Every peer runs in its own process, and the peers
+take turns, so that drift affects all alike. FOLDER holds
 train/{smile,non_smile}; without it the faces are synthetic. pythae is left out where it is not installed.
 
 ours       train.py: Lightning, metrics, checkpoints, TensorBoard; the time of training steps, and of whole epochs with
@@ -236,8 +236,8 @@ def flops_per_image(settings: Settings) -> float:
 
 
 def interleave(script: str, names: list[str], words: list[str], rounds: int) -> dict[str, list[list[float]]]:
-    """What each peer, a process of its own, tells in each round; the first round warms up and is left out."""
-    told: dict[str, list[list[float]]] = {name: [] for name in names}
+    """The rates that each peer prints, a list a round. Leaves out the first round, which warms up."""
+    answers: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
         started = {}
         for name in names:
@@ -254,11 +254,11 @@ def interleave(script: str, names: list[str], words: list[str], rounds: int) -> 
                 line = process.stdout.readline()
                 if not line:
                     sys.exit(f"{name}: {(Path(home) / name / 'err').read_text()[-2000:]}")
-                told[name].append(json.loads(line))
+                answers[name].append(json.loads(line))
         for process in started.values():
             process.kill()
             process.wait()
-    return {name: answers[1:] for name, answers in told.items()}
+    return {name: rates[1:] for name, rates in answers.items()}
 
 
 def compare(network: str, root: Path, names: list[str]) -> None:
