@@ -42,12 +42,13 @@ def compare(run: str) -> str:
     alone.linear = vae.linear
     faces = load_faces(settings.data, settings.image_size)
     x = batches.to_unit(torch.from_numpy(faces.images[faces.rows("val")]))
-    (theirs, _), (ours, mu) = (losses(model, x, settings.beta) for model in (alone, vae))
+    beta = float(vae.beta)
+    (theirs, _), (ours, mu) = (losses(model, x, beta) for model in (alone, vae))
     difference = (ours - theirs).double().numpy()
     low, high = stats.ttest_1samp(difference, 0).confidence_interval()
-    expected = linear.linear_vae(spectrum_of(faces), settings.beta, settings.latent_dim)["active_units"]
+    expected = linear.linear_vae(spectrum_of(faces, settings.latent_dim), beta, settings.latent_dim)["active_units"]
     return (
-        f"{run}: beta {settings.beta:g}, {len(faces.rows('train'))} training faces, epoch"
+        f"{run}: beta {beta:.4g}, {len(faces.rows('train'))} training faces, epoch"
         f" {epoch}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"
         f" {difference.mean():+.2f} ({low:+.2f} to {high:+.2f}, n = {len(difference)} faces),"
         f" {difference.mean() / float(theirs.mean()):+.1%}; active {active_units(mu.var(0))}, forecast {expected}"

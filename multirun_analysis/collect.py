@@ -73,7 +73,7 @@ def collect(folders: list[Path]) -> Sweep:
 
 
 _FIXED = (
-    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done"),
+    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta"),
     *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb"),
 )
 
@@ -120,7 +120,8 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     knobs = {text(str(name)): _plain(value) for name, value in result["settings"].items()}
     if clash := set(knobs) & {*_FIXED, *METRICS}:
         raise ValueError(f"a knob named {min(clash)}")
-    if not all(isinstance(knobs[k], (int, float)) and math.isfinite(knobs[k]) for k in ("beta", "latent_dim")):
+    beta = best["beta"] if knobs["beta"] == "auto" else knobs["beta"]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in (beta, knobs["latent_dim"])):
         raise TypeError("beta or latent_dim is no number")
     reason = "" if (path / checkpoint).exists() else "its checkpoint is gone"
     return knobs | {
@@ -128,6 +129,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         "reason": reason,
         "checkpoint": checkpoint,
         "epoch": int(best["epoch"]),
+        "used_beta": float(beta),
         "epochs_done": int(result["final"]["epoch"]),
         "data_fingerprint": text(str(result["data_fingerprint"])),
         "wall_seconds": float(result["wall_seconds"]),

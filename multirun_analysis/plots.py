@@ -96,13 +96,13 @@ def rate_distortion(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
         return None
     figure, dashed = _figure(), ""
     plot = figure.subplots()
-    betas = sorted(done["beta"].unique())
+    betas = sorted(done["used_beta"].unique())
     shown = betas if len(betas) <= 8 else []
     for beta, colour in _colours(shown).items():
-        part = done[done["beta"] == beta]
-        plot.scatter(part["val/kl"], part["val/psnr"], s=26, color=colour, label=f"beta {beta:g}", zorder=3)
+        part = done[done["used_beta"] == beta]
+        plot.scatter(part["val/kl"], part["val/psnr"], s=26, color=colour, label=f"beta {beta:.4g}", zorder=3)
     if not shown:
-        plot.scatter(done["val/kl"], done["val/psnr"], s=8, c=done["beta"], zorder=3, rasterized=len(done) > MANY)
+        plot.scatter(done["val/kl"], done["val/psnr"], s=8, c=done["used_beta"], zorder=3, rasterized=len(done) > MANY)
     front = rank.pareto(done)
     plot.plot(front["val/kl"], front["val/psnr"], color=INK, lw=1, label="Pareto front", zorder=2)
     for number, (_, run) in enumerate(rank.best(done, rank_by).iterrows(), 1):
@@ -136,11 +136,11 @@ def metric_against_beta(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str
     done, metrics = sweep.completed, ("val/psnr", "val/kl", "val/nelbo")
     figure = _figure(9, 3)
     for plot, metric in zip(figure.subplots(1, 3), metrics):
-        plot.scatter(done["beta"], done[metric], s=16, color="#2a78a8", alpha=0.6, rasterized=len(done) > MANY)
-        mean = done.groupby("beta")[metric].mean()
+        plot.scatter(done["used_beta"], done[metric], s=16, color="#2a78a8", alpha=0.6, rasterized=len(done) > MANY)
+        mean = done.groupby("used_beta")[metric].mean()
         plot.plot(mean.index, mean, color=INK, lw=1)
         plot.set(xlabel="beta", title=LABELS[metric])
-        betas = sorted(done["beta"].unique())
+        betas = sorted(done["used_beta"].unique())
         _log_axis(plot, betas[-1], betas if len(betas) <= len(PALETTE) else None)
     return figure, "Each point is a run, the line their mean: more beta buys a lower rate and pays with distortion."
 
@@ -181,15 +181,15 @@ def learning_curves(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
         return None
     figure = _figure()
     plot = figure.subplots()
-    colour = _colours(sorted(some["beta"].unique()))
+    colour = _colours(sorted(some["used_beta"].unique()))
     marked = list(top["run"])
     for run, points in reversed(curves):
-        best = run["run"] in marked
+        best, hue = run["run"] in marked, colour[run["used_beta"]]
         label = f"{marked.index(run['run']) + 1}: {run['run'][-40:]}" if best else None
         line: dict[str, Any] = {"lw": 2.4, "zorder": 3} if best else {"lw": 0.8, "alpha": 0.6}
-        plot.plot(*zip(*points), color=colour[run["beta"]], label=label, **line)
+        plot.plot(*zip(*points), color=hue, label=label, **line)
         if best:
-            plot.plot(run["epoch"], dict(points).get(run["epoch"], np.nan), "o", color=colour[run["beta"]], zorder=4)
+            plot.plot(run["epoch"], dict(points).get(run["epoch"], np.nan), "o", color=hue, zorder=4)
     heights = [value for _, points in curves for _, value in points]
     plot.set_ylim(bottom=np.percentile(heights, 3) - 0.5)  # the first epochs can be far below
     plot.set(xlabel="epoch", ylabel="PSNR of held-out faces, dB")

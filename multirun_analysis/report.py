@@ -78,7 +78,7 @@ def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) 
     lines += [f"Beta: {e.sentence()}." for e in effects if e.knob == "beta" and e.metric == "val/psnr"]
     if spectrum := plots.reference(sweep):
         first = rank.best(done, "val/psnr", 1).iloc[0]
-        linear = plots.linear_vae(spectrum, float(first["beta"]), int(first["latent_dim"]))
+        linear = plots.linear_vae(spectrum, float(first["used_beta"]), int(first["latent_dim"]))
         lines.append(
             f"The sharpest run, {first['run']}, has {first['val/psnr']:.2f} dB; the linear VAE's optimum at its beta"
             f" and latent_dim has {linear['psnr']:.2f} dB, the mean face {plots.pca_psnr(spectrum, 0):.2f} dB."

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from smilevae.errors import ConfigError, limits, sentences, shown
+from smilevae.errors import ConfigError, allows_auto, limits, sentences, shown
 
 Number = int | float
+Beta = Annotated[Number, Ge(0), Le(1e6)] | Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
@@ -104,7 +106,7 @@ class Trainer(Section):
 class Settings(Section):
     """Everything that a run is trained with. `Settings()` is the source study's configuration."""
 
-    beta: Number = knob(1, "weight of the KL: loss = SSE + beta * KL on [0, 1] pixels", 0, 1e6)
+    beta: Beta = knob(1, "weight of the KL: loss = SSE + beta * KL on [0, 1] pixels; auto: twice the error per pixel")
     latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096)
     batch_size: int = knob(32, "faces a step", 2, 65536)
     epochs: int = knob(150, "passes over the training faces", 1, MANY)
@@ -246,7 +248,7 @@ def table() -> str:
     for name, field in FIELDS.items():
         kinds, span = get_args(field.annotation), limits(field)
         choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
-        reach = f"{span['ge']:,} to {span['le']:,}" if "ge" in span else choices
+        reach = f"{span['ge']:,} to {span['le']:,}{', auto' * allows_auto(field)}" if "ge" in span else choices
         default = field.default if isinstance(field.default, str) else json.dumps(field.default)
         default = f"`{default}`" if default != "null" else ""
         lines.append(f"| `{name}` | {default} | {reach} | {field.description} |")

@@ -64,7 +64,12 @@ def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known:
 
 
 def limits(field: FieldInfo) -> dict[str, float]:
-    return {kind: getattr(m, kind) for m in field.metadata for kind in ("ge", "le") if hasattr(m, kind)}
+    within = [m for kind in get_args(field.annotation) for m in get_args(kind)[1:]]  # of one kind among several
+    return {kind: getattr(m, kind) for m in [*field.metadata, *within] for kind in ("ge", "le") if hasattr(m, kind)}
+
+
+def allows_auto(field: FieldInfo) -> bool:
+    return "auto" in str(field.annotation)
 
 
 def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any]) -> str:
@@ -82,8 +87,8 @@ def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any
     if bool in kinds:
         return f"{given} must be true or false"
     if "ge" in span:
-        kind = "a number" if float in kinds else "a whole number"
-        return f"{given} must be {kind} from {span['ge']:g} to {span['le']:g}"
+        kind = "a number" if "float" in str(field.annotation) else "a whole number"
+        return f"{given} must be {kind} from {span['ge']:g} to {span['le']:g}{' or auto' * allows_auto(field)}"
     return f"{given} must be {'a whole number' if int in kinds else 'a text'}"
 
 

@@ -25,7 +25,7 @@ from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 HOSTILE = "<script>alert(1)</script>"
 
 
-def write_run(folder, *, nelbo=-1.0, psnr=20.0, loss=10.0, epochs=3, faces="f", **knobs):
+def write_run(folder, *, nelbo=-1.0, psnr=20.0, loss=10.0, epochs=3, faces="f", best=None, **knobs):
     """A completed run folder of given numbers."""
     folder.mkdir(parents=True)
     settings = {
@@ -37,7 +37,8 @@ def write_run(folder, *, nelbo=-1.0, psnr=20.0, loss=10.0, epochs=3, faces="f", 
         "image_size": 64,
         **knobs,
     }
-    best = {"epoch": epochs, "val/loss": loss, "val/recon": 9.0, "val/kl": 100 / (1 + settings["beta"])}
+    kl = 5.0 if settings["beta"] == "auto" else 100 / (1 + settings["beta"])
+    best = (best or {}) | {"epoch": epochs, "val/loss": loss, "val/recon": 9.0, "val/kl": kl}
     best |= {"val/nelbo": nelbo, "val/psnr": psnr, "val/active_units": 7}
     result = {
         "identity": "i",
@@ -107,6 +108,22 @@ def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, capsys):
     for group in found["top_by_loss"]:
         part = table[table["beta"] == group["among"]["beta"]]
         assert [e["run"] for e in group["runs"]] == part.sort_values("val/loss")["run"].tolist()[:2]
+
+
+def test_a_sweep_may_hold_beta_auto_beside_numbers(tmp_path):
+    root = grid(tmp_path / "s", beta=[1, 0.1], seed=[0, 1])
+    for seed in (0, 1):
+        best = {"beta": 0.006 + seed / 1e4}
+        write_run(root / f"beta-auto_seed-{seed}", nelbo=-30_000, psnr=27.0 + seed, best=best, beta="auto", seed=seed)
+    assert run_analysis(root) == 0
+    found = json.loads((root / "analysis" / "top.json").read_text())
+    assert {run["run"] for run in found["top"]} == {"beta-auto_seed-0", "beta-auto_seed-1"}
+    told = [(e["level"], e["versus"]) for e in found["effects"] if e["metric"] == "val/psnr"]
+    assert told == [(1, 0.1), ("auto", 0.1)]
+    table = pd.read_csv(root / "analysis" / "runs.csv")
+    assert set(table["beta"].astype(str)) == {"1.0", "0.1", "auto"} or set(table["beta"]) == {"1", "0.1", "auto"}
+    write_run(root / "bad", beta="auto")  # no number
+    assert collect.read(root / "bad")["status"] == "corrupt"
 
 
 def test_without_a_full_grid_effects_are_welch_s(tmp_path):

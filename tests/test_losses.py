@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from smilevae.models.losses import beta_vae_terms, gaussian_kl, squared_error
+from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta, squared_error
 
 
 def test_kl_agrees_with_torch_distributions():
@@ -34,6 +35,16 @@ def test_loss_is_recon_plus_beta_kl_per_example(beta):
     torch.testing.assert_close(terms.loss, terms.recon + beta * terms.kl)
     one = beta_vae_terms(x_hat[3:4], x[3:4], mu[3:4], logvar[3:4], beta)  # no example sees another
     torch.testing.assert_close(one.loss[0], terms.loss[3])
+
+
+@pytest.mark.parametrize("mse", [0.3, 1e-3, 0.0])
+def test_the_optimal_beta_is_the_most_likely_variance_of_pixels_of_8_bits(mse):
+    """Against the sample: a guess that is off by `mse`, of values that were rounded to 1/255."""
+    rng = np.random.default_rng(0)
+    value = rng.random(200_000)
+    guess = value + np.sqrt(mse) * rng.standard_normal(len(value))
+    rounded = np.round(value * 255) / 255
+    assert optimal_beta(mse) / 2 == pytest.approx(((rounded - guess) ** 2).mean(), rel=0.02)
 
 
 def test_gradients_agree_with_finite_differences():

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from skimage.metrics import peak_signal_noise_ratio
 
-from smilevae.models.linear import Spectrum, forecast, linear_vae, pca_psnr
+from smilevae.models.linear import Spectrum, forecast, linear_vae, pca_psnr, settled_beta
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 
 SPECTRUM = Spectrum([9.0, 4.0, 1.0], [8.0, 5.0, 1.0], 15.0, 48)
@@ -57,6 +57,23 @@ def test_the_forecast_nears_pca_as_beta_falls_to_zero():
     small = linear_vae(SPECTRUM, 1e-9, 2)
     assert small["psnr"] == pytest.approx(pca_psnr(SPECTRUM, 2))
     assert linear_vae(SPECTRUM, 1e-12, 2)["kl"] > small["kl"] > 20
+
+
+def test_the_settled_beta_is_the_one_with_the_lowest_bound():
+    """Against scipy, over beta, on a spectrum like that of faces."""
+    variances = 200 / np.arange(1, 101) ** 1.5
+    spectrum = Spectrum(variances.tolist(), (0.9 * variances).tolist(), 1.2 * float(variances.sum()), 12288)
+    settled = settled_beta(spectrum, "auto", 60)
+    assert settled == pytest.approx(2 * linear_vae(spectrum, settled, 60)["recon"] / 12288, rel=1e-6)
+
+    def bound(log_beta):
+        found = linear_vae(spectrum, math.exp(log_beta), 60)
+        return negative_elbo(found["recon"], found["kl"], 12288)
+
+    best = minimize_scalar(bound, bounds=(-12, 2), method="bounded", options={"xatol": 1e-9})
+    assert math.log(settled) == pytest.approx(best.x, abs=0.1)
+    assert settled_beta(spectrum, 3, 60) == 3
+    assert f"beta={settled:.4g} (auto)" in forecast(spectrum, "auto", 60)
 
 
 def test_a_perfect_reconstruction_has_a_finite_forecast():

@@ -216,7 +216,7 @@ def card(tmp_path_factory):
     some = {"num_smiling": 250, "num_not_smiling": 250, "num_test": 0}
     faces = load_faces(Data(source="synthetic", confound=0.5, **some), 64)
     vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 120, linear=True).eval()
-    vae.linear.load_state_dict(linear_vae_weights(faces.axes, 0.1, 120))
+    vae.linear.load_state_dict(linear_vae_weights(faces.axes(), 0.1, 120))
     assert scorecard.possible(faces)
     seen = []
 

@@ -28,7 +28,7 @@ from smilevae.data.augment import augment
 from smilevae.models.metrics import negative_elbo
 from smilevae.runs import checkpoint
 from smilevae.training.datamodule import VAL_BATCH
-from smilevae.training.module import EpochState, VAEModule, one_cycle
+from smilevae.training.module import EpochState, VAEModule, losses, one_cycle
 from smilevae.training.record import Record
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
@@ -145,7 +145,7 @@ RECIPES = {
     "plateau": ("plateau.patience=0",),
     "cosine": COSINE,
     "plateau, warm start": ("plateau.patience=0", "warm_start=ppca"),
-    "cosine, warm start": (*COSINE, "warm_start=ppca"),
+    "cosine, warm start": (*COSINE, "warm_start=ppca", "beta=auto"),
 }
 WHERE = (*(f"epoch {n}" for n in range(1, 5)), *(f"step {n}" for n in (1, 7, 8, 14, 18)))  # 5 steps an epoch
 RESUMES = [
@@ -560,6 +560,38 @@ def test_a_warm_start_begins_at_the_linear_optimum(train):
     assert first["val/psnr"] == pytest.approx(forecast["psnr"], abs=1e-3)
     assert first["val/loss"] == pytest.approx(forecast["loss"], rel=0.05)  # few faces: sampled codes
     assert first["val/active_units"] <= forecast["active_units"] == 6
+
+
+@pytest.mark.parametrize("more", [(), ("ema=0.9", "warm_start=ppca", "latent_dim=300")])
+def test_beta_auto_is_the_moving_average_of_each_batchs_optimum(train, monkeypatch, more):
+    seen = []
+
+    def watched(vae, x, noise, beta):
+        out, terms = losses(vae, x, noise, beta)
+        if torch.is_grad_enabled():
+            seen.append((beta.item(), terms.recon.mean().item()))
+        return out, terms
+
+    monkeypatch.setattr("smilevae.training.module.losses", watched)
+    run = train("beta=auto", "epochs=3", "evaluate=true", *more)
+    beta = first = seen[0][0]
+    for step, (used, recon) in enumerate(seen):
+        assert used == pytest.approx(beta, rel=1e-5)
+        beta += max(0.05, 1 / (1 + step)) * (2 * recon / (3 * 64**2) + 2 / 12 / 255**2 - beta)
+    assert len(seen) == 15
+    last = weights(run)["state_dict"]
+    assert last["vae.beta"].item() == pytest.approx(beta, rel=1e-5)
+    assert f"forecast for beta={first:.4g} (auto)" in (run / "train.log").read_text()
+    lines = [line for line in runs.read_metrics(run) if line["epoch"]]
+    assert lines[-1]["beta"] == last["vae.beta"].item()
+    for line in lines:  # a loss at the faces' own optimum orders epochs as the bound does
+        own = 2 * line["val/recon"] / (3 * 64**2)
+        assert line["val/loss"] == pytest.approx(line["val/recon"] + own * line["val/kl"], rel=1e-3)
+    by_loss, by_bound = (sorted(lines, key=lambda line: line[name]) for name in ("val/loss", "val/nelbo"))
+    assert by_loss == by_bound
+    best, evaluated = read(run, "result.json")["best"], read(run, "evaluation/best/metrics.json")
+    assert evaluated["loss"] == pytest.approx(best["val/loss"], rel=0.02)  # other noise
+    assert evaluated["beta"] == pytest.approx(2 * evaluated["recon"] / (3 * 64**2), rel=1e-3)
 
 
 def test_a_warm_start_resumes_to_the_same_bits(train, tmp_path):

@@ -154,8 +154,8 @@ def test_refining_lowers_a_network_s_loss_and_leaves_the_linear_optimum_alone():
         return sum(beta_vae_terms(vae.decode(z), x, mu, logvar, 1.0).loss.mean().item() for z in draws) / 50
 
     with torch.no_grad():
-        before, after = (loss(linear, *linear.encode(x)), loss(linear, *linear.refine(x, 1.0, 40, generator)))
+        before, after = (loss(linear, *linear.encode(x)), loss(linear, *linear.refine(x, 40, generator)))
         assert before == pytest.approx(after, rel=0.01)
         assert before <= after + 0.1
-        assert loss(plain, *plain.refine(x, 1.0, 40, generator)) < loss(plain, *plain.encode(x))
+        assert loss(plain, *plain.refine(x, 40, generator)) < loss(plain, *plain.encode(x))
     assert all(parameter.grad is None for parameter in plain.parameters())

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ class Faces:
     noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
+    _axes: dict[int, Axes] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, part: str) -> np.ndarray:
         """Positions of a part's faces."""
@@ -50,15 +50,20 @@ class Faces:
         """Whether a part has both smiling and non-smiling faces."""
         return {0, 1} <= set(self.smile[self.part == part].tolist())
 
-    @cached_property
-    def axes(self) -> Axes:
-        """Principal axes of MAX_FITTED random training faces and their mirror images."""
+    def axes(self, least: int = NUM_AXES) -> Axes:
+        """Principal axes of MAX_FITTED random training faces and their mirror images; computed once for a number."""
+        num = max(least, NUM_AXES)
+        if num not in self._axes:
+            self._axes[num] = self._fitted_axes(num)
+        return self._axes[num]
+
+    def _fitted_axes(self, num_axes: int) -> Axes:
         rows = np.sort(np.random.default_rng(0).permutation(self.rows("train"))[:MAX_FITTED])
         num = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
         if len(rows) <= num:
-            return principal_axes(flat_faces(self, rows, mirrored=True), NUM_AXES)
+            return principal_axes(flat_faces(self, rows, mirrored=True), num_axes)
         chunks = np.array_split(rows, math.ceil(4 * len(rows) / num))
-        return streamed_axes(lambda: (flat_faces(self, c, mirrored=True) for c in chunks), NUM_AXES)
+        return streamed_axes(lambda: (flat_faces(self, c, mirrored=True) for c in chunks), num_axes)
 
 
 def load_faces(data: Data, image_size: int) -> Faces:
@@ -141,13 +146,14 @@ def flat_faces(faces: Faces, rows: np.ndarray, mirrored: bool = False) -> Tensor
     return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
-def spectrum_of(faces: Faces, cache: bool = True) -> Spectrum:
-    """The spectrum of the training and held-out faces."""
+def spectrum_of(faces: Faces, least: int = NUM_AXES, cache: bool = True) -> Spectrum:
+    """The spectrum of the training and held-out faces, on at least so many axes."""
     num_pixels = math.prod(faces.images.shape[1:])
 
     def build(_: np.ndarray) -> dict[str, Any]:
         rows = np.random.default_rng(0).permutation(faces.rows("val"))[: AT_ONCE // num_pixels]
-        return spectrum(faces.axes, flat_faces(faces, np.sort(rows)))._asdict()
+        return spectrum(faces.axes(least), flat_faces(faces, np.sort(rows)))._asdict()
 
     key = f"{faces.fingerprint}-{num_pixels}-{hash64(*faces.rows('val')):x}-spectrum"
+    key += f"-{least}" if least > NUM_AXES else ""
     return Spectrum(**cached(key, (1,), build, cache)[1])

@@ -13,7 +13,7 @@ from smilevae.data.batches import hash64
 from smilevae.data.dataset import AT_ONCE, Faces, flat_faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.models import latents
-from smilevae.models.losses import beta_vae_terms, gaussian_kl
+from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE
 
@@ -21,7 +21,7 @@ __all__ = ["encode", "measure"]
 
 
 @torch.no_grad()
-def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> dict[str, Any]:
+def measure(vae: VAE, faces: Faces, seed: int, refine: int = 0) -> dict[str, Any]:
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
     mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size. `recon`, `kl`
@@ -33,10 +33,10 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
     terms, codes = torch.zeros(3, dtype=torch.float64), []
     for index, x in enumerate(batches_of(vae, faces, rows)):
         generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
-        mu, logvar = vae.refine(x, beta, refine, generator) if refine else vae.encode(x)
+        mu, logvar = vae.refine(x, refine, generator) if refine else vae.encode(x)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
         x_hat = vae.decode(latents.reparameterise(mu, logvar, noise))
-        terms += torch.stack(beta_vae_terms(x_hat, x, mu, logvar, beta)).double().sum(1).cpu()
+        terms += torch.stack(beta_vae_terms(x_hat, x, mu, logvar, vae.beta)).double().sum(1).cpu()
         codes.append(torch.stack([mu, logvar]).cpu())
         flat = x.flatten(1).cpu()
         guesses = {
@@ -52,12 +52,17 @@ def measure(vae: VAE, faces: Faces, beta: float, seed: int, refine: int = 0) -> 
         means = {key: value / len(rows) for key, value in total.items()}
         table[name] = means | {key.replace("mse", "psnr"): psnr(v) for key, v in means.items() if key.endswith("mse")}
     loss, recon, kl = (terms / len(rows)).tolist()
+    beta, num_pixels = vae.beta, 3 * vae.image_size**2
+    if isinstance(beta, Tensor):
+        beta = optimal_beta(recon / num_pixels)
+        loss = recon + beta * kl
     mu, logvar = torch.cat(codes, dim=1)
     return table | {
         "loss": loss,
         "recon": recon,
         "kl": kl,
-        "nelbo": negative_elbo(recon, kl, 3 * vae.image_size**2),
+        "beta": beta,
+        "nelbo": negative_elbo(recon, kl, num_pixels),
         "loss_study_units": 4 * recon + beta * kl,  # SSE on [-1, 1] pixels + beta * KL
         "active_units": active_units(mu.var(0, correction=min(1, len(mu) - 1))),
         "latent_dim": vae.latent_dim,
@@ -110,7 +115,7 @@ def _mean_and_basis(faces: Faces, num: int) -> tuple[Tensor, Tensor]:
     """
     rows, side = faces.rows("train"), faces.images.shape[1]
     if len(rows) > AT_ONCE // faces.images[0].size or side % 2:
-        return faces.axes.mean, faces.axes.basis[:, :num]
+        return faces.axes(num).mean, faces.axes(num).basis[:, :num]
     x = flat_faces(faces, rows).view(-1, 3, side, side)
     variances, axes = [], []
     for sign in (1, -1):

@@ -54,12 +54,11 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         "image_size": settings.image_size,
         "native_size": faces.native_size,
         "weights": checkpoint.digest(vae),
-        "beta": settings.beta,
         "refine": options.refine,
     }
     smiles = scores = None
     with ThreadPoolExecutor() as pool:
-        measures = pool.submit(measure, vae, faces, settings.beta, options.seed, options.refine)
+        measures = pool.submit(measure, vae, faces, options.seed, options.refine)
         if options.smile and faces.labelled("train"):
             smiles, scores = _dials(vae, faces, make_classifier)
     metrics |= measures.result()
@@ -108,7 +107,7 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
     lines = [" " * width + "".join(f"{title:>12}" for title in titles)]
     for name, (m, _) in evaluations.items():
         cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
-        lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12g}")
+        lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12.4g}")
     first = next(iter(evaluations.values()))[0]
     for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
@@ -136,14 +135,14 @@ def format_table(metrics: dict[str, Any]) -> str:
     if native < size:
         columns += [("native_mse", f"MSE {native}px"), ("native_psnr", "PSNR dB"), ("native_ssim", "SSIM")]
     names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
-    lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:g}, mu decoded"]
-    lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
+    lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:.4g}"]
+    lines[0] += ", mu decoded" + f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
     lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
     for name, title in names.items():
         cells = [f"{metrics[name][key]:12.{2 if 'psnr' in key else 5}f}" for key, _ in columns]
         lines.append(f"{title:12}" + "".join(cells))
     lines.append(
-        f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:g} x KL {metrics['kl']:.1f} nats"
+        f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:.4g} x KL {metrics['kl']:.1f} nats"
         f" (sampled codes); nELBO {metrics['nelbo']:.0f} nats; in the study's units {metrics['loss_study_units']:.0f}"
     )
     lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from smilevae.config import Beta
 from smilevae.models.metrics import psnr
 
 MIN_ERROR = 1e-12  # rounding may give 0 or less
@@ -39,11 +40,22 @@ def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, An
     }
 
 
-def forecast(spectrum: Spectrum, beta: float, latent_dim: int) -> str:
+def settled_beta(spectrum: Spectrum, beta: Beta, latent_dim: int) -> float:
+    """`beta`, or for "auto" the one whose linear VAE has a held-out error per pixel of beta / 2."""
+    if beta != "auto":
+        return beta
+    found = 2 * spectrum.total / spectrum.num_pixels
+    for _ in range(100):
+        found = 2 * linear_vae(spectrum, found, latent_dim)["recon"] / spectrum.num_pixels
+    return found
+
+
+def forecast(spectrum: Spectrum, wanted: Beta, latent_dim: int) -> str:
     """The linear VAE's optimum in a sentence, with a warning of collapse."""
+    beta = settled_beta(spectrum, wanted, latent_dim)
     optimum = linear_vae(spectrum, beta, latent_dim)
     active, decibels = optimum["active_units"], f"PSNR {optimum['psnr']:.2f} dB"
-    text = f"forecast for beta={beta:g}, latent_dim={latent_dim}:"
+    text = f"forecast for beta={beta:.4g}{' (auto)' * (wanted == 'auto')}, latent_dim={latent_dim}:"
     if beta == 0:
         return f"{text} a plain autoencoder, which pays no KL; PCA with {active} components reaches {decibels}"
     text += f" a linear VAE keeps {active} dimensions active and reaches loss {optimum['loss']:.1f},"

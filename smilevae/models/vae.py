@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smilevae.config import Model, Settings
+from smilevae.config import Beta, Model, Settings
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.networks import NETWORKS
@@ -35,11 +35,21 @@ class LinearPath(nn.Module):
 class VAE(nn.Module):
     """An encoder and a decoder of images in [0, 1]; `normalize` scales them to [-1, 1] inside.
 
-    `linear` adds a LinearPath, and zeroes the networks' last layers: an untrained VAE is the linear one.
+    `linear` adds a LinearPath, and zeroes the networks' last layers: an untrained VAE is the linear one. The decoder's
+    variance is beta / 2; with `beta` "auto" it is learnt.
     """
 
-    def __init__(self, model: Model, image_size: int, latent_dim: int, normalize: bool = False, linear: bool = False):
+    def __init__(
+        self,
+        model: Model,
+        image_size: int,
+        latent_dim: int,
+        normalize: bool = False,
+        linear: bool = False,
+        beta: Beta = 1,
+    ):
         super().__init__()
+        self.beta = nn.Buffer(torch.ones(())) if beta == "auto" else float(beta)
         encoder, decoder = NETWORKS[model.network]
         self.encoder = encoder(image_size, latent_dim, model.widths, model.dropout)
         self.decoder = decoder(image_size, latent_dim, model.widths, model.dropout)
@@ -60,7 +70,7 @@ class VAE(nn.Module):
             mu, logvar = (x.flatten(1) - path.mean) @ path.encoder.T + mu, path.logvar + logvar
         return mu, logvar
 
-    def refine(self, x: Tensor, beta: float, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def refine(self, x: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`encode`, then `steps` of Adam on each face's code: no amortisation gap (Kim et al. 1802.02550)."""
         with torch.no_grad():
             mu, logvar = (code.clone() for code in self.encode(x))
@@ -71,7 +81,7 @@ class VAE(nn.Module):
                 optimizer.param_groups[0]["lr"] = REFINE_RATE * (1 - step / steps)
                 noise = torch.randn(mu.shape, generator=generator, device=mu.device)
                 x_hat = self.decode(latents.reparameterise(mu, logvar, noise))
-                loss = beta_vae_terms(x_hat, x, mu, logvar, beta).loss.sum()
+                loss = beta_vae_terms(x_hat, x, mu, logvar, self.beta).loss.sum()
                 mu.grad, logvar.grad = torch.autograd.grad(loss, codes)
                 optimizer.step()
         return mu.detach(), logvar.detach().clamp(-LOGVAR_BOUND, LOGVAR_BOUND)
@@ -91,4 +101,4 @@ class VAE(nn.Module):
 
 def build_vae(settings: Settings) -> VAE:
     s = settings
-    return VAE(s.model, s.image_size, s.latent_dim, s.normalize, s.warm_start == "ppca")
+    return VAE(s.model, s.image_size, s.latent_dim, s.normalize, s.warm_start == "ppca", s.beta)

@@ -48,7 +48,8 @@ def forecast(points: list[Settings]) -> None:
         faces, point = (settings.data, settings.image_size), (settings.beta, settings.latent_dim)
         wanted.setdefault(faces, {})[point] = None
     for (data, image_size), targets in list(wanted.items())[:MAX_FORECASTS]:
-        spectrum = spectrum_of(load_faces(data, image_size), data.cache)
+        least = max(latent_dim for _, latent_dim in targets)
+        spectrum = spectrum_of(load_faces(data, image_size), least, data.cache)
         for target in targets:
             print(linear.forecast(spectrum, *target), flush=True)
 

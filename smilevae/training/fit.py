@@ -37,11 +37,14 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if settings.threads:
         torch.set_num_threads(settings.threads)
     faces = load_faces(settings.data, settings.image_size)
-    describe(faces, settings, run)
+    beta = describe(faces, settings, run)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
     if vae.linear and not goes_on:
-        vae.linear.load_state_dict(axes.linear_vae_weights(faces.axes, settings.beta, settings.latent_dim))
+        some = faces.axes(settings.latent_dim)
+        vae.linear.load_state_dict(axes.linear_vae_weights(some, beta, settings.latent_dim))
+    if isinstance(vae.beta, torch.Tensor):
+        vae.beta.fill_(beta)
     module = VAEModule(vae, settings, faces.fingerprint)
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None))
@@ -63,14 +66,16 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     return record.best()[0]
 
 
-def describe(faces: Faces, settings: Settings, run: runs.Run) -> None:
-    """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE."""
-    card, spectrum = data_card(faces), spectrum_of(faces, settings.data.cache)
+def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
+    """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE. Gives its beta."""
+    card, spectrum = data_card(faces), spectrum_of(faces, settings.latent_dim, settings.data.cache)
+    beta = linear.settled_beta(spectrum, settings.beta, settings.latent_dim)
     log.info(format_card(card))
     log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
     run.write_json("data_card.json", card)
     run.write_json("spectrum.json", spectrum._asdict())
-    run.write_json("forecast.json", linear.linear_vae(spectrum, settings.beta, settings.latent_dim))
+    run.write_json("forecast.json", linear.linear_vae(spectrum, beta, settings.latent_dim))
+    return beta
 
 
 def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:

@@ -15,13 +15,14 @@ from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.errors import Diverged
-from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, squared_error
+from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE, VAEOutput, build_vae
 from smilevae.runs import checkpoint
 from smilevae.training.compiling import compiled
 from smilevae.training.datamodule import VAL_BATCH
 
+BETA_SHARE = 0.05  # of beta=auto that a batch's own optimum makes up
 NOISE_AT_ONCE = 64  # batches: then a step waits for no transfer
 
 
@@ -53,6 +54,7 @@ class VAEModule(pl.LightningModule):
     def __init__(self, vae: VAE, settings: Settings, fingerprint: str):
         super().__init__()
         self.vae, self.settings, self.seed = vae, settings, settings.seed
+        self.num_pixels = 3 * vae.image_size**2
         shared = {id(vae.linear): vae.linear}  # it is fixed
         self.ema = copy.deepcopy(vae, shared).requires_grad_(False) if settings.ema else None
         self.fingerprint = fingerprint  # of the data
@@ -107,10 +109,14 @@ class VAEModule(pl.LightningModule):
         torch.manual_seed(hash64(stage, self.seed, epoch, batch_idx, self.global_rank))  # dropout's
         vae = self.vae if stage == "train" else self.epoch.eval_model
         noise = self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim)
-        out, terms = (self._losses if stage == "train" else losses)(vae, x, noise, self.settings.beta)
+        beta = vae.beta + 0.0  # the backward pass needs it as it is now
+        out, terms = (self._losses if stage == "train" else losses)(vae, x, noise, beta)
         loss = terms.loss.mean()
         with torch.no_grad():
             mu_error = terms.recon
+            if stage == "train" and isinstance(vae.beta, Tensor):
+                share = max(BETA_SHARE, 1 / (1 + self.global_step))
+                vae.beta.lerp_(optimal_beta(terms.recon.mean() / self.num_pixels), share)
             if stage == "val":
                 mu_error = squared_error(vae.decode(out.mu), x)
                 kl = gaussian_kl(out.mu, out.logvar)
@@ -159,9 +165,11 @@ class VAEModule(pl.LightningModule):
         """Turn a stage's sums into its metrics; gives the number of examples."""
         num, *sums = self.trainer.strategy.reduce(self.epoch.sums.pop(stage), reduce_op="sum").tolist()
         loss, recon, kl, mu_error = (total / num for total in sums)
-        num_pixels = 3 * self.vae.image_size**2
+        if isinstance(self.vae.beta, Tensor):  # it moves; these faces' own optimum compares epochs
+            loss = recon + optimal_beta(recon / self.num_pixels) * kl
+            self.epoch.metrics["beta"] = self.vae.beta.item()
         terms = {"loss": loss, "recon": recon, "kl": kl}
-        terms |= {"nelbo": negative_elbo(recon, kl, num_pixels), "psnr": psnr(mu_error / num_pixels)}
+        terms |= {"nelbo": negative_elbo(recon, kl, self.num_pixels), "psnr": psnr(mu_error / self.num_pixels)}
         self.epoch.metrics |= {f"{stage}/{term}": value for term, value in terms.items()}
         return num
 
@@ -197,7 +205,7 @@ class VAEModule(pl.LightningModule):
         self.epoch.sums = dict(checkpoint["sums"])
 
 
-def losses(vae: VAE, x: Tensor, noise: Tensor, beta: float) -> tuple[VAEOutput, Terms]:
+def losses(vae: VAE, x: Tensor, noise: Tensor, beta: float | Tensor) -> tuple[VAEOutput, Terms]:
     out = vae(x, noise)
     return out, beta_vae_terms(out.x_hat, x, out.mu, out.logvar, beta)
 

@@ -43,7 +43,9 @@ class Progress(pl.Callback):
         line = (
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val loss {metrics['val/loss']:.1f}"
             f"  recon {metrics['val/recon']:.1f}  kl {metrics['val/kl']:.1f}  psnr {metrics['val/psnr']:.2f} dB"
-            f"  active {metrics['val/active_units']}  {self.record.images_per_second:.0f} images/s"
+            f"  active {metrics['val/active_units']}"
+            + (f"  beta {metrics['beta']:.4g}" if "beta" in metrics else "")
+            + f"  {self.record.images_per_second:.0f} images/s"
         )
         if self._bar:
             self._bar.update(self._task, completed=trainer.current_epoch + 1)
