@@ -10,7 +10,9 @@ from multirun_analysis.collect import Sweep
 from smilevae.errors import ConfigError
 
 BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
-COMPARABLE = ("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction")  # for val/loss
+COMPARABLE = (  # for val/loss
+    *("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction", "data.test_fraction"),
+)
 UNITS = {"val/psnr": " dB", "val/kl": " nats", "val/nelbo": " nats"}
 MAX_LEVELS = 12  # of a knob whose levels are compared one by one
 SETTLED = 0.01  # a run has settled once val/loss is within this share of its best

@@ -54,6 +54,13 @@ class Jitter(Section):
     light: Number = added(0, "training faces change brightness and colour by at most this share", 0, 1)
 
 
+class Sharpen(Section):
+    epochs: int = added(
+        0, "epochs that then train the decoder alone against a discriminator", 0, MANY, same_result=True
+    )
+    weight: Number = added(0.5, "gradient of the discriminator in that of the error", 0, 100, same_result=True)
+
+
 class Model(Section):
     network: Literal["conv", "patch"] = knob("conv", "the source study's network, or a faster one for CPUs")
     widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
@@ -67,6 +74,7 @@ class Data(Section):
     root: Text | None = added(None, "the folder of your images", same_result=True)
     person_pattern: Text = added(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
     val_fraction: Number = added(0.2, "share of the people who are held out", 0.01, 0.9)
+    test_fraction: Number = added(0, "share of the people whom only evaluations see", 0, 0.9)
     split_seed: int = added(0, "which people are held out; follows seed", 0, MAX_SEED)
     max_skipped: Number = added(0.01, "stop if more of the files than this cannot be read", 0, 1)
     unlabelled: Text | None = added(None, "a folder of more faces to train on", same_result=True)
@@ -121,6 +129,7 @@ class Settings(Section):
     weight_decay: Number = added(0, "above 0: AdamW", 0, 1)
     ema: Number = added(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
+    sharpen: Sharpen = Sharpen()
     threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
     compile: bool = added(False, "torch.compile of the training step; changes the last bits")
     keep_memory: bool = added(True, "freed memory stays in the process; glibc only, and faster", same_result=True)
@@ -166,6 +175,8 @@ class Settings(Section):
         problems = self.trainer.problems()
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
+        if self.sharpen.epochs and self.trainer.devices != 1:
+            problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
         try:
             groups = re.compile(self.data.person_pattern).groups
         except re.error:
@@ -173,6 +184,8 @@ class Settings(Section):
         if not groups:
             given = shown(self.data.person_pattern)
             problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
+        if self.data.val_fraction + self.data.test_fraction > 0.95:
+            problems.append("data.val_fraction and data.test_fraction leave too few people; lower one")
         for name in ("root", "unlabelled"):
             if self.data.source == "synthetic" and getattr(self.data, name):
                 problems.append(f"data.{name} does not apply to drawn faces; add data=folder")

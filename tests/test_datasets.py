@@ -8,7 +8,7 @@ import pytest
 from conftest import SMILES
 from PIL import Image
 
-from smilevae.config import Data
+from smilevae.config import Data, Settings
 from smilevae.data import UNKNOWN, batches, cache, data_card, dataset, format_card, load_faces, sources
 from smilevae.data.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
 from smilevae.data.split import split_parts
@@ -36,6 +36,33 @@ def test_no_person_is_in_two_parts_and_a_fifth_is_held_out():
     assert all(len(of_person) == 1 for of_person in parts.values())
     for label in (0, 1):  # four standard errors of a binomial share of 3000 people
         assert (part[smile == label] == "val").mean() == pytest.approx(0.2, abs=4 * (0.16 / 3000) ** 0.5)
+
+
+def test_a_test_part_takes_people_from_training_alone():
+    names, smile, train = people(3000)
+    without = split_parts(names, smile, train, 0, 0.2)
+    part = split_parts(names, smile, train, 0, 0.2, 0.3)
+    assert ((part == "val") == (without == "val")).all()
+    owners = {p: {name for name, own in zip(names, part) if own == p} for p in ("train", "val", "test")}
+    assert not owners["test"] & owners["train"]
+    assert not owners["test"] & owners["val"]
+    assert len(owners["test"]) / 3000 == pytest.approx(0.3, abs=4 * (0.21 / 3000) ** 0.5)
+
+
+def test_a_report_is_of_the_test_part_where_nobody_was_trained_on():
+    data = {"data.num_smiling": 30, "data.num_not_smiling": 30, "image_size": 64}
+    for more, expected in (({"data.num_test": 24}, "test"), ({"data.num_test": 4}, "val")):
+        faces = load_faces(Settings().with_values(data | more).data, 64)
+        reported, part = faces.reporting()
+        assert part == expected
+        assert set(reported.rows("val")) == set(faces.rows(expected))
+        assert set(reported.rows("train")) == set(faces.rows("train"))
+    faces = load_faces(Settings().with_values(data | {"data.num_test": 24}).data, 64)
+    twin = faces.rows("test")[0]
+    faces.people[twin] = faces.people[faces.rows("train")[0]]
+    reported, part = faces.reporting()
+    assert part == "test"
+    assert set(reported.rows("val")) == set(faces.rows("test")) - {twin}
 
 
 def test_adding_files_moves_nobody():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from smilevae.evaluation import samplers
 
@@ -13,18 +14,42 @@ def test_a_mixture_draws_where_the_codes_are():
     mix = torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.1]])
     mu = torch.randn(800, 3, generator=rng) @ mix + torch.tensor([5.0, -3.0, 0.0])
     logvar = torch.full_like(mu, 2 * np.log(0.3))
-    some = {"mu": mu, "logvar": logvar, "sampler": "mixture"}
-    drawn = samplers.draw_codes(20_000, torch.Generator().manual_seed(1), **some)
-    np.testing.assert_allclose(drawn.mean(0), mu.mean(0), atol=0.1)
-    np.testing.assert_allclose(np.cov(drawn.T), np.cov(mu.T) + 0.09 * np.eye(3), atol=0.2)
-    calm = samplers.draw_codes(20_000, torch.Generator().manual_seed(1), temperature=0.5, **some)
+    for sampler in ("mixture", "auto"):
+        fitted = samplers.fit_sampler(mu, logvar, sampler)
+        drawn = fitted.draw(20_000, torch.Generator().manual_seed(1))
+        np.testing.assert_allclose(drawn.mean(0), mu.mean(0), atol=0.1)
+        np.testing.assert_allclose(np.cov(drawn.T), np.cov(mu.T) + 0.09 * np.eye(3), atol=0.2)
+    calm = fitted.draw(20_000, torch.Generator().manual_seed(1), temperature=0.5)
     assert 0.4 < float(calm.std(0)[0] / drawn.std(0)[0]) < 0.6
-    again = samplers.draw_codes(5, torch.Generator().manual_seed(1), **some)
-    assert torch.equal(again, samplers.draw_codes(5, torch.Generator().manual_seed(1), **some))
-    plain = samplers.draw_codes(20_000, rng, mu=mu, logvar=logvar)
+    assert torch.equal(*(fitted.draw(5, torch.Generator().manual_seed(1)) for _ in range(2)))
+    plain = samplers.fit_sampler(mu, logvar, "prior").draw(20_000, rng)
     np.testing.assert_allclose(np.cov(plain.T), np.eye(3), atol=0.05)
-    with pytest.raises(ValueError, match="sampler=x"):
-        samplers.draw_codes(1, rng, mu=mu, logvar=logvar, sampler="x")
+
+
+@pytest.mark.parametrize("shape", samplers.SHAPES)
+def test_a_mixtures_density_is_that_of_scipy(shape):
+    mu = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([2.0, 1.0, 0.5])
+    fitted = samplers._fit(mu, torch.full_like(mu, -2.0), *shape, 0)
+    parts = [
+        weight * multivariate_normal(mean, factor @ factor.T).pdf(mu)
+        for weight, mean, factor in zip(*(part.double().numpy() for part in fitted))
+    ]
+    np.testing.assert_allclose(
+        fitted.log_prob(mu), np.log(sum(np.asarray(part) for part in parts)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_auto_takes_the_prior_where_the_codes_fill_it_and_clusters_where_there_are_some():
+    rng = torch.Generator().manual_seed(0)
+    fitted = samplers.fit_sampler(torch.randn(200, 60, generator=rng), torch.full((200, 60), -6.0))
+    assert torch.equal(fitted.means, torch.zeros(1, 60))
+    assert torch.equal(fitted.factors, torch.eye(60)[None])
+    centres = 6 * torch.randn(4, 2, generator=rng)
+    mu = centres.repeat(100, 1) + 0.3 * torch.randn(400, 2, generator=rng)
+    fitted = samplers.fit_sampler(mu, torch.full_like(mu, -4.0))
+    assert len(fitted.means) > 1
+    one = samplers._fit(mu, torch.full_like(mu, -4.0), "full", 1, 0)
+    assert fitted.log_prob(mu).mean() > one.log_prob(mu).mean() + 1
 
 
 def test_the_nearest_is_the_nearest():

@@ -12,7 +12,6 @@ from torch import Tensor
 from smilevae import runs
 from smilevae.data.images import to_rgb8
 from smilevae.editing import dials
-from smilevae.evaluation.samplers import draw_codes
 from smilevae.runs import checkpoint
 
 Images = Tensor | np.ndarray | Sequence[Image.Image]
@@ -45,8 +44,7 @@ class Model:
 
     def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """Codes (num, D) from the prior; `temperature` scales their spread."""
-        zero, generator = torch.zeros(1, self.vae.latent_dim), torch.Generator().manual_seed(seed)
-        return draw_codes(num, generator, mu=zero, logvar=zero, temperature=temperature)
+        return temperature * torch.randn(num, self.vae.latent_dim, generator=torch.Generator().manual_seed(seed))
 
     def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """New faces (num, 3, S, S), decoded from `draw`."""

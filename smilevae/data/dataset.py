@@ -1,5 +1,6 @@
 """Faces as one decoded array with labels, people and parts. Shapes: N faces, S image side."""
 
+import dataclasses
 import hashlib
 import math
 from collections import Counter
@@ -15,7 +16,7 @@ from smilevae.config import Data
 from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import cached
 from smilevae.data.images import Unreadable, decode_all
-from smilevae.data.sources import list_faces, read_attributes
+from smilevae.data.sources import UNLABELLED, list_faces, read_attributes
 from smilevae.data.split import merge_people, split_parts
 from smilevae.data.synthetic import NATIVE_SIZE, SyntheticFaces
 from smilevae.errors import DataError
@@ -23,6 +24,7 @@ from smilevae.models.axes import Axes, principal_axes, spectrum, streamed_axes
 from smilevae.models.linear import Spectrum
 
 NUM_AXES = 256  # of a spectrum
+MIN_TEST = 20
 MAX_FITTED = 16_384  # faces that axes are fitted to; more improve the optimum by less than 1%
 AT_ONCE = 75_000_000  # values in memory for linear algebra: 1,500 faces at 128 px
 
@@ -50,6 +52,18 @@ class Faces:
         """Whether a part has both smiling and non-smiling faces."""
         return {0, 1} <= set(self.smile[self.part == part].tolist())
 
+    def reporting(self) -> tuple["Faces", str]:
+        """These faces for an evaluation, with the part that it reports: "val" here are the faces of that part.
+
+        That is the test part, without the people of the other parts, if MIN_TEST faces with both labels remain.
+        """
+        known = {self.people[row] for part in ("train", "val") for row in self.rows(part)}
+        fresh = np.array([part == "test" and person not in known for part, person in zip(self.part, self.people)])
+        if fresh.sum() < MIN_TEST or not {0, 1} <= set(self.smile[fresh].tolist()):
+            return self, "val"
+        part = np.where(fresh, "val", np.where(self.part == "train", "train", UNLABELLED))
+        return dataclasses.replace(self, part=part), "test"
+
     def axes(self, least: int = NUM_AXES) -> Axes:
         """Principal axes of MAX_FITTED random training faces and their mirror images; computed once for a number."""
         num = max(least, NUM_AXES)
@@ -71,7 +85,9 @@ def load_faces(data: Data, image_size: int) -> Faces:
     faces = (_synthetic if data.source == "synthetic" else _decoded)(data, image_size)
     if data.attributes:
         faces.attributes |= read_attributes(data.attributes, faces.names)
-    faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, data.val_fraction)
+    faces.part = split_parts(
+        faces.people, faces.smile, faces.part, data.split_seed, data.val_fraction, data.test_fraction
+    )
     for part in ("train", "val"):
         if not len(faces.rows(part)):
             usable = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"

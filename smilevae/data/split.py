@@ -24,8 +24,10 @@ def merge_people(files: list[ImageFile]) -> list[str]:
     return [name(first[f.digest]) if f.digest in first else f.person for f in files]
 
 
-def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float) -> np.ndarray:
-    """Splits the part "train" into "train" and "val" by a hash of (seed, person).
+def split_parts(
+    people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float, test_fraction: float = 0
+) -> np.ndarray:
+    """Splits the part "train" into "train", "val" and "test" by a hash of (seed, person).
 
     If all people of a class, two or more, are on one side, the one nearest to the threshold changes sides.
     UNLABELLED faces become "train", but not those of held-out people.
@@ -40,6 +42,7 @@ def split_parts(people: list[str], smile: np.ndarray, part: np.ndarray, seed: in
             in_val.add(ranked[0])
         elif len(members) >= 2 and members <= in_val:
             in_val.remove(ranked[-1])
-    held_out = np.array([p in in_val for p in people])
-    part = np.where(train & held_out, "val", part)
-    return np.where((part == UNLABELLED) & ~held_out, "train", part)
+    in_test = {p for p, u in draw.items() if 1 - test_fraction <= u} - in_val
+    held_out, tested = (np.array([p in chosen for p in people]) for chosen in (in_val, in_test))
+    part = np.where(train & held_out, "val", np.where(train & tested, "test", part))
+    return np.where((part == UNLABELLED) & ~held_out & ~tested, "train", part)

@@ -23,13 +23,10 @@ from smilevae.editing.dials import Dials
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
 from smilevae.evaluation.measure import resized
-from smilevae.evaluation.options import Sampler
-from smilevae.evaluation.samplers import draw_codes, nearest
+from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
-
-MAX_REFERENCE = 2000  # training faces that samples are drawn from and compared with
 
 
 @torch.no_grad()
@@ -60,7 +57,7 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, out: Path, seed: int, sampler: Sampler, temperature: float, dials: Dials | None = None
+    vae: VAE, faces: Faces, out: Path, seed: int, sampler: Mixture, temperature: float, dials: Dials | None = None
 ) -> None:
     """Write every figure of an evaluation into `out`; the smiles need dials."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
@@ -70,9 +67,7 @@ def draw(
 
     generator = torch.Generator().manual_seed(hash64("samples", seed))
     train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
-    train_mu, logvar = encode(vae, faces, train)
-    codes = draw_codes(64, generator, sampler=sampler, temperature=temperature, mu=train_mu, logvar=logvar)
-    samples = vae.decode(codes.to(x.device)).cpu()
+    samples = vae.decode(sampler.draw(64, generator, temperature).to(x.device)).cpu()
     save(grids.square(samples), out / "samples.png")
     seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
     save(grids.pairs(samples[:8], seen[nearest(samples[:8], seen)]), out / "nearest.png", rows=["new", "seen"])

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-Sampler = Literal["prior", "mixture"]
+Sampler = Literal["auto", "prior", "mixture"]
 
 
 class EvaluateOptions(BaseModel):
@@ -19,6 +19,7 @@ class EvaluateOptions(BaseModel):
     root: str | None = Field(None, description="where the images are now, if they moved")
     unlabelled: str | None = Field(None, description="where those of data.unlabelled are now, if they moved")
     smile: bool = Field(True, description="measure the smile directions, where there are labels")
+    realism: bool = Field(True, description="compare reconstructions and new faces with those of held-out people")
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."
     )
@@ -28,6 +29,6 @@ class EvaluateOptions(BaseModel):
         description="package.module:class, an attribute classifier of your own in place of the built-in one",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Sampler = Field("prior", description="of new faces: prior, or a Gaussian mixture of the training codes")
+    sampler: Sampler = Field("auto", description="of new faces: prior, mixture of training codes, or the likelier")
     temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are more alike")
     refine: int = Field(0, ge=0, le=10_000, description="steps that improve each code before it is measured; try 40")

@@ -19,9 +19,11 @@ from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, imp
 from smilevae.editing.dial import plain_dial
 from smilevae.editing.directions import mean_difference
 from smilevae.errors import CheckpointError, ConfigError
+from smilevae.evaluation import realism
 from smilevae.evaluation.figures import draw
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
+from smilevae.evaluation.samplers import sampler_of
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
@@ -46,10 +48,12 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
             f"{path} was trained on other images than {settings.data.root or settings.data.source} holds, so its"
             " held-out people are unknown; pass root=PATH of the original ones"
         )
+    faces, part = faces.reporting()
     out = runs.evaluation_folder(path)
     metrics = {
         "checkpoint": str(path.relative_to(runs.run_of(path))),
         "epoch": epoch,
+        "part": part,
         "num_images": len(faces.rows("val")),
         "image_size": settings.image_size,
         "native_size": faces.native_size,
@@ -65,13 +69,18 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
         for name in (dials.NAME, *SMILES):  # of an earlier evaluation
             (out / name).unlink(missing_ok=True)
+    sampler = sampler_of(vae, faces, options.sampler)
+    if options.realism and realism.possible(faces):
+        metrics["realism"] = realism.of_model(
+            vae, faces, options.seed, sampler, options.temperature, settings.data.cache
+        )
     if smiles:
         dials.write(out, vae, smiles)
     if scores:
         metrics["smile"] = scores.card
         scorecard_figure.draw(scores, vae, faces, out / SMILES[0])
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, options.seed, options.sampler, options.temperature, smiles)
+    draw(vae, faces, out, options.seed, sampler, options.temperature, smiles)
     runs.point_to_best(path)
     return metrics, out
 
@@ -95,8 +104,9 @@ def _dials(
 def report(options: EvaluateOptions) -> str:
     """Evaluate a checkpoint file or a run folder's best: the table and the folder of the figures."""
     metrics, out = evaluate(runs.find(options.ckpt), options)
-    smile = f"{scorecard.format_card(metrics['smile'])}\n" if "smile" in metrics else ""
-    return f"{format_table(metrics)}\n{smile}pictures: {runs.short(out)}/"
+    more = [realism.format_realism(metrics["realism"])] if "realism" in metrics else []
+    more += [scorecard.format_card(metrics["smile"])] if "smile" in metrics else []
+    return "\n".join([format_table(metrics), *more, f"pictures: {runs.short(out)}/"])
 
 
 def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
@@ -135,8 +145,9 @@ def format_table(metrics: dict[str, Any]) -> str:
     if native < size:
         columns += [("native_mse", f"MSE {native}px"), ("native_psnr", "PSNR dB"), ("native_ssim", "SSIM")]
     names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
-    lines = [f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}, beta {metrics['beta']:.4g}"]
-    lines[0] += ", mu decoded" + f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
+    lines = [f"{metrics['num_images']} faces of the {metrics['part']} part, epoch {metrics['epoch']}"]
+    lines[0] += f", beta {metrics['beta']:.4g}, mu decoded"
+    lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
     lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
     for name, title in names.items():
         cells = [f"{metrics[name][key]:12.{2 if 'psnr' in key else 5}f}" for key, _ in columns]

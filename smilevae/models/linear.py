@@ -44,10 +44,10 @@ def settled_beta(spectrum: Spectrum, beta: Beta, latent_dim: int) -> float:
     """`beta`, or for "auto" the one whose linear VAE has a held-out error per pixel of beta / 2."""
     if beta != "auto":
         return beta
-    found = 2 * spectrum.total / spectrum.num_pixels
+    settled = 2 * spectrum.total / spectrum.num_pixels
     for _ in range(100):
-        found = 2 * linear_vae(spectrum, found, latent_dim)["recon"] / spectrum.num_pixels
-    return found
+        settled = 2 * linear_vae(spectrum, settled, latent_dim)["recon"] / spectrum.num_pixels
+    return settled
 
 
 def forecast(spectrum: Spectrum, wanted: Beta, latent_dim: int) -> str:

@@ -3,15 +3,16 @@
 config.yaml    resolved, plain      status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED, with the reason
 metrics.jsonl  one line an epoch    result.json   written last: its presence means COMPLETED
 checkpoints/   the best two, last, previous
+sharp/         the run folder of a second phase, which sharpens the decoder
 evaluation/    measures and figures of a checkpoint
 """
 # ruff: noqa: F401
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, link, ranked, run_of
+from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, link, rank_of, ranked, run_of
 from smilevae.runs.commands import override, program, resume_line, short, typed
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
-from smilevae.runs.folder import Run, new_run_dir, what_next
+from smilevae.runs.folder import SHARP, Run, new_run_dir, what_next
 from smilevae.runs.machine import environment, keep_memory
 from smilevae.runs.reading import epochs_done, in_use, read_json, read_metrics, read_result, state
 from smilevae.runs.resuming import continued, read_settings

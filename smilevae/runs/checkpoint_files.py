@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from smilevae.errors import CheckpointError
@@ -33,12 +34,17 @@ def find(ckpt: str) -> Path:
 
 
 def ranked(run: Path) -> list[Path]:
-    """A run folder's best checkpoints, best first by val/loss; its last ones where there are no others."""
-    loss = {line["epoch"]: line.get("val/loss", math.inf) for line in read_metrics(run)}
+    """A run folder's best checkpoints, best first; its last ones where there are no others."""
+    loss = {line["epoch"]: rank_of(line) for line in read_metrics(run)}
     folder = run / "checkpoints"
     paths = [path for path in folder.glob("epoch-*.ckpt") if NAME.fullmatch(path.name)]
     paths.sort(key=lambda path: (loss.get(epoch_of(path), math.inf), epoch_of(path)))
     return paths or [folder / name for name in ("last.ckpt", "previous.ckpt") if (folder / name).exists()]
+
+
+def rank_of(line: Mapping[str, float]) -> float:
+    """What ranks an epoch by its metrics, lowest first: val/loss, or a sharper decoder's distance to real faces."""
+    return line.get("val/distance", line.get("val/loss", math.inf))
 
 
 def run_of(path: Path) -> Path:

@@ -19,6 +19,7 @@ from smilevae.runs.commands import program, resume_line, short, typed
 from smilevae.runs.files import write_text
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_metrics
 
+SHARP = "sharp"  # the folder of a run's second phase
 BEFORE_TRAINING = (  # what a run writes before its first checkpoint
     *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", LOCK),
 )
@@ -153,6 +154,6 @@ def what_next(run: Path, best: dict[str, Any]) -> str:
     """The closing lines of a run."""
     return (
         f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: {program('evaluate')} {typed('ckpt', run)}\n"
+        f"next: {program('evaluate')} {typed('ckpt', run / SHARP if (run / SHARP).exists() else run)}\n"
         f"      tensorboard --logdir {short(run.parent)}"
     )

@@ -7,6 +7,7 @@ import yaml
 from smilevae.config import HARDWARE, SAME_RESULT, Settings, checked
 from smilevae.errors import ConfigError
 from smilevae.runs.commands import typed
+from smilevae.runs.folder import SHARP
 from smilevae.runs.reading import epochs_done
 
 
@@ -32,12 +33,17 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
     if (run / "sweep.json").exists():
         again = f"go on with the line that it printed: its command and {typed('hydra.sweep.dir', run)}"
         raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {again}")
+    if run.name == SHARP and (run.parent / "config.yaml").exists():
+        raise ConfigError(f"resume={resume} is the second phase of a run; pass {typed('resume', run.parent)}")
     settings = read_settings(resume)
     target = wanted.epochs if "epochs" in named else settings.epochs
     done, complete = epochs_done(run), (run / "result.json").exists()
     if target != settings.epochs and settings.schedule == "cosine":
         raise ConfigError(f"{resume} has schedule=cosine, which ends at epochs={settings.epochs}; start a new run")
-    if target < done or (complete and target == done):
+    sharper, sharp = wanted.sharpen.epochs if "sharpen.epochs" in named else 0, (run / SHARP / "config.yaml").exists()
+    if sharp and (target > done or sharper not in (0, settings.sharpen.epochs)):
+        raise ConfigError(f"{run / SHARP} was trained from these epochs; remove it first, or start a new run")
+    if target < done or (complete and target == done and (sharp or not sharper)):
         raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
     old, new = settings.flat(), wanted.flat()
     asked = {name for name in new if name in named or name.partition(".")[0] in named}

@@ -1,7 +1,9 @@
 """One training, from settings to a complete run folder."""
 
+import contextlib
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,12 +14,14 @@ from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
-from smilevae.errors import ConfigError
-from smilevae.evaluation import figures, report
+from smilevae.errors import ConfigError, DataError
+from smilevae.evaluation import figures, realism, report
 from smilevae.evaluation.options import EvaluateOptions
+from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae
 from smilevae.runs import checkpoint
+from smilevae.training import sharp
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
@@ -37,6 +41,8 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if settings.threads:
         torch.set_num_threads(settings.threads)
     faces = load_faces(settings.data, settings.image_size)
+    if settings.sharpen.epochs and not realism.possible(faces):
+        raise DataError(f"sharpen.epochs needs {realism.MIN_FACES} faces in each part; add images of more people")
     beta = describe(faces, settings, run)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
@@ -46,10 +52,54 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if isinstance(vae.beta, torch.Tensor):
         vae.beta.fill_(beta)
     module = VAEModule(vae, settings, faces.fingerprint)
+    record = train(module, faces, settings, run, stop, devices, bool(goes_on))
+    evaluated = sharpen(settings, faces, run, stop, devices) if settings.sharpen.epochs else run.dir
+    machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
+    seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
+    result = record.result(settings, faces.fingerprint) | seconds | machine
+    if run.leads and settings.evaluate:
+        log.info(report.report(EvaluateOptions(ckpt=str(evaluated))))
+    run.complete(result)
+    return record.best()[0]
+
+
+def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None) -> Path:
+    """The second phase, from a run's best checkpoint; gives its own run folder within the run's."""
+    with contextlib.closing(runs.Run(run.dir / runs.SHARP)) as inner:
+        inner.sweep = run.sweep
+        if runs.read_result(inner.dir):
+            return inner.dir
+        log.info(f"a sharper decoder, {settings.sharpen.epochs} epochs, into {runs.short(inner.dir)}")
+        own = settings.with_values({"epochs": settings.sharpen.epochs, "ema": sharp.EMA, "resume": None})
+        inner.write_config(own)
+        inner.status("RUNNING")
+        vae = checkpoint.load(runs.find(str(run.dir))).vae
+        mixture = sampler_of(vae, faces, "auto", settings.seed)
+        spaces = realism.spaces(faces, settings.data.cache)
+        torch.manual_seed(hash64("discriminator", settings.seed))
+        module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, spaces)
+        record = train(module, faces, own, inner, stop, devices, inner.goes_on)
+        inner.complete(record.result(own, faces.fingerprint) | runs.environment())
+        return inner.dir
+
+
+def train(
+    module: VAEModule,
+    faces: Faces,
+    settings: Settings,
+    run: runs.Run,
+    stop: runs.Stop,
+    devices: list[int] | None,
+    goes_on: bool,
+) -> Record:
+    """Train a module in a run folder, from its last checkpoint if it `goes_on`."""
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None))
     callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
-    trainer = build_trainer(settings, [record, *callbacks], arguments)
+    if not module.automatic_optimization:
+        del arguments["gradient_clip_val"]  # Lightning refuses it
+    first = not module.automatic_optimization or settings.warm_start == "ppca"
+    trainer = build_trainer(settings.epochs, first, [record, *callbacks], arguments)
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
     if run.leads:
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
@@ -57,13 +107,7 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if run.leads:
         record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
-    machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
-    seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
-    result = record.result(settings, faces.fingerprint) | seconds | machine
-    if run.leads and settings.evaluate:
-        log.info(report.report(EvaluateOptions(ckpt=str(run.dir))))
-    run.complete(result)
-    return record.best()[0]
+    return record
 
 
 def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
@@ -78,17 +122,17 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
     return beta
 
 
-def build_trainer(settings: Settings, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:
-    """Lightning's trainer. Raises ConfigError for an argument that Lightning refuses."""
+def build_trainer(epochs: int, first: bool, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:
+    """Lightning's trainer; `first` validates before it trains. Raises ConfigError for an argument it refuses."""
     try:
         return pl.Trainer(
-            max_epochs=settings.epochs,
+            max_epochs=epochs,
             logger=False,  # our TensorBoard callback writes
             callbacks=callbacks,
             plugins=[callback.io for callback in callbacks if isinstance(callback, Record)],
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=-1 if settings.warm_start == "ppca" else 0,  # validates epoch 0
+            num_sanity_val_steps=-1 if first else 0,
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
             sync_batchnorm=torch.cuda.is_available() and arguments["accelerator"] != "cpu",
             **arguments,

@@ -95,8 +95,10 @@ class VAEModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:  # not in a later hook: a checkpoint within an epoch holds it
-            step = self.global_step
+        self._average(self.global_step)  # not in a later hook: a checkpoint within an epoch holds it
+
+    def _average(self, step: int) -> None:
+        if self.ema is not None:
             decay = min(self.settings.ema, (1 + step) / (10 + step))  # forgets the first weights soon
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), step)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from smilevae.training.record import Record
 
 log = logging.getLogger(__name__)
+SOME = ("beta", "val/distance")  # metrics that some trainings have
 
 
 class Progress(pl.Callback):
@@ -44,7 +45,7 @@ class Progress(pl.Callback):
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val loss {metrics['val/loss']:.1f}"
             f"  recon {metrics['val/recon']:.1f}  kl {metrics['val/kl']:.1f}  psnr {metrics['val/psnr']:.2f} dB"
             f"  active {metrics['val/active_units']}"
-            + (f"  beta {metrics['beta']:.4g}" if "beta" in metrics else "")
+            + "".join(f"  {name.rpartition('/')[2]} {metrics[name]:.4g}" for name in SOME if name in metrics)
             + f"  {self.record.images_per_second:.0f} images/s"
         )
         if self._bar:

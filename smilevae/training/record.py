@@ -31,7 +31,10 @@ class PlainCheckpointIO(CheckpointIO):
         if runs.epoch_of(Path(path)) < 0:
             checkpoint.write(checkpoint_, Path(path))
         else:
-            self.kept[Path(path)] = copy.deepcopy({k: v for k, v in checkpoint_.items() if k not in TO_GO_ON})
+            content = {k: v for k, v in checkpoint_.items() if k not in TO_GO_ON}
+            weights = content["state_dict"].items()
+            content["state_dict"] = {k: v for k, v in weights if not k.startswith("discriminator.")}
+            self.kept[Path(path)] = copy.deepcopy(content)
 
     def write_kept(self) -> None:
         for path, content in self.kept.items():
@@ -64,7 +67,7 @@ class Record(pl.callbacks.Checkpoint):
 
     def best(self) -> list[dict[str, Any]]:
         """The epochs of the best checkpoints, best first."""
-        return sorted(self.epochs, key=lambda line: (line["val/loss"], line["epoch"]))[:NUM_BEST]
+        return sorted(self.epochs, key=lambda line: (runs.rank_of(line), line["epoch"]))[:NUM_BEST]
 
     def result(self, settings: Settings, fingerprint: str) -> dict[str, Any]:
         """The training's part of result.json. Raises DataError without an epoch."""
@@ -92,8 +95,8 @@ class Record(pl.callbacks.Checkpoint):
             days, hours, minutes, seconds = map(int, self.max_time.split(":"))
             self._end = self._start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         self.stop.install(deferred=True)  # after Lightning's own handlers
-        if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start
-            log.info(f"epoch 0, the linear optimum: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
+        if not self.epochs and "val/loss" in pl_module.epoch.metrics:  # a warm start, or a sharper decoder's first
+            log.info(f"epoch 0, before training: val loss {pl_module.epoch.metrics['val/loss']:.1f}")
             self._close_epoch(trainer, pl_module, 0)
         self.remove_others()  # a kill may have come before it
         self.checkpoint_due = self._start + (self.every or math.inf)

@@ -1,0 +1,236 @@
+"""Do faces look real? Distances to the faces of held-out people in two feature spaces, and copies of training faces.
+
+Shapes: N faces, B batch, S image side, F features.
+"""
+
+import contextlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smilevae.data.augment import augment
+from smilevae.data.batches import gather, hash64, to_unit
+from smilevae.data.cache import cached
+from smilevae.data.dataset import Faces
+from smilevae.data.encode import batches_of
+from smilevae.editing import alignment
+from smilevae.errors import DataError
+from smilevae.evaluation.samplers import Mixture
+from smilevae.models.vae import VAE
+
+SIDE, WIDTH, EPOCHS = 64, 128, 40  # of the network that tells training faces apart
+LANDMARKS = Path(__file__).with_name("face_landmark.tflite")  # see NOTICE
+LAYERS = ("add_12", "p_re_lu_16")  # of it, 128 channels each
+NEIGHBOURS = 5
+SUBSETS = 100
+MIN_FACES = 20  # in each part
+MAX_REAL = 2000  # faces of held-out people
+MAX_SEEN = 2000  # training faces that new ones are compared with
+
+
+class FaceNetwork(nn.Module):
+    """Faces (B, 3, S, S) in [0, 1] -> features (B, WIDTH) of length 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (48, 48, 96, WIDTH)
+        blocks = [
+            (nn.Conv2d(a, b, 3, 2 if a != b else 1, 1), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
+        ]
+        self.layers = nn.Sequential(nn.PixelUnshuffle(4), *(layer for block in blocks for layer in block))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.layers(small(x)).mean((2, 3)), dim=1)
+
+
+def small(x: Tensor) -> Tensor:
+    return F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
+
+
+def exemplar_network(faces: Faces, cache: bool = True) -> FaceNetwork:
+    """A network that tells every training face from every other, however moved, mirrored and lit.
+
+    Exemplar CNN, Dosovitskiy et al. 1406.6909. It is trained once for a data set and split, in half a minute.
+    """
+    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_SEEN]
+    network = FaceNetwork()
+    shapes = {name: part.shape for name, part in network.state_dict().items()}
+    sizes = [shape.numel() for shape in shapes.values()]
+
+    def build(weights: np.ndarray) -> dict[str, Any]:
+        _train(network, small(to_unit(torch.from_numpy(gather(faces.images, rows)))))
+        flat = torch.cat([part.float().flatten() for part in network.state_dict().values()])
+        weights[:] = flat.numpy().view(np.uint8)
+        return {}
+
+    key = f"{faces.fingerprint}-{faces.images.shape[1]}-{hash64(*rows):x}-network"
+    weights = cached(key, (4 * sum(sizes),), build, cache)[0]
+    parts = torch.from_numpy(np.array(weights).view(np.float32)).split(sizes)
+    network.load_state_dict({name: part.view(shapes[name]) for name, part in zip(shapes, parts)})
+    return network.eval()
+
+
+@torch.enable_grad()
+def _train(network: FaceNetwork, x: Tensor) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in network.layers:
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+                layer.reset_parameters()
+        names = nn.Parameter(torch.randn(len(x), WIDTH) * 0.1)
+        batch = min(64, len(x))
+        steps = EPOCHS * (len(x) // batch)
+        optimizer = torch.optim.AdamW([*network.parameters(), names], lr=3e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (batch,))
+            moved = augment(x[rows], torch.rand(batch, 9) * 2 - 1, shift=4, rotate=8, zoom=0.1, light=0.3)
+            moved = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, moved.flip(3), moved)
+            loss = F.cross_entropy(16 * network(moved) @ F.normalize(names, dim=1).T, rows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+class Space:
+    """A feature space, with a scale from real faces: standardised features (N, F)."""
+
+    def __init__(self, name: str, features: Callable[[Tensor], Tensor], real: Tensor):
+        self.name, self._features = name, features
+        self._mean, self._sd = torch.zeros(()), torch.ones(())
+        self.seen = self(real)
+        self._mean, self._sd = self.seen.mean(0), self.seen.std(0) + 1e-6
+        self.seen = (self.seen - self._mean) / self._sd
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return (torch.cat([self._features(chunk.clamp(0, 1).cpu()) for chunk in x.split(128)]) - self._mean) / self._sd
+
+
+def spaces(faces: Faces, cache: bool = True) -> list[Space]:
+    """`faces`: of the exemplar network. `landmarks`: inside a network that finds landmarks, where OpenCV is."""
+    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_SEEN]
+    real = small(to_unit(torch.from_numpy(gather(faces.images, rows))))
+    every = [Space("faces", exemplar_network(faces, cache), real)]
+    with contextlib.suppress(DataError):
+        every.append(Space("landmarks", _landmark_features(), real))
+    return every
+
+
+def _landmark_features() -> Callable[[Tensor], Tensor]:
+    """Means over the image of LAYERS of MediaPipe's face mesh. Raises DataError without OpenCV."""
+    cv2 = alignment.opencv()
+    network = cv2.dnn.readNetFromTFLite(str(LANDMARKS))
+
+    def features(x: Tensor) -> Tensor:
+        x = F.interpolate(small(x), (144, 144), mode="bicubic", align_corners=False).clamp(0, 1)
+        x = F.pad(x, (24,) * 4, mode="replicate") * 2 - 1  # it expects a margin about the face
+        rows = []
+        for image in x:
+            blob = image[None].contiguous().numpy()
+            network.setInput(blob)  # it keeps no reference
+            rows.append(np.concatenate([layer.mean((0, 2, 3)) for layer in network.forward(list(LAYERS))]))
+        return torch.from_numpy(np.stack(rows))
+
+    return features
+
+
+class Distance(NamedTuple):
+    """A kernel distance with the half width of its 95% interval."""
+
+    value: float
+    error: float
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> Distance:
+    """Squared maximum mean discrepancy, unbiased, cubic kernel: (N, F), (M, F). Binkowski et al. 1801.01401, eq. 4.
+
+    The interval is a delete-half jackknife's.
+    """
+    x = torch.cat([a, b]).double()
+    kernel = (x @ x.T / x.shape[1] + 1) ** 3
+
+    def estimate(p: Tensor, q: Tensor) -> float:
+        within = [(kernel[s][:, s].sum() - kernel[s, s].sum()) / (len(s) * (len(s) - 1)) for s in (p, q)]
+        return float(within[0] + within[1] - 2 * kernel[p][:, q].mean())
+
+    p, q = torch.arange(len(a)), len(a) + torch.arange(len(b))
+    value, generator = estimate(p, q), torch.Generator().manual_seed(0)
+    halves = [
+        estimate(*(s[torch.randperm(len(s), generator=generator)[: len(s) // 2]] for s in (p, q)))
+        for _ in range(SUBSETS)
+    ]
+    return Distance(value, 1.96 * float(np.sqrt(np.mean((np.array(halves) - value) ** 2))))
+
+
+def prdc(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Precision, recall, density and coverage: (N, F), (M, F). Naeem et al. 2002.09797, section 3; k = NEIGHBOURS."""
+    radius_real, radius_fake = (torch.cdist(x, x).kthvalue(NEIGHBOURS + 1).values for x in (real, fake))
+    between = torch.cdist(real, fake)
+    inside = between < radius_real[:, None]
+    return {
+        "precision": inside.any(0).float().mean().item(),
+        "recall": (between < radius_fake).any(1).float().mean().item(),
+        "density": inside.float().sum(0).mean().item() / NEIGHBOURS,
+        "coverage": (between.min(1).values < radius_real).float().mean().item(),
+    }
+
+
+def copies(seen: Tensor, unseen: Tensor, fake: Tensor) -> float:
+    """How often a new face lies nearer to a training face than a real face of somebody else does.
+
+    0.5 of real faces, 1 of copies: the statistic of Meehan et al. 2004.05675, section 3.1, over the whole space.
+    """
+    new, real = (torch.cdist(x, seen).min(1).values for x in (fake, unseen))
+    less, equal = (new[:, None] < real).float().mean(), (new[:, None] == real).float().mean()
+    return float(less + equal / 2)
+
+
+def possible(faces: Faces) -> bool:
+    return min(len(faces.rows(part)) for part in ("train", "val")) >= MIN_FACES
+
+
+@torch.no_grad()
+def of_model(vae: VAE, faces: Faces, seed: int, sampler: Mixture, temperature: float, cache: bool) -> dict[str, Any]:
+    """`realism` of a model's reconstructions of held-out people and of as many new faces."""
+    rows = np.random.default_rng(0).permutation(faces.rows("val"))[:MAX_REAL]
+    real = [small(x).cpu() for x in batches_of(vae, faces, rows)]
+    rebuilt = [small(vae.decode(vae.encode(x)[0])).cpu() for x in batches_of(vae, faces, rows)]
+    codes = sampler.draw(len(rows), torch.Generator().manual_seed(hash64("realism", seed)), temperature)
+    device = next(vae.parameters()).device
+    new = [small(vae.decode(z.to(device))).cpu() for z in codes.split(128)]
+    sets = {"reconstructions": torch.cat(rebuilt), "new faces": torch.cat(new)}
+    return realism(spaces(faces, cache), torch.cat(real), sets)
+
+
+def realism(every: list[Space], real: Tensor, sets: dict[str, Tensor]) -> dict[str, Any]:
+    """Scores of sets of faces (N, 3, S, S) against `real` ones, in each space; "training faces" are the floor."""
+    table: dict[str, Any] = {}
+    for space in every:
+        target = space(real)
+        features = {"training faces": space.seen} | {name: space(x) for name, x in sets.items()}
+        for name, x in features.items():
+            distance = kernel_distance(target, x)
+            scores = {"distance": distance.value, "error": distance.error} | prdc(target, x)
+            scores |= {"copies": copies(space.seen, target, x)} if name in sets else {}
+            table.setdefault(name, {})[space.name] = scores
+    return table
+
+
+def format_realism(table: dict[str, Any]) -> str:
+    """The scores as text, a line for each set of faces and space."""
+    titles = ("distance", "+-", "precision", "recall", "density", "coverage", "copies")
+    lines = ["distance x 1000 to real faces of held-out people" + " " * 2 + "".join(f"{title:>10}" for title in titles)]
+    for name, by_space in table.items():
+        for space, scores in by_space.items():
+            cells = f"{1000 * scores['distance']:10.1f}{1000 * scores['error']:10.1f}"
+            cells += "".join(f"{scores[t]:10.2f}" if t in scores else " " * 10 for t in titles[2:])
+            lines.append(f"{f'{name}, space of {space}':50}" + cells)
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""Do faces look real? The scores against independent oracles, and bad generators that each must be caught."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+from torch.nn import functional as F
+from torchmetrics.image.kid import poly_mmd
+
+from smilevae.config import Settings
+from smilevae.data import load_faces
+from smilevae.data.batches import to_unit
+from smilevae.editing.classifier import blur
+from smilevae.evaluation import realism
+
+
+def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
+    """Against torchmetrics; of two samples of one distribution the interval holds 0 about 19 times in 20."""
+    a, b = torch.randn(60, 16), torch.randn(80, 16) + 0.3
+    expected = poly_mmd(a.double(), b[:60].double(), degree=3, gamma=None, coef=1.0)
+    assert realism.kernel_distance(a, b[:60]).value == pytest.approx(float(expected), rel=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    found = [realism.kernel_distance(*torch.randn(2, 100, 16, generator=generator)) for _ in range(60)]
+    assert 50 <= sum(abs(f.value) <= f.error for f in found) <= 60
+    assert abs(np.mean([f.value for f in found])) < 0.5 * np.std([f.value for f in found])  # unbiased
+    apart = realism.kernel_distance(a, b)
+    assert apart.value > apart.error
+
+
+def test_precision_recall_density_and_coverage_agree_with_their_definitions():
+    rng = np.random.default_rng(0)
+    real, fake = rng.standard_normal((40, 3)), 0.7 * rng.standard_normal((50, 3)) + 0.5
+
+    def ball(points):
+        return [sorted(np.linalg.norm(points - p, axis=1))[realism.NEIGHBOURS] for p in points]
+
+    between = np.linalg.norm(real[:, None] - fake, axis=2)
+    inside = between < np.array(ball(real))[:, None]
+    expected = {
+        "precision": inside.any(0).mean(),
+        "recall": (between < ball(fake)).any(1).mean(),
+        "density": inside.sum(0).mean() / realism.NEIGHBOURS,
+        "coverage": inside.any(1).mean(),
+    }
+    assert realism.prdc(torch.from_numpy(real), torch.from_numpy(fake)) == pytest.approx(expected)
+
+
+def test_copies_are_a_rank_test():
+    seen, unseen, fake = torch.randn(30, 4), torch.randn(40, 4), torch.randn(50, 4) * 0.8
+    new, real = (torch.cdist(x, seen).min(1).values.numpy() for x in (fake, unseen))
+    share = mannwhitneyu(real, new).statistic / (40 * 50)
+    assert realism.copies(seen, unseen, fake) == pytest.approx(share)
+    assert realism.copies(seen, unseen, seen) == 1
+    assert realism.copies(seen, unseen, unseen) == 0.5
+
+
+@functools.cache
+def drawn():
+    """Drawn faces with their spaces: training faces, held-out ones, and as many of other people."""
+    data = {"data.num_smiling": 250, "data.num_not_smiling": 250, "data.val_fraction": 0.3, "data.num_test": 150}
+    settings = Settings().with_values(data | {"image_size": 64})
+    faces = load_faces(settings.data, 64)
+    parts = {part: to_unit(torch.from_numpy(faces.images[faces.rows(part)])) for part in ("train", "val", "test")}
+    return faces, realism.spaces(faces), parts
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Good and bad generators, scored."""
+    _, spaces, parts = drawn()
+    train, other = parts["train"], parts["test"]
+    noise = torch.Generator().manual_seed(0)
+    sets = {
+        "others": other,
+        "copies": train[:150] + 0.01 * torch.randn(train[:150].shape, generator=noise),
+        "blurred": blur(other, 3.0),
+        "noisy": other + 0.1 * torch.randn(other.shape, generator=noise),
+        "ghosts": (other + other.roll(1, 0)) / 2,
+        "few": other[:8].repeat(19, 1, 1, 1)[:150],
+    }
+    return realism.realism(spaces, parts["val"], sets)
+
+
+@pytest.mark.parametrize("space", ["faces", "landmarks"])
+def test_real_faces_of_other_people_pass(scores, space):
+    good = scores["others"][space]
+    assert good["distance"] < 3 * good["error"] + 0.02
+    assert good["precision"] > 0.7
+    assert good["recall"] > 0.7
+    assert good["coverage"] > 0.7
+    assert good["copies"] == pytest.approx(0.5, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("bad", "space"),
+    [(bad, space) for bad in ("blurred", "ghosts") for space in ("faces", "landmarks")] + [("noisy", "landmarks")],
+)
+def test_faces_that_do_not_look_real_are_far(scores, space, bad):
+    found, good = scores[bad][space], scores["others"][space]
+    assert found["distance"] - abs(good["distance"]) > np.hypot(found["error"], good["error"])
+
+
+@pytest.mark.parametrize("space", ["faces", "landmarks"])
+def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores, space):
+    assert scores["copies"][space]["copies"] > 0.9
+    assert scores["copies"][space]["precision"] > 0.5  # and nothing else catches it
+    assert scores["few"][space]["coverage"] < 0.5 * scores["others"][space]["coverage"]
+    assert scores["few"][space]["recall"] < 0.5 * scores["others"][space]["recall"]
+
+
+def test_the_network_is_trained_once_for_a_data_set(monkeypatch):
+    faces, spaces, parts = drawn()
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(realism, "_train", never)
+    again = realism.spaces(faces)[0]
+    assert torch.equal(again(parts["val"]), spaces[0](parts["val"]))
+    features = realism.exemplar_network(faces)(F.interpolate(parts["val"][:4], (128, 128), mode="nearest"))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+
+
+def test_without_opencv_there_is_one_space(monkeypatch):
+    faces, *_ = drawn()
+    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
+    assert [space.name for space in realism.spaces(faces)] == ["faces"]
