@@ -71,7 +71,8 @@ def train(words: Sequence[str]) -> None:
     register, policy = "register_new_resolver", {"version_base": "1.3"}
     if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4
         register, policy = "register_resolver", {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
-    getattr(OmegaConf, register)("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+    for name, resolve in (("new_run_dir", runs.new_run_dir), ("fast_precision", runs.fast_precision)):
+        getattr(OmegaConf, register)(name, resolve, use_cache=True, replace=True)
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 

@@ -25,6 +25,7 @@ def _composed(*overrides: str):
     hydra_1_4 = "execution_whitelist" in inspect.signature(hydra.main).parameters
     register = OmegaConf.register_resolver if hydra_1_4 else OmegaConf.register_new_resolver
     register("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
+    register("fast_precision", runs.fast_precision, use_cache=True, replace=True)
     with initialize_config_dir(str(ROOT / "conf"), **({} if hydra_1_4 else {"version_base": "1.3"})):
         return compose("train", overrides=list(overrides))
 
@@ -185,7 +186,7 @@ def test_the_schema_and_the_table_hold_every_setting():
         (["ckpt=a", "smle=true"], "smle is not an option"),
         (["ckpt=a", "seed=x"], "seed=x must be a whole number from 0"),
         (["ckpt=a", "temperature=nan"], "temperature=nan must be a number from 0 to 10"),
-        (["ckpt=a", "sampler=x"], "sampler=x is unknown; choose one of prior, mixture"),
+        (["ckpt=a", "sampler=x"], "sampler=x is unknown; choose one of auto, prior, mixture"),
         (["ckpt=a", "smile=x"], "smile=x must be true or false"),
         (["ckpt=a", "--verbose"], "--verbose is not understood"),
         (["a"], "a is not understood"),

@@ -117,7 +117,6 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content):
 def test_kept_memory_is_not_faulted_in_again():
     code = """
 import resource, sys
-from smilevae import runs
 assert sys.argv[1] == "system" or runs.keep_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -129,3 +128,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         output = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True).stdout
         faults[kind] = int(output)
     assert faults["keep"] < 0.1 * faults["system"]
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("fpu avx512_bf16 sse", "bf16-mixed"), ("fpu avx512f", "32-true")])
+def test_bfloat16_is_chosen_where_the_cpu_has_it(monkeypatch, tmp_path, flags, precision):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr("smilevae.runs.machine.Path", lambda _: tmp_path / "cpuinfo")
+    assert runs.fast_precision() == precision
+    monkeypatch.setattr("smilevae.runs.machine.Path", lambda _: tmp_path / "missing")
+    assert runs.fast_precision() == "32-true"
