@@ -117,6 +117,7 @@ def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content):
 def test_kept_memory_is_not_faulted_in_again():
     code = """
 import resource, sys
+from smilevae import runs
 assert sys.argv[1] == "system" or runs.keep_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
