@@ -64,16 +64,30 @@ def main(words: Sequence[str] | None = None) -> None:
 def train(words: Sequence[str]) -> None:
     """Let Hydra compose conf/train.yaml, and train: one run, or the jobs of a sweep."""
     import hydra
-    from omegaconf import OmegaConf
 
     sys.argv = [sys.argv[0], *words]  # for Hydra
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
-    register, policy = "register_new_resolver", {"version_base": "1.3"}
-    if "execution_whitelist" in inspect.signature(hydra.main).parameters:  # Hydra 1.4
-        register, policy = "register_resolver", {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
-    for name, resolve in (("new_run_dir", runs.new_run_dir), ("fast_precision", runs.fast_precision)):
-        getattr(OmegaConf, register)(name, resolve, use_cache=True, replace=True)
+    policy = {"version_base": "1.3"}
+    if _hydra_1_4():
+        policy = {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
+    register_resolvers()
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
+
+
+def register_resolvers() -> None:
+    """Names that conf/ calls; a launcher's process needs them, too."""
+    from omegaconf import OmegaConf
+
+    register = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
+    for name, resolve in (("new_run_dir", runs.new_run_dir), ("fast_precision", runs.fast_precision)):
+        if not OmegaConf.has_resolver(name):
+            register(name, resolve, use_cache=True)
+
+
+def _hydra_1_4() -> bool:
+    import hydra
+
+    return "execution_whitelist" in inspect.signature(hydra.main).parameters
 
 
 def task(config: Any) -> float | None:
@@ -113,6 +127,7 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     named = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    register_resolvers()
     try:
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_SETTINGS])
         content: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)

@@ -1,13 +1,11 @@
 import contextlib
 import copy
 import functools
-import inspect
 import json
 import math
 import subprocess
 import sys
 
-import hydra
 import pytest
 import yaml
 from conftest import ROOT
@@ -22,11 +20,8 @@ from smilevae.evaluation.options import EvaluateOptions
 
 @functools.cache
 def _composed(*overrides: str):
-    hydra_1_4 = "execution_whitelist" in inspect.signature(hydra.main).parameters
-    register = OmegaConf.register_resolver if hydra_1_4 else OmegaConf.register_new_resolver
-    register("new_run_dir", runs.new_run_dir, use_cache=True, replace=True)
-    register("fast_precision", runs.fast_precision, use_cache=True, replace=True)
-    with initialize_config_dir(str(ROOT / "conf"), **({} if hydra_1_4 else {"version_base": "1.3"})):
+    cli.register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), **({} if cli._hydra_1_4() else {"version_base": "1.3"})):
         return compose("train", overrides=list(overrides))
 
 

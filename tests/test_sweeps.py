@@ -461,8 +461,9 @@ def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path)
 
 @slow
 def test_two_at_a_time_give_the_same_bits(tmp_path):
-    one = sweep(tmp_path / "one", "seed=0,1,2")
-    two = sweep(tmp_path / "two", "seed=0,1,2", "hydra/launcher=local")
+    words = ("seed=0,1,2", "trainer.precision=${fast_precision:}")  # resolved in a launcher's process
+    one = sweep(tmp_path / "one", *words)
+    two = sweep(tmp_path / "two", *words, "hydra/launcher=local")
     assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     assert table(tmp_path / "one") == table(tmp_path / "two")
