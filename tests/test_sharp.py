@@ -11,6 +11,7 @@ from torch import nn
 from smilevae import runs
 from smilevae.runs import checkpoint
 from smilevae.training import sharp
+from smilevae.training.module import VAEModule
 from smilevae.training.record import Record
 
 SHARP = ("data.num_smiling=50", "data.num_not_smiling=50", "data.val_fraction=0.3", "sharpen.epochs=2", "epochs=2")
@@ -48,6 +49,8 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     assert not any(
         name.startswith("discriminator.") for name in weights(inner, runs.find(str(inner)).name)["state_dict"]
     )
+    module = VAEModule.load_from_checkpoint(inner / "checkpoints" / "last.ckpt")
+    assert torch.equal(module.epoch.eval_model.decoder[0].weight, last["decoder.0.weight"])
     evaluated = read(inner, "evaluation/best/metrics.json")
     assert not (run / "evaluation").exists()
     floor = evaluated["realism"]["training faces"]

@@ -70,7 +70,7 @@ class VAEModule(pl.LightningModule):
         content = checkpoint.read(Path(checkpoint_path))
         settings = checked(content["hyper_parameters"])
         module = cls(build_vae(settings), settings, content["fingerprint"])
-        module.load_state_dict(content["state_dict"])
+        module.load_state_dict({k: v for k, v in content["state_dict"].items() if not k.startswith("discriminator.")})
         return module.to(map_location or "cpu").eval()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,7 +90,8 @@ class SharpModule(VAEModule):
         self._validated: list[Tensor] = []  # a validation's faces and reconstructions
         for name, parameter in vae.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
-        self.last = [layer for layer in vae.decoder.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)][-1]
+        convolutions = nn.Conv2d | nn.ConvTranspose2d
+        self._weights = [layer.weight for layer in vae.decoder.modules() if isinstance(layer, convolutions)]
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.vae.parameters() if p.requires_grad]
@@ -148,7 +149,7 @@ class SharpModule(VAEModule):
         of_error = torch.zeros_like(fake)
         of_error[:half] = 2 / half * (fake.detach()[:half] - x[:half])
         of_decoder.zero_grad()
-        weight = self.settings.sharpen.weight * balance(fake, self.last.weight, of_error, of_adversarial)
+        weight = self.settings.sharpen.weight * balance(fake, self._weights[-1], of_error, of_adversarial)
         fake.backward(of_error + weight * of_adversarial)
         of_decoder.step()
         self._average(step - WARM_UP)
