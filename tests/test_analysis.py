@@ -118,8 +118,8 @@ def test_a_sweep_may_hold_beta_auto_beside_numbers(tmp_path):
     assert run_analysis(root) == 0
     found = json.loads((root / "analysis" / "top.json").read_text())
     assert {run["run"] for run in found["top"]} == {"beta-auto_seed-0", "beta-auto_seed-1"}
-    told = [(e["level"], e["versus"]) for e in found["effects"] if e["metric"] == "val/psnr"]
-    assert told == [(1, 0.1), ("auto", 0.1)]
+    levels = [(e["level"], e["versus"]) for e in found["effects"] if e["metric"] == "val/psnr"]
+    assert levels == [(1, 0.1), ("auto", 0.1)]
     table = pd.read_csv(root / "analysis" / "runs.csv")
     assert set(table["beta"].astype(str)) == {"1.0", "0.1", "auto"} or set(table["beta"]) == {"1", "0.1", "auto"}
     write_run(root / "bad", beta="auto")  # no number

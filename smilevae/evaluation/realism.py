@@ -21,7 +21,7 @@ from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of
 from smilevae.editing import alignment
 from smilevae.errors import DataError
-from smilevae.evaluation.samplers import Mixture
+from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
 SIDE, WIDTH, EPOCHS = 64, 128, 20  # of the network that tells training faces apart
@@ -31,7 +31,6 @@ NEIGHBOURS = 5
 SUBSETS = 100
 MIN_FACES = 20  # in each part
 MAX_REAL = 2000  # faces of held-out people
-MAX_SEEN = 2000  # training faces that new ones are compared with
 
 
 class FaceNetwork(nn.Module):
@@ -58,7 +57,7 @@ def exemplar_network(faces: Faces, cache: bool = True) -> FaceNetwork:
 
     Exemplar CNN, Dosovitskiy et al. 1406.6909. It is trained once for a data set and split, in some 12 seconds.
     """
-    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_SEEN]
+    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
     network = FaceNetwork()
     shapes = {name: part.shape for name, part in network.state_dict().items()}
     sizes = [shape.numel() for shape in shapes.values()]
@@ -116,7 +115,7 @@ class Space:
 
 def spaces(faces: Faces, cache: bool = True) -> list[Space]:
     """`faces`: of the exemplar network. `landmarks`: inside a network that finds landmarks, where OpenCV is."""
-    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_SEEN]
+    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
     real = small(to_unit(torch.from_numpy(gather(faces.images, rows))))
     every = [Space("faces", exemplar_network(faces, cache), real)]
     with contextlib.suppress(DataError):
@@ -184,9 +183,9 @@ def prdc(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 
 def copies(seen: Tensor, unseen: Tensor, fake: Tensor) -> float:
-    """How often a new face lies nearer to a training face than a real face of somebody else does.
+    """Of all pairs of a new and an unseen real face, the share in which the new one is nearer to a training face.
 
-    0.5 of real faces, 1 of copies: the statistic of Meehan et al. 2004.05675, section 3.1, over the whole space.
+    0.5 for real faces, 1 for copies: the statistic of Meehan et al. 2004.05675, section 3.1, over the whole space.
     """
     new, real = (torch.cdist(x, seen).min(1).values for x in (fake, unseen))
     less, equal = (new[:, None] < real).float().mean(), (new[:, None] == real).float().mean()
