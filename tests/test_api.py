@@ -1,5 +1,6 @@
 """import smilevae; model = smilevae.load(RUN): what a notebook uses."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 import smilevae
 from smilevae import runs
+from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
 
 
@@ -50,8 +52,28 @@ def test_codes_become_images_and_a_seed_gives_the_same_faces(model):
     assert images.max() <= 1
     assert torch.equal(images, model.sample(5, seed=3))
     assert not torch.equal(images, model.sample(5, seed=4))
-    middle = model.decode(torch.zeros(1, model.settings.latent_dim))
-    assert torch.equal(model.sample(1, temperature=0), middle)
+    middle = model.sampler.weights @ model.sampler.means
+    torch.testing.assert_close(model.draw(1, temperature=0)[0], middle)
+
+
+def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_path, monkeypatch):
+    """One that was not evaluated draws from the prior; a damaged sampler is an error, never another distribution."""
+    run = shutil.copytree(evaluated_run, tmp_path / "run", symlinks=True)
+    (path,) = (run / "evaluation").glob("epoch-*/sampler.json")
+    content = json.loads(path.read_text())
+    dims = len(content["sampler"]["means"][0])
+    content["sampler"] = {"weights": [1.0], "means": [[3.0] * dims], "factor": np.diag([0.1] * dims).tolist()}
+    path.write_text(json.dumps(content))
+    codes = smilevae.load(run).draw(500)
+    np.testing.assert_allclose(codes.mean(0), 3, atol=0.05)
+    np.testing.assert_allclose(codes.std(0), 0.1, atol=0.02)
+    for name, part in {"means": [[3.0]], "weights": [-1.0], "factor": np.full((dims, dims), np.nan).tolist()}.items():
+        path.write_text(json.dumps(content | {"sampler": content["sampler"] | {name: part}}))
+        with pytest.raises(CheckpointError, match=r"sampler.json of .* is damaged; run .* again"):
+            smilevae.load(run).draw(1)
+    path.unlink()
+    prior = smilevae.load(run).draw(500)
+    np.testing.assert_allclose(prior.std(0), 1, atol=0.15)
 
 
 def test_a_smile_of_zero_is_the_reconstruction_and_a_smile_of_two_is_not(model, pixels):

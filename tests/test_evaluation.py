@@ -136,7 +136,7 @@ def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
 def test_every_picture_is_there_and_the_gif_moves(evaluated):
     run, _ = evaluated
     out = run / "evaluation" / "best"
-    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json"}
+    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json", "sampler.json"}
     for name in PICTURES:
         with Image.open(out / name) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -195,7 +195,7 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
     )
     assert code == 0, errors
     found = {p.name for p in (run / "evaluation" / "best").iterdir()}
-    assert found == PICTURES - {"smile_strip.png", "smile.gif"} | {"metrics.json"}
+    assert found == PICTURES - {"smile_strip.png", "smile.gif"} | {"metrics.json", "sampler.json"}
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):

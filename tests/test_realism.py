@@ -17,9 +17,11 @@ from smilevae.evaluation import realism
 
 
 def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
-    """Against torchmetrics; of two samples of one distribution the interval holds 0 about 19 times in 20."""
+    """Against torchmetrics, but for pairs of one position; the interval holds 0 about 19 times in 20."""
     a, b = torch.randn(60, 16), torch.randn(80, 16) + 0.3
-    expected = poly_mmd(a.double(), b[:60].double(), degree=3, gamma=None, coef=1.0)
+    paired = (((a * b[:60]).sum(1).double() / 16 + 1) ** 3).mean()
+    between = (((a.double() @ b[:60].double().T) / 16 + 1) ** 3).mean()
+    expected = poly_mmd(a.double(), b[:60].double(), degree=3, gamma=None, coef=1.0) + 2 * (paired - between) / 59
     assert realism.kernel_distance(a, b[:60]).value == pytest.approx(float(expected), rel=1e-4)
     generator = torch.Generator().manual_seed(0)
     found = [realism.kernel_distance(*torch.randn(2, 100, 16, generator=generator)) for _ in range(60)]
@@ -27,6 +29,16 @@ def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
     assert abs(np.mean([f.value for f in found])) < 0.5 * np.std([f.value for f in found])  # unbiased
     apart = realism.kernel_distance(a, b)
     assert apart.value > apart.error
+
+
+def test_the_distance_of_faces_to_their_own_reconstructions_is_unbiased():
+    """Pairs that depend on each other, of one distribution: the mean distance is 0."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(60):
+        common, a, b = torch.randn(3, 60, 16, generator=generator)
+        found.append(realism.kernel_distance(common + 0.2 * a, common + 0.2 * b).value)
+    assert abs(np.mean(found)) < 3 * np.std(found) / 60**0.5
 
 
 def test_precision_recall_density_and_coverage_agree_with_their_definitions():

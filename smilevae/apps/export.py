@@ -14,8 +14,9 @@ import torch
 
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
-from smilevae.editing import scorecard
+from smilevae.editing import dials, scorecard
 from smilevae.errors import CheckpointError, ConfigError
+from smilevae.evaluation import samplers
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
@@ -39,8 +40,9 @@ def main(options: ExportOptions) -> None:
     digest = checkpoint.digest(vae)
     metrics = runs.read_evaluation(path, "metrics.json", digest)
     evaluation = {"metrics.json": metrics}
-    with contextlib.suppress(CheckpointError):  # without labels
-        evaluation["dials.json"] = runs.read_evaluation(path, "dials.json", digest)
+    for name in (dials.NAME, samplers.NAME):
+        with contextlib.suppress(CheckpointError):  # without labels there are no dials
+            evaluation[name] = runs.read_evaluation(path, name, digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
         "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),

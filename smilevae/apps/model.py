@@ -12,6 +12,7 @@ from torch import Tensor
 from smilevae import runs
 from smilevae.data.images import to_rgb8
 from smilevae.editing import dials
+from smilevae.evaluation import samplers
 from smilevae.runs import checkpoint
 
 Images = Tensor | np.ndarray | Sequence[Image.Image]
@@ -32,6 +33,11 @@ class Model:
         """The calibrated smile directions. Raises CheckpointError without an evaluation."""
         return dials.read(self.path, self.vae)
 
+    @cached_property
+    def sampler(self) -> samplers.Mixture:
+        """Where codes come from: as in the newest evaluation; without one, the prior. Raises CheckpointError."""
+        return samplers.kept(self.path, self.vae.latent_dim, checkpoint.digest(self.vae))
+
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
         """The posterior means of images: (B, D). Raises ValueError."""
@@ -43,8 +49,8 @@ class Model:
         return self.vae.decode(codes).clamp(0, 1)
 
     def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
-        """Codes (num, D) from the prior; `temperature` scales their spread."""
-        return temperature * torch.randn(num, self.vae.latent_dim, generator=torch.Generator().manual_seed(seed))
+        """Codes (num, D) from `sampler`; `temperature` scales their spread."""
+        return self.sampler.draw(num, torch.Generator().manual_seed(seed), temperature)
 
     def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """New faces (num, 3, S, S), decoded from `draw`."""

@@ -95,7 +95,7 @@ class Studio:
         return _picture(after, "PNG" if "full" in query else "JPEG", profile)
 
     def new(self, request: Request) -> Response:
-        """Faces drawn from the prior, at an intensity."""
+        """New faces at an intensity."""
         intensity, direction = self._dial(request)
         codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:

@@ -23,7 +23,7 @@ from smilevae.editing.dials import Dials
 from smilevae.editing.directions import mean_difference
 from smilevae.evaluation import grids
 from smilevae.evaluation.measure import resized
-from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest
+from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest, sampler_of
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
@@ -32,13 +32,13 @@ from smilevae.runs import checkpoint
 @torch.no_grad()
 def preview(run: Path, faces: Faces, side: int = 64) -> None:
     """preview.png of a run's best checkpoint: six held-out faces and their reconstructions, twelve samples, and two
-    faces moved along the smile direction. Every run on a split uses the same faces and noise.
+    faces moved along the smile direction. Every run on a split uses the same faces.
     """
     vae = checkpoint.load(runs.find(str(run))).vae
     rows = np.random.default_rng(0).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, np.resize(rows, 6)))
-    noise = torch.randn(12, vae.latent_dim, generator=torch.Generator().manual_seed(0))
-    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(noise).unflatten(0, (2, 6))]
+    new = sampler_of(vae, faces, "auto").draw(12, torch.Generator().manual_seed(0))
+    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(new).unflatten(0, (2, 6))]
     calm = rows[faces.smile[rows] == 0]
     if faces.labelled("train") and len(calm):
         x = next(batches_of(vae, faces, np.resize(calm, 2)))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-Sampler = Literal["auto", "prior", "mixture"]
+Sampler = Literal["auto", "prior", "mixture", "blend"]
 
 
 class EvaluateOptions(BaseModel):
@@ -29,6 +29,8 @@ class EvaluateOptions(BaseModel):
         description="package.module:class, an attribute classifier of your own in place of the built-in one",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Sampler = Field("auto", description="of new faces: prior, mixture of training codes, or the likelier")
+    sampler: Sampler = Field(
+        "auto", description="of new faces: prior, mixture or blend of training codes; auto: prior where they fill it"
+    )
     temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are more alike")
     refine: int = Field(0, ge=0, le=10_000, description="steps that improve each code before it is measured; try 40")

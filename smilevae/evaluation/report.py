@@ -19,11 +19,10 @@ from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, imp
 from smilevae.editing.dial import plain_dial
 from smilevae.editing.directions import mean_difference
 from smilevae.errors import CheckpointError, ConfigError
-from smilevae.evaluation import realism
+from smilevae.evaluation import realism, samplers
 from smilevae.evaluation.figures import draw
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
-from smilevae.evaluation.samplers import sampler_of
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
@@ -50,7 +49,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         )
     faces, part = faces.reporting()
     out = runs.evaluation_folder(path)
-    metrics = {
+    metrics: dict[str, Any] = {
         "checkpoint": str(path.relative_to(runs.run_of(path))),
         "epoch": epoch,
         "part": part,
@@ -69,11 +68,12 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
         for name in (dials.NAME, *SMILES):  # of an earlier evaluation
             (out / name).unlink(missing_ok=True)
-    sampler = sampler_of(vae, faces, options.sampler)
+    sampler = samplers.sampler_of(vae, faces, options.sampler)
     if options.realism and realism.possible(faces):
         metrics["realism"] = realism.of_model(
             vae, faces, options.seed, sampler, options.temperature, settings.data.cache
         )
+    samplers.keep(sampler, out, metrics["weights"])
     if smiles:
         dials.write(out, vae, smiles)
     if scores:

@@ -1,70 +1,116 @@
 """Codes of new faces: from the prior, or from a mixture fitted to training codes (Ghosh et al. 1903.12436).
 
+A mixture is fitted by likelihood, or made of blends: pairs of training codes with noise. The likelihood of codes with
+hundreds of dimensions orders samplers otherwise than the distance of their faces to real ones (docs/results.md).
+
 Shapes: N codes, D dimensions, K components.
 """
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from smilevae import runs
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
+from smilevae.errors import CheckpointError
 from smilevae.evaluation.options import Sampler
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 
-SHAPES = (("full", 1), ("tied", 4), ("tied", 16), ("diag", 1), ("diag", 16))  # covariance, components
+SHAPES = (("tied", 1), ("diag", 1), ("tied", 4), ("tied", 16))  # covariance, components
 MIN_CODES = 10
+NUM_BLENDS, BLEND_NOISE = 1000, 0.15  # noise: its share of the variance
 MAX_REFERENCE = 2000  # training faces that codes are drawn from and new faces are compared with
+NAME = "sampler.json"  # in an evaluation folder: the parts of a Mixture
 
 
 class Mixture(NamedTuple):
-    """A Gaussian mixture of codes: `factors` are the Cholesky factors of its covariances."""
+    """A Gaussian mixture of codes. `factor` is the Cholesky factor of the covariance of all components."""
 
     weights: Tensor  # (K,)
     means: Tensor  # (K, D)
-    factors: Tensor  # (K, D, D)
+    factor: Tensor  # (D, D)
 
     def draw(self, num: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """(num, D); `temperature` scales the spread of each component."""
+        """(num, D); `temperature` scales the spread about the mean."""
         component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
-        noise = temperature * torch.randn(num, self.means.shape[1], generator=generator)
-        codes = self.means[component]
-        for k, factor in enumerate(self.factors):
-            codes[component == k] += noise[component == k] @ factor.T
-        return codes
+        noise, mean = torch.randn(num, self.means.shape[1], generator=generator), self.weights @ self.means
+        return mean + temperature * (self.means[component] - mean + noise @ self.factor.T)
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """Log densities in nats: (N, D) -> (N,)."""
-        normal = torch.distributions.MultivariateNormal(self.means, scale_tril=self.factors)
+        normal = torch.distributions.MultivariateNormal(self.means, scale_tril=self.factor)
         return torch.logsumexp(self.weights.log() + normal.log_prob(codes[:, None]), 1)
 
 
 def prior(num_dims: int) -> Mixture:
-    return Mixture(torch.ones(1), torch.zeros(1, num_dims), torch.eye(num_dims)[None])
+    return Mixture(torch.ones(1), torch.zeros(1, num_dims), torch.eye(num_dims))
+
+
+def keep(mixture: Mixture, folder: Path, digest: str) -> None:
+    """Write a sampler for the weights with this digest into an evaluation folder."""
+    parts = {name: part.double().numpy().round(5).tolist() for name, part in mixture._asdict().items()}
+    runs.write_text(folder / NAME, json.dumps({"weights": digest, "sampler": parts}) + "\n")
+
+
+def kept(path: Path, num_dims: int, digest: str) -> Mixture:
+    """The sampler that a checkpoint's evaluation used; without an evaluation, the prior. Raises CheckpointError."""
+    try:
+        content = runs.read_evaluation(path, NAME, digest)
+    except CheckpointError:
+        return prior(num_dims)
+    try:
+        parts = content["sampler"]
+        mixture = Mixture(*(torch.tensor(parts[name], dtype=torch.float32) for name in Mixture._fields))
+        num = len(mixture.weights)
+        fits = [tuple(part.shape) for part in mixture] == [(num,), (num, num_dims), (num_dims, num_dims)]
+        if not (fits and (mixture.weights > 0).all() and all(part.isfinite().all() for part in mixture)):
+            raise ValueError
+        return mixture
+    except (ValueError, KeyError, TypeError, RuntimeError):
+        again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
+        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
 
 
 def fit_sampler(mu: Tensor, logvar: Tensor, sampler: Sampler = "auto", seed: int = 0) -> Mixture:
     """Where new codes are drawn from; mu and logvar (N, D) are of training faces.
 
     "mixture": of the mixtures with SHAPES, fitted to four fifths of the codes, the one under which the others are most
-    likely. "auto": that one, or the prior if they are more likely under it.
+    likely. "auto": blends, or the prior if the others are more likely under it than under one Gaussian.
     """
     num = mu.shape[1]
     if sampler == "prior" or len(mu) < MIN_CODES:
         return prior(num)
+    if sampler == "blend":
+        return _blends(mu, logvar, seed)
     order = torch.randperm(len(mu), generator=torch.Generator().manual_seed(seed))
     most, held = order[len(mu) // 5 :], order[: len(mu) // 5]
     noise = torch.randn(len(held), num, generator=torch.Generator().manual_seed(seed))
     codes = latents.reparameterise(mu[held], logvar[held], noise)
-    fits = {shape: _fit(mu[most], logvar[most], *shape, seed) for shape in SHAPES if shape[1] < len(most) // 4}
+    shapes = [s for s in SHAPES[: None if sampler == "mixture" else 2] if s[1] < len(most) // 4]
+    fits = {shape: _fit(mu[most], logvar[most], *shape, seed) for shape in shapes}
     likely = {shape: mixture.log_prob(codes).mean().item() for shape, mixture in fits.items()}
     best = max(likely, key=lambda shape: likely[shape])
-    if sampler == "auto" and prior(num).log_prob(codes).mean() > likely[best]:
-        return prior(num)
-    return _fit(mu, logvar, *best, seed)
+    if sampler == "mixture":
+        return _fit(mu, logvar, *best, seed)
+    return prior(num) if prior(num).log_prob(codes).mean() > likely[best] else _blends(mu, logvar, seed)
+
+
+def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
+    """Pairs of codes, added about their mean, with noise: a mixture with the mean and covariance of the codes.
+
+    It is the smoothed bootstrap that keeps the variance (Silverman 1986, section 6.4.1), of pairs: near no one code.
+    """
+    pairs = torch.randint(len(mu), (2, NUM_BLENDS), generator=torch.Generator().manual_seed(seed))
+    mean = mu.mean(0)
+    centres = mean + ((1 - BLEND_NOISE) / 2) ** 0.5 * (mu[pairs] - mean).sum(0)
+    covariance = BLEND_NOISE * torch.cov(mu.double().T, correction=0) + logvar.double().exp().mean(0).diag()
+    return Mixture(torch.full((NUM_BLENDS,), 1 / NUM_BLENDS), centres, torch.linalg.cholesky(covariance).float())
 
 
 def _fit(mu: Tensor, logvar: Tensor, shape: str, components: int, seed: int) -> Mixture:
@@ -72,11 +118,10 @@ def _fit(mu: Tensor, logvar: Tensor, shape: str, components: int, seed: int) -> 
     from sklearn.mixture import GaussianMixture
 
     fit = GaussianMixture(components, covariance_type=shape, random_state=seed, reg_covar=1e-4).fit(mu.double().numpy())
-    covariances = torch.from_numpy(fit.covariances_)
-    if shape != "full":
-        covariances = covariances.diag_embed() if shape == "diag" else covariances.expand(components, -1, -1)
-    factors = torch.linalg.cholesky(covariances + logvar.double().exp().mean(0).diag())
-    return Mixture(*(torch.as_tensor(part).float() for part in (fit.weights_, fit.means_, factors)))
+    covariance = torch.from_numpy(fit.covariances_)
+    covariance = covariance[0].diag() if shape == "diag" else covariance
+    factor = torch.linalg.cholesky(covariance + logvar.double().exp().mean(0).diag())
+    return Mixture(*(torch.as_tensor(part).float() for part in (fit.weights_, fit.means_, factor)))
 
 
 def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0) -> Mixture:
