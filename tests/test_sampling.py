@@ -40,14 +40,12 @@ def test_a_mixtures_density_is_that_of_scipy(shape):
     )
 
 
-def test_auto_takes_the_prior_where_the_codes_fill_it_and_blends_elsewhere():
-    rng = torch.Generator().manual_seed(0)
-    full = torch.randn(200, 60, generator=rng)
-    fitted = samplers.fit_sampler(full, torch.full((200, 60), -6.0))
+def test_auto_blends_and_a_handful_of_codes_are_too_few():
+    codes = torch.randn(200, 60, generator=torch.Generator().manual_seed(0))
+    assert len(samplers.fit_sampler(codes, torch.full_like(codes, -6.0)).means) == samplers.NUM_BLENDS
+    fitted = samplers.fit_sampler(codes[:9], torch.full((9, 60), -6.0))
     assert torch.equal(fitted.means, torch.zeros(1, 60))
     assert torch.equal(fitted.factor, torch.eye(60))
-    fitted = samplers.fit_sampler(3 * full, torch.full((200, 60), -6.0))
-    assert len(fitted.means) == samplers.NUM_BLENDS
 
 
 def test_a_mixture_finds_clusters_by_the_likelihood_of_codes_held_back():

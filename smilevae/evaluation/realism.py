@@ -233,10 +233,12 @@ def realism(every: list[Space], real: Tensor, sets: dict[str, Tensor]) -> dict[s
 def format_realism(table: dict[str, Any]) -> str:
     """The scores as text, a line for each set of faces and space."""
     titles = ("distance", "+-", "precision", "recall", "density", "coverage", "copies", "own face")
-    lines = ["distance x 1000 to real faces of held-out people" + " " * 2 + "".join(f"{title:>10}" for title in titles)]
-    for name, by_space in table.items():
-        for space, scores in by_space.items():
-            cells = f"{1000 * scores['distance']:10.1f}{1000 * scores['error']:10.1f}"
-            cells += "".join(f"{scores[t]:10.2f}" if t in scores else " " * 10 for t in titles[2:])
-            lines.append(f"{f'{name}, space of {space}':50}" + cells)
+    head = "distance x 1000 to real faces of held-out people"
+    rows = {f"{name}, space of {space}": scores for name, row in table.items() for space, scores in row.items()}
+    width = max(map(len, [head, *rows])) + 2
+    lines = [f"{head:{width}}" + "".join(f"{title:>10}" for title in titles)]
+    for name, scores in rows.items():
+        cells = f"{1000 * scores['distance']:10.1f}{1000 * scores['error']:10.1f}"
+        cells += "".join(f"{scores[t]:10.2f}" if t in scores else " " * 10 for t in titles[2:])
+        lines.append(f"{name:{width}}{cells}")
     return "\n".join(lines)

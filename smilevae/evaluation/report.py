@@ -123,6 +123,9 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
     if len({m["num_images"] for m, _ in evaluations.values()}) > 1:
         lines.append("these hold out different people; the references are those of the first")
+    tables = {name: m.get("realism", {}) for name, (m, _) in evaluations.items()}
+    if real := {f"{name}: {kind}": row for name, table in tables.items() for kind, row in table.items()}:
+        lines.append(realism.format_realism(real))
     font = ImageFont.load_default(size=14)
     for figure in ("reconstructions.png", "samples.png", "smile_strip.png"):
         paths = {name: folder / figure for name, (_, folder) in evaluations.items()}

@@ -81,24 +81,20 @@ def fit_sampler(mu: Tensor, logvar: Tensor, sampler: Sampler = "auto", seed: int
     """Where new codes are drawn from; mu and logvar (N, D) are of training faces.
 
     "mixture": of the mixtures with SHAPES, fitted to four fifths of the codes, the one under which the others are most
-    likely. "auto": blends, or the prior if the others are more likely under it than under one Gaussian.
+    likely. "auto" and "blend": blends. With fewer than MIN_CODES codes it is the prior.
     """
     num = mu.shape[1]
     if sampler == "prior" or len(mu) < MIN_CODES:
         return prior(num)
-    if sampler == "blend":
+    if sampler != "mixture":
         return _blends(mu, logvar, seed)
     order = torch.randperm(len(mu), generator=torch.Generator().manual_seed(seed))
     most, held = order[len(mu) // 5 :], order[: len(mu) // 5]
     noise = torch.randn(len(held), num, generator=torch.Generator().manual_seed(seed))
     codes = latents.reparameterise(mu[held], logvar[held], noise)
-    shapes = [s for s in SHAPES[: None if sampler == "mixture" else 2] if s[1] < len(most) // 4]
-    fits = {shape: _fit(mu[most], logvar[most], *shape, seed) for shape in shapes}
-    likely = {shape: mixture.log_prob(codes).mean().item() for shape, mixture in fits.items()}
-    best = max(likely, key=lambda shape: likely[shape])
-    if sampler == "mixture":
-        return _fit(mu, logvar, *best, seed)
-    return prior(num) if prior(num).log_prob(codes).mean() > likely[best] else _blends(mu, logvar, seed)
+    fits = {shape: _fit(mu[most], logvar[most], *shape, seed) for shape in SHAPES if shape[1] < len(most) // 4}
+    best = max(fits, key=lambda shape: fits[shape].log_prob(codes).mean().item())
+    return _fit(mu, logvar, *best, seed)
 
 
 def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
