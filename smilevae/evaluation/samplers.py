@@ -120,11 +120,11 @@ def _fit(mu: Tensor, logvar: Tensor, shape: str, components: int, seed: int) -> 
     return Mixture(*(torch.as_tensor(part).float() for part in (fit.weights_, fit.means_, factor)))
 
 
-def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0) -> Mixture:
-    """A sampler fitted to the codes of (MAX_REFERENCE) training faces and their mirror images."""
+def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE) -> Mixture:
+    """A sampler fitted to the codes of `most` training faces and their mirror images."""
     if sampler == "prior":
         return prior(vae.latent_dim)
-    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:most]
     (mu, logvar), (mirrored_mu, mirrored_logvar) = (encode(vae, faces, rows, mirrored) for mirrored in (False, True))
     return fit_sampler(torch.cat([mu, mirrored_mu]), torch.cat([logvar, mirrored_logvar]), sampler, seed)
 

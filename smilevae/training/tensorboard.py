@@ -13,9 +13,11 @@ from smilevae.data.batches import gather, to_unit
 from smilevae.evaluation import grids
 from smilevae.evaluation.figures import plain_strip
 from smilevae.evaluation.measure import encode
+from smilevae.evaluation.samplers import sampler_of
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
+MAX_PARENTS = 200  # training faces that samples are blends of
 HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
 LABELS = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
 
@@ -38,8 +40,6 @@ class TensorBoard(pl.callbacks.Checkpoint):
 
         epoch = trainer.current_epoch + 1
         self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
-        generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(16, pl_module.epoch.eval_model.latent_dim, generator=generator)
         names = [f"hp/val_{name}" for name in HP_METRICS]
         for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # the table needs metrics
             self.board.file_writer.add_summary(summary)
@@ -62,7 +62,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
         x = to_unit(torch.from_numpy(gather(self.faces.images, self.rows))).to(device)
         mu, _ = vae.encode(x)
         board.add_image("pictures/reconstructions", grids.pairs(x, vae.decode(mu)), epoch)
-        board.add_image("pictures/samples", grids.square(vae.decode(self.noise.to(device))), epoch)
+        new = sampler_of(vae, self.faces, "auto", most=MAX_PARENTS).draw(16, torch.Generator().manual_seed(0))
+        board.add_image("pictures/samples", grids.square(vae.decode(new.to(device))), epoch)
         if self.faces.labelled("train"):
             board.add_image("pictures/smile_strip", grids.tile(plain_strip(vae, self.faces, mu[:4])), epoch)
 
