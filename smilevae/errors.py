@@ -34,6 +34,10 @@ class CheckpointError(UserError):
     exit_code = 4
 
 
+class NotEvaluated(CheckpointError):
+    """A checkpoint has no evaluation, or only one of other weights."""
+
+
 class Diverged(UserError):
     """The loss is not finite. The checkpoints are from before."""
 

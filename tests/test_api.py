@@ -56,7 +56,7 @@ def test_codes_become_images_and_a_seed_gives_the_same_faces(model):
     torch.testing.assert_close(model.draw(1, temperature=0)[0], middle)
 
 
-def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_path, monkeypatch):
+def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_path):
     """One that was not evaluated draws from the prior; a damaged sampler is an error, never another distribution."""
     run = shutil.copytree(evaluated_run, tmp_path / "run", symlinks=True)
     (path,) = (run / "evaluation").glob("epoch-*/sampler.json")
@@ -71,6 +71,9 @@ def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_pa
         path.write_text(json.dumps(content | {"sampler": content["sampler"] | {name: part}}))
         with pytest.raises(CheckpointError, match=r"sampler.json of .* is damaged; run .* again"):
             smilevae.load(run).draw(1)
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=r"sampler.json is damaged; run .* again"):
+        smilevae.load(run).draw(1)
     path.unlink()
     prior = smilevae.load(run).draw(500)
     np.testing.assert_allclose(prior.std(0), 1, atol=0.15)

@@ -181,7 +181,7 @@ def test_the_schema_and_the_table_hold_every_setting():
         (["ckpt=a", "smle=true"], "smle is not an option"),
         (["ckpt=a", "seed=x"], "seed=x must be a whole number from 0"),
         (["ckpt=a", "temperature=nan"], "temperature=nan must be a number from 0 to 10"),
-        (["ckpt=a", "sampler=x"], "sampler=x is unknown; choose one of auto, prior, mixture, blend"),
+        (["ckpt=a", "sampler=x"], "sampler=x is unknown; choose one of auto, prior, mixture"),
         (["ckpt=a", "smile=x"], "smile=x must be true or false"),
         (["ckpt=a", "--verbose"], "--verbose is not understood"),
         (["a"], "a is not understood"),

@@ -15,7 +15,7 @@ import torch
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
 from smilevae.editing import dials, scorecard
-from smilevae.errors import CheckpointError, ConfigError
+from smilevae.errors import ConfigError, NotEvaluated
 from smilevae.evaluation import samplers
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
@@ -41,7 +41,7 @@ def main(options: ExportOptions) -> None:
     metrics = runs.read_evaluation(path, "metrics.json", digest)
     evaluation = {"metrics.json": metrics}
     for name in (dials.NAME, samplers.NAME):
-        with contextlib.suppress(CheckpointError):  # without labels there are no dials
+        with contextlib.suppress(NotEvaluated):  # without labels there are no dials
             evaluation[name] = runs.read_evaluation(path, name, digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},

@@ -28,6 +28,8 @@ from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
+MAX_PARENTS = 200  # training faces that plain_samples blends
+
 
 @torch.no_grad()
 def preview(run: Path, faces: Faces, side: int = 64) -> None:
@@ -37,8 +39,7 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
     vae = checkpoint.load(runs.find(str(run))).vae
     rows = np.random.default_rng(0).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, np.resize(rows, 6)))
-    new = sampler_of(vae, faces, "auto").draw(12, torch.Generator().manual_seed(0))
-    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), vae.decode(new).unflatten(0, (2, 6))]
+    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), plain_samples(vae, faces, 12).unflatten(0, (2, 6))]
     calm = rows[faces.smile[rows] == 0]
     if faces.labelled("train") and len(calm):
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
@@ -46,6 +47,12 @@ def preview(run: Path, faces: Faces, side: int = 64) -> None:
     tiles = torch.cat(blocks, dim=1)
     small = resized(tiles.flatten(0, 1), side)
     save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
+
+
+def plain_samples(vae: VAE, faces: Faces, num: int) -> Tensor:
+    """New faces (num, 3, S, S) from the codes of a few training faces; the same ones at every call."""
+    codes = sampler_of(vae, faces, "auto", most=MAX_PARENTS).draw(num, torch.Generator().manual_seed(0))
+    return vae.decode(codes.to(next(vae.parameters()).device))
 
 
 def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:

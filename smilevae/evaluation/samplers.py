@@ -17,7 +17,7 @@ from torch import Tensor
 from smilevae import runs
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
-from smilevae.errors import CheckpointError
+from smilevae.errors import CheckpointError, NotEvaluated
 from smilevae.evaluation.options import Sampler
 from smilevae.models import latents
 from smilevae.models.vae import VAE
@@ -61,17 +61,16 @@ def keep(mixture: Mixture, folder: Path, digest: str) -> None:
 def kept(path: Path, num_dims: int, digest: str) -> Mixture:
     """The sampler that a checkpoint's evaluation used; without an evaluation, the prior. Raises CheckpointError."""
     try:
-        content = runs.read_evaluation(path, NAME, digest)
-    except CheckpointError:
-        return prior(num_dims)
-    try:
-        parts = content["sampler"]
+        parts = runs.read_evaluation(path, NAME, digest)["sampler"]
         mixture = Mixture(*(torch.tensor(parts[name], dtype=torch.float32) for name in Mixture._fields))
         num = len(mixture.weights)
         fits = [tuple(part.shape) for part in mixture] == [(num,), (num, num_dims), (num_dims, num_dims)]
-        if not (fits and (mixture.weights > 0).all() and all(part.isfinite().all() for part in mixture)):
+        positive = (mixture.weights >= 0).all() and mixture.weights.sum() > 0
+        if not (fits and positive and all(part.isfinite().all() for part in mixture)):
             raise ValueError
         return mixture
+    except NotEvaluated:
+        return prior(num_dims)
     except (ValueError, KeyError, TypeError, RuntimeError):
         again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
@@ -81,12 +80,12 @@ def fit_sampler(mu: Tensor, logvar: Tensor, sampler: Sampler = "auto", seed: int
     """Where new codes are drawn from; mu and logvar (N, D) are of training faces.
 
     "mixture": of the mixtures with SHAPES, fitted to four fifths of the codes, the one under which the others are most
-    likely. "auto" and "blend": blends. With fewer than MIN_CODES codes it is the prior.
+    likely. "auto": blends. With fewer than MIN_CODES codes it is the prior.
     """
     num = mu.shape[1]
     if sampler == "prior" or len(mu) < MIN_CODES:
         return prior(num)
-    if sampler != "mixture":
+    if sampler == "auto":
         return _blends(mu, logvar, seed)
     order = torch.randperm(len(mu), generator=torch.Generator().manual_seed(seed))
     most, held = order[len(mu) // 5 :], order[: len(mu) // 5]

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from smilevae.errors import CheckpointError
+from smilevae.errors import CheckpointError, NotEvaluated
 from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
 from smilevae.runs.commands import program, short
 from smilevae.runs.reading import read_json
@@ -36,7 +36,7 @@ def point_to_best(path: Path) -> None:
 
 
 def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
-    """A checkpoint's newest metrics.json or dials.json for the digest `weights`. Raises CheckpointError."""
+    """A JSON file of a checkpoint's newest evaluation of `weights`, a digest. Raises NotEvaluated, CheckpointError."""
     home = run_of(path)
     folders = [home / "evaluation", Path(f"evaluation-{home.resolve().name}")]
     files = [folder / part / name for folder in folders for part in (_part(path), "")]
@@ -47,10 +47,10 @@ def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
             return content
     again = f"run {program('evaluate')} ckpt={short(path)}"
     if not files:
-        raise CheckpointError(f"{folders[0] / _part(path) / name} is missing; {again} first")
+        raise NotEvaluated(f"{folders[0] / _part(path) / name} is missing; {again} first")
     if not all(contents):
         raise CheckpointError(f"{files[contents.index({})]} is damaged; {again} again")
-    raise CheckpointError(f"{files[0]} is of another checkpoint than {path.name}; {again}")
+    raise NotEvaluated(f"{files[0]} is of another checkpoint than {path.name}; {again}")
 
 
 def _part(path: Path) -> str:

@@ -11,13 +11,11 @@ from smilevae.config import Settings
 from smilevae.data import UNKNOWN, Faces
 from smilevae.data.batches import gather, to_unit
 from smilevae.evaluation import grids
-from smilevae.evaluation.figures import plain_strip
+from smilevae.evaluation.figures import plain_samples, plain_strip
 from smilevae.evaluation.measure import encode
-from smilevae.evaluation.samplers import sampler_of
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
-MAX_PARENTS = 200  # training faces that samples are blends of
 HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
 LABELS = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
 
@@ -62,8 +60,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
         x = to_unit(torch.from_numpy(gather(self.faces.images, self.rows))).to(device)
         mu, _ = vae.encode(x)
         board.add_image("pictures/reconstructions", grids.pairs(x, vae.decode(mu)), epoch)
-        new = sampler_of(vae, self.faces, "auto", most=MAX_PARENTS).draw(16, torch.Generator().manual_seed(0))
-        board.add_image("pictures/samples", grids.square(vae.decode(new.to(device))), epoch)
+        board.add_image("pictures/samples", grids.square(plain_samples(vae, self.faces, 16)), epoch)
         if self.faces.labelled("train"):
             board.add_image("pictures/smile_strip", grids.tile(plain_strip(vae, self.faces, mu[:4])), epoch)
 
