@@ -43,22 +43,28 @@ def main(words: Sequence[str] | None = None) -> None:
     command, rest = words[0] if words else "--help", words[1:]
     try:
         with console.one_sentence():
-            if command in ("-h", "--help"):
-                print(__doc__, flush=True)
-            elif command == "train":
-                train(rest)
-            elif command in COMMANDS:
-                options, function = COMMANDS[command]
-                parsed = console.parse_words(rest, pkgutil.resolve_name(options), FOLDERS.get(command))
-                console.quiet_lightning()
-                runs.keep_memory()
-                pkgutil.resolve_name(function)(parsed)
-                sys.stdout.flush()
-            else:
-                raise ConfigError(f"{command} is not a command; there are train, {', '.join(COMMANDS)}")
+            try:
+                _run(command, rest)
+            finally:
+                sys.stdout.flush()  # here, not at the interpreter's end, where nothing catches its error
     except BrokenPipeError:  # as `| head` causes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(command: str, words: Sequence[str]) -> None:
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif command == "train":
+        train(words)
+    elif command in COMMANDS:
+        options, function = COMMANDS[command]
+        parsed = console.parse_words(words, pkgutil.resolve_name(options), FOLDERS.get(command))
+        console.quiet_lightning()
+        runs.keep_memory()
+        pkgutil.resolve_name(function)(parsed)
+    else:
+        raise ConfigError(f"{command} is not a command; there are train, {', '.join(COMMANDS)}")
 
 
 def train(words: Sequence[str]) -> None:

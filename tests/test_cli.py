@@ -226,5 +226,6 @@ def test_the_whole_command_line_runs_as_documented(tmp_path):
 @pytest.mark.parametrize("command", ["train --help", "evaluate --help", "--help"])
 def test_a_reader_that_ends_early_gets_no_traceback(command):
     line = f"{sys.executable} -m smilevae.cli {command} | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, env=buffered)
     assert (done.stderr, done.returncode in (0, 141)) == ("", True)
