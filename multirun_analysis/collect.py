@@ -21,6 +21,8 @@ KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed"
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
 HIDDEN = {"threads", *SAME_RESULT} - {"data.unlabelled", "data.attributes"}
+# of an evaluated run, x 1000, in the space of landmarks
+DISTANCES = {"distance of reconstructions": "reconstructions", "distance of new faces": "new faces"}
 MAX_PREVIEW = 4_000_000  # bytes
 
 
@@ -73,7 +75,7 @@ def collect(folders: list[Path]) -> Sweep:
 
 
 _FIXED = (
-    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta"),
+    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta", *DISTANCES),
     *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb"),
 )
 
@@ -124,6 +126,10 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
     if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in (beta, knobs["latent_dim"])):
         raise TypeError("beta or latent_dim is no number")
     reason = "" if (path / checkpoint).exists() else "its checkpoint is gone"
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        table = runs.read_json(path / "evaluation" / "best" / "metrics.json")
+        rows = table["realism"] if table["checkpoint"] == checkpoint else {}
+        numbers |= {key: 1000 * float(rows[name]["landmarks"]["distance"]) for key, name in DISTANCES.items()}
     return knobs | {
         "status": "completed",
         "reason": reason,

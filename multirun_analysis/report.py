@@ -124,7 +124,7 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
 
 def _table(sweep: collect.Sweep) -> pd.DataFrame:
     usual = ["beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "model.network"]
-    columns = ["run", "status", "reason", *dict.fromkeys([*sweep.swept, *usual]), *collect.METRICS]
+    columns = ["run", "status", "reason", *dict.fromkeys([*sweep.swept, *usual]), *collect.METRICS, *collect.DISTANCES]
     columns += ["epoch", "epochs_done", "images_per_second", "wall_seconds", "used_threads", "peak_memory_mb"]
     columns += ["data_fingerprint", "checkpoint"]
     return sweep.runs[[c for c in columns if c in sweep.runs]]

@@ -126,6 +126,23 @@ def test_a_sweep_may_hold_beta_auto_beside_numbers(tmp_path):
     assert collect.read(root / "bad")["status"] == "corrupt"
 
 
+def test_an_evaluated_run_shows_its_distances_to_real_faces(tmp_path):
+    root = grid(tmp_path / "s", beta=[1, 10], seed=[0, 1])
+    names = sorted(path.name for path in root.iterdir())
+    rows = {name: {"landmarks": {"distance": 0.25}} for name in ("reconstructions", "new faces")}
+    for name, table in zip(names, ({"realism": rows}, {"realism": {"new faces": HOSTILE}}, {"realism": rows})):
+        folder = root / name / "evaluation" / "best"
+        folder.mkdir(parents=True)
+        checkpoint = "checkpoints/epoch-0001.ckpt" if name == names[2] else "checkpoints/epoch-0003.ckpt"
+        (folder / "metrics.json").write_text(json.dumps(table | {"checkpoint": checkpoint}))
+    assert run_analysis(root) == 0
+    table = pd.read_csv(root / "analysis" / "runs.csv").set_index("run")
+    assert table.loc[names[0], list(collect.DISTANCES)].tolist() == [250, 250]
+    assert table.loc[names[1:], list(collect.DISTANCES)].isna().all(axis=None)  # damaged, of another checkpoint, missing
+    assert (table["status"] == "completed").all()
+    assert "distance of new faces" in (root / "analysis" / "index.html").read_text()
+
+
 def test_without_a_full_grid_effects_are_welch_s(tmp_path):
     root = grid(tmp_path / "s", beta=[1, 10], batch_size=[32, 64], seed=[0, 1])
     shutil.rmtree(root / "beta-1_batch_size-64_seed-1")

@@ -14,6 +14,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from smilevae import runs
+from smilevae.config import Model
 from smilevae.data import batches, dataset, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, directions
@@ -21,7 +22,8 @@ from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation import figures, measure, report
 from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation.options import EvaluateOptions
-from smilevae.models.axes import principal_axes, streamed_axes
+from smilevae.models.axes import linear_vae_weights, mirrored_axes, principal_axes, streamed_axes
+from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 PICTURES = {
@@ -65,6 +67,31 @@ def test_axes_of_more_faces_than_fit_in_memory_are_the_exact_ones():
     cosines = torch.linalg.svdvals(exact.basis[:, :20].T @ streamed.basis)
     assert cosines.min() > 0.999
     assert streamed_axes(lambda: x[:30].split(7), 200).basis.shape == (400, 29)
+
+
+def test_the_axes_of_mirrored_images_are_those_of_both():
+    x = torch.rand(20, 3, 8, 8, dtype=torch.float64)
+    whole, halves = principal_axes(torch.cat([x, x.flip(3)]).flatten(1), 60), mirrored_axes(x, 60)
+    assert halves.basis.shape == whole.basis.shape == (192, 39)
+    torch.testing.assert_close(halves.mean, whole.mean)
+    torch.testing.assert_close(halves.variances, whole.variances)
+    torch.testing.assert_close(halves.basis @ halves.basis.T, whole.basis @ whole.basis.T)
+
+
+def test_more_codes_tighten_the_bound_up_to_the_likelihood_of_a_linear_vae():
+    """Its posterior is exact at the optimum, so every code gives log p(x); one that is off loses, and gains it back."""
+    x = torch.rand(30, 3, 64, 64) * torch.rand(30, 1, 1, 1)
+    vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 4, linear=True).eval()
+    axes = principal_axes(x.flatten(1), 4)
+    beta = float(axes.variances[3])
+    vae.linear.load_state_dict(linear_vae_weights(axes, beta, 4))
+    with torch.no_grad():
+        mu, logvar = vae.encode(x)
+        exact = measure.importance_gain(vae, x, mu, logvar, beta, 0)
+        off = measure.importance_gain(vae, x, mu, logvar + 1, beta, 0)
+    assert exact.abs().max() < 0.01
+    loss = 4 * (np.e - 1 - 1) / 2  # nats: the divergence of the wide posterior from the exact one
+    assert off.mean().item() == pytest.approx(loss, abs=0.15)
 
 
 def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch):
@@ -119,8 +146,9 @@ def test_the_metrics_are_consistent(evaluated):
     assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["beta"] * metrics["kl"])
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
+    assert metrics["iwae"] < metrics["nelbo"]
     table = report.format_table(metrics)
-    for word in ("this model", "mean face", "PCA-8", "PSNR", "SSIM", "active units", "nELBO"):
+    for word in ("this model", "mean face", "PCA-8", "PSNR", "SSIM", "active units", "nELBO", "IWAE"):
         assert word in table
 
 

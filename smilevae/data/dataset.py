@@ -20,7 +20,7 @@ from smilevae.data.sources import UNLABELLED, list_faces, read_attributes
 from smilevae.data.split import merge_people, split_parts
 from smilevae.data.synthetic import NATIVE_SIZE, SyntheticFaces
 from smilevae.errors import DataError
-from smilevae.models.axes import Axes, principal_axes, spectrum, streamed_axes
+from smilevae.models.axes import Axes, mirrored_axes, spectrum, streamed_axes
 from smilevae.models.linear import Spectrum
 
 NUM_AXES = 256  # of a spectrum
@@ -75,7 +75,7 @@ class Faces:
         rows = np.sort(np.random.default_rng(0).permutation(self.rows("train"))[:MAX_FITTED])
         num = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
         if len(rows) <= num:
-            return principal_axes(flat_faces(self, rows, mirrored=True), num_axes)
+            return mirrored_axes(flat_faces(self, rows).unflatten(1, (3, *self.images.shape[1:3])), num_axes)
         chunks = np.array_split(rows, math.ceil(4 * len(rows) / num))
         return streamed_axes(lambda: (flat_faces(self, c, mirrored=True) for c in chunks), num_axes)
 

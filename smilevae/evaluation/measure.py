@@ -3,21 +3,24 @@
 Codes are mu unless a line says otherwise. Shapes: B batch, N examples, S image side, D latent dimensions.
 """
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from smilevae.data.batches import hash64
-from smilevae.data.dataset import AT_ONCE, Faces, flat_faces
+from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.models import latents
-from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta
+from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE
 
 __all__ = ["encode", "measure"]
+NUM_IMPORTANCE, MAX_IMPORTANCE = 64, 64  # codes of each face, and faces, of the importance-weighted bound
 
 
 @torch.no_grad()
@@ -25,10 +28,12 @@ def measure(vae: VAE, faces: Faces, seed: int, refine: int = 0) -> dict[str, Any
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
     mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size. `recon`, `kl`
-    and `loss` are of sampled codes. `refine` is the number of steps that refine the codes first.
+    and `loss` are of sampled codes. `refine` is the number of steps that refine the codes first. `iwae` is `nelbo` less
+    the mean gain of NUM_IMPORTANCE codes over one, of MAX_IMPORTANCE faces, with its 95% interval's half width.
     """
     rows = faces.rows("val")
-    mean, basis = _mean_and_basis(faces, vae.latent_dim)
+    axes = faces.axes(vae.latent_dim)
+    mean, basis = axes.mean, axes.basis[:, : vae.latent_dim]
     sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
     terms, codes = torch.zeros(3, dtype=torch.float64), []
     for index, x in enumerate(batches_of(vae, faces, rows)):
@@ -57,18 +62,39 @@ def measure(vae: VAE, faces: Faces, seed: int, refine: int = 0) -> dict[str, Any
         beta = optimal_beta(recon / num_pixels)
         loss = recon + beta * kl
     mu, logvar = torch.cat(codes, dim=1)
+    some = np.random.default_rng(seed).permutation(len(rows))[:MAX_IMPORTANCE]
+    x = next(batches_of(vae, faces, rows[some]))
+    gains = importance_gain(vae, x, mu[some].to(x), logvar[some].to(x), 2 * recon / num_pixels, seed)
+    nelbo = negative_elbo(recon, kl, num_pixels)
     return table | {
         "loss": loss,
         "recon": recon,
         "kl": kl,
         "beta": beta,
-        "nelbo": negative_elbo(recon, kl, num_pixels),
+        "nelbo": nelbo,
+        "iwae": nelbo - gains.mean().item(),
+        "iwae_error": 1.96 * gains.std(correction=0).item() / len(gains) ** 0.5,
         "loss_study_units": 4 * recon + beta * kl,  # SSE on [-1, 1] pixels + beta * KL
         "active_units": active_units(mu.var(0, correction=min(1, len(mu) - 1))),
         "latent_dim": vae.latent_dim,
         "pca_dim": basis.shape[1],
         "kl_per_dim": gaussian_kl(mu, logvar).mean(0).tolist(),
     }
+
+
+def importance_gain(vae: VAE, x: Tensor, mu: Tensor, logvar: Tensor, beta: float, seed: int) -> Tensor:
+    """Nats by which the bound on log p(x) of NUM_IMPORTANCE codes exceeds that of one: (B, 3, S, S) -> (B,).
+
+    Burda et al. 1509.00519, eq. 8; the decoder's variance is beta / 2.
+    """
+    generator, weights = torch.Generator(x.device).manual_seed(hash64("importance", seed)), []
+    for _ in range(NUM_IMPORTANCE):
+        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        z = latents.reparameterise(mu, logvar, noise)
+        ratio = 0.5 * (noise.square() + logvar - z.square()).sum(1)  # log p(z) - log q(z | x)
+        weights.append(ratio - squared_error(vae.decode(z), x) / beta)
+    logs = torch.stack(weights).double()
+    return torch.logsumexp(logs, 0) - math.log(NUM_IMPORTANCE) - logs.mean(0)
 
 
 def _distortion(guess: Tensor, x: Tensor, native: int) -> dict[str, float]:
@@ -106,30 +132,3 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     similarity = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
     similarity = similarity / ((mean_a**2 + mean_b**2 + 0.01**2) * (var_a + var_b + 0.03**2))
     return similarity.flatten(1).mean(1)
-
-
-def _mean_and_basis(faces: Faces, num: int) -> tuple[Tensor, Tensor]:
-    """Mean (P,) and first principal axes (P, K) of the training faces and their mirror images.
-
-    As `faces.axes` in a third of its time: symmetric and antisymmetric parts do not correlate, half the pixels suffice.
-    """
-    rows, side = faces.rows("train"), faces.images.shape[1]
-    if len(rows) > AT_ONCE // faces.images[0].size or side % 2:
-        return faces.axes(num).mean, faces.axes(num).basis[:, :num]
-    x = flat_faces(faces, rows).view(-1, 3, side, side)
-    variances, axes = [], []
-    for sign in (1, -1):
-        half = (x + sign * x.flip(3))[..., : side // 2].flatten(1) / 2
-        if sign == 1:
-            mean = half.mean(0)
-            half = half - mean
-        gram, vectors = torch.linalg.eigh((half @ half.T).double())
-        left = (half.T @ (vectors[:, -num:] / (2 * gram[-num:]).clamp(min=1e-12).sqrt()).float()).T
-        left = left.view(-1, 3, side, side // 2)
-        variances.append(gram[-num:])
-        axes.append(torch.cat([left, sign * left.flip(3)], 3).flatten(1))
-    left = mean.view(3, side, side // 2)
-    gram = torch.cat(variances)
-    keep = gram.argsort(descending=True)[: min(num, 2 * len(rows) - 1)]
-    keep = keep[gram[keep] > gram.max() * 1e-9]
-    return torch.cat([left, left.flip(2)], 2).flatten(), torch.cat(axes)[keep].T

@@ -21,7 +21,7 @@ from smilevae.editing.directions import mean_difference
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation import realism, samplers
 from smilevae.evaluation.figures import draw
-from smilevae.evaluation.measure import measure
+from smilevae.evaluation.measure import NUM_IMPORTANCE, measure
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
@@ -157,7 +157,11 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines.append(f"{title:12}" + "".join(cells))
     lines.append(
         f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:.4g} x KL {metrics['kl']:.1f} nats"
-        f" (sampled codes); nELBO {metrics['nelbo']:.0f} nats; in the study's units {metrics['loss_study_units']:.0f}"
+        f" (sampled codes); in the study's units {metrics['loss_study_units']:.0f}"
+    )
+    lines.append(
+        f"nELBO {metrics['nelbo']:.0f} nats; with {NUM_IMPORTANCE} codes a face (IWAE) {metrics['iwae']:.0f}"
+        f" ± {metrics['iwae_error']:.0f}"
     )
     lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
     return "\n".join(lines)

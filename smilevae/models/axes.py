@@ -18,15 +18,33 @@ class Axes(NamedTuple):
     variances: Tensor  # (K,), descending
 
 
-def principal_axes(x: Tensor, num: int) -> Axes:
-    """Exact axes of examples (N, P) from their Gram matrix (N, N): Turk & Pentland 1991, section 2."""
-    mean = x.mean(0)
+def principal_axes(x: Tensor, num: int, about: Tensor | None = None) -> Axes:
+    """Exact axes of examples (N, P) from their Gram matrix (N, N): Turk & Pentland 1991, section 2.
+
+    `about` (P,) replaces their mean.
+    """
+    mean = x.mean(0) if about is None else about
     centred = x - mean
     eigenvalues, vectors = torch.linalg.eigh((centred @ centred.T).double())
-    keep = torch.argsort(eigenvalues, descending=True)[: min(num, len(x) - 1)]
+    keep = torch.argsort(eigenvalues, descending=True)[: min(num, len(x) - (about is None))]
     keep = keep[eigenvalues[keep] > eigenvalues.max() * 1e-9]
     basis = centred.T @ (vectors[:, keep] / eigenvalues[keep].sqrt()).to(x.dtype)
     return Axes(mean, basis, eigenvalues[keep] / len(x))
+
+
+def mirrored_axes(x: Tensor, num: int) -> Axes:
+    """Exact axes of images (N, 3, S, S) and their mirror images.
+
+    Symmetric and antisymmetric parts do not correlate, and half of each image holds them: a third of the time.
+    """
+    left, right = x.chunk(2, 3)[0], x.flip(3).chunk(2, 3)[0]
+    parts = [principal_axes((left + right).flatten(1) / 2, num)]
+    parts.append(principal_axes((left - right).flatten(1) / 2, num, torch.zeros(left[0].numel())))
+    variances = 2 * torch.cat([part.variances for part in parts])
+    keep = torch.argsort(variances, descending=True)[:num]
+    halves = [torch.cat([part.mean[:, None], part.basis / 2**0.5], 1).T.unflatten(1, left.shape[1:]) for part in parts]
+    wholes = [torch.cat([half, sign * half.flip(3)], 3).flatten(1).T for half, sign in zip(halves, (1, -1))]
+    return Axes(wholes[0][:, 0], torch.cat([whole[:, 1:] for whole in wholes], 1)[:, keep], variances[keep])
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
