@@ -18,7 +18,7 @@ from smilevae import runs
 from smilevae.apps.model import Model
 from smilevae.apps.options import PhotoOptions
 from smilevae.data import images
-from smilevae.editing import alignment
+from smilevae.editing import alignment, mesh
 from smilevae.errors import ConfigError, DataError
 
 FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".mp4": "MP4"}
@@ -124,7 +124,7 @@ def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.
 
 
 def _save_film(frames: list[np.ndarray], out: Path) -> None:
-    cv2 = alignment.opencv()
+    cv2 = mesh.opencv()
     height, width = (n - n % 2 for n in frames[0].shape[:2])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"

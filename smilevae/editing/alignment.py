@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from smilevae.editing.mesh import opencv
 from smilevae.errors import DataError
 
 EYES = ((0.24, 0.255), (0.76, 0.255))  # shares of the side, where training images were not measured
@@ -134,11 +135,3 @@ def _grey(photo: np.ndarray, shrink: float) -> np.ndarray:
 def _cascade(name: str) -> Any:
     cv2 = opencv()
     return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")
-
-
-def opencv() -> Any:
-    try:
-        import cv2
-    except ImportError:
-        raise DataError("finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'") from None
-    return cv2

@@ -6,7 +6,6 @@ Shapes: N faces, B batch, S image side, F features.
 import contextlib
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +18,14 @@ from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import cached
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of
-from smilevae.editing import alignment
+from smilevae.editing import mesh
 from smilevae.errors import DataError
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
 SIDE, WIDTH, EPOCHS = 64, 128, 20  # of the network that tells training faces apart
-LANDMARKS = Path(__file__).with_name("face_landmark.tflite")  # see NOTICE
-LAYERS = ("add_12", "p_re_lu_16")  # of it, 128 channels each
+LAYERS = ("add_12", "p_re_lu_16")  # of the face mesh, 128 channels each
+MARGIN = 24  # pixels about the face that the mesh is given
 NEIGHBOURS = 5
 SUBSETS = 100
 MIN_FACES = 20  # in each part
@@ -125,18 +124,11 @@ def spaces(faces: Faces, cache: bool = True) -> list[Space]:
 
 def _landmark_features() -> Callable[[Tensor], Tensor]:
     """Means over the image of LAYERS of MediaPipe's face mesh. Raises DataError without OpenCV."""
-    cv2 = alignment.opencv()
-    network = cv2.dnn.readNetFromTFLite(str(LANDMARKS))
+    mesh.opencv()
 
     def features(x: Tensor) -> Tensor:
-        x = F.interpolate(small(x), (144, 144), mode="bicubic", align_corners=False).clamp(0, 1)
-        x = F.pad(x, (24,) * 4, mode="replicate") * 2 - 1  # it expects a margin about the face
-        rows = []
-        for image in x:
-            blob = image[None].contiguous().numpy()
-            network.setInput(blob)  # it keeps no reference
-            rows.append(np.concatenate([layer.mean((0, 2, 3)) for layer in network.forward(list(LAYERS))]))
-        return torch.from_numpy(np.stack(rows))
+        layers = mesh.outputs(small(x), LAYERS, MARGIN)
+        return torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
 
     return features
 

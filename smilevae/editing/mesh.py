@@ -1,0 +1,63 @@
+"""Landmarks of faces by MediaPipe's face mesh, in OpenCV. It was trained elsewhere, on other images (see NOTICE).
+
+Shapes: B batch, S image side, L = 468 landmarks.
+"""
+
+import functools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from smilevae.errors import DataError
+
+MODEL = Path(__file__).with_name("face_landmark.tflite")
+SIDE = 192  # of its input
+POINTS, SCORE = "conv2d_20", "conv2d_30"  # its outputs
+EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
+_one_at_a_time = threading.Lock()
+
+
+def opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise DataError("finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'") from None
+    return cv2
+
+
+@functools.cache
+def _network() -> Any:
+    return opencv().dnn.readNetFromTFLite(str(MODEL))
+
+
+def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
+    """Outputs of layers for faces (B, 3, S, S) in [0, 1] with a margin about them, in pixels of SIDE: (B, ...) each.
+
+    Raises DataError without OpenCV.
+    """
+    network, inner = _network(), (SIDE - 2 * margin,) * 2
+    x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
+    x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
+    rows = []
+    for image in x:
+        blob = image[None].contiguous().numpy()
+        with _one_at_a_time:
+            network.setInput(blob)  # it keeps no reference
+            rows.append(network.forward(list(layers)))
+    return [np.concatenate(parts) for parts in zip(*rows)]
+
+
+def landmarks(x: Tensor, margin: int = 36) -> tuple[np.ndarray, np.ndarray]:
+    """Points (B, L, 3) in shares of the side, across, down and towards the viewer, and scores (B,) of face crops.
+
+    A score is a logit: below 0 there is hardly a face.
+    """
+    points, scores = outputs(x, (POINTS, SCORE), margin)
+    points = points.reshape(len(x), -1, 3) - [margin, margin, 0]
+    return points / (SIDE - 2 * margin), scores.reshape(len(x))
