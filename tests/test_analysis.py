@@ -140,7 +140,7 @@ def test_an_evaluated_run_shows_its_distances_to_real_faces(tmp_path):
     assert table.loc[names[0], list(collect.DISTANCES)].tolist() == [250, 250]
     assert (
         table.loc[names[1:], list(collect.DISTANCES)].isna().all(axis=None)
-    )  # damaged, of another checkpoint, missing
+    )  # damaged, of another one, missing
     assert (table["status"] == "completed").all()
     assert "distance of new faces" in (root / "analysis" / "index.html").read_text()
 
