@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from smilevae import console, runs
-from smilevae.config import Settings, checked
+from smilevae.config import PLACES, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
 
 CONF = next(folder / "conf" for folder in [*Path(__file__).parents][:2] if (folder / "conf").is_dir())
@@ -142,9 +142,9 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     settings = checked(content)
-    if settings.data.source == "folder" and not settings.data.root and not settings.resume:
+    if settings.data.source == "folder" and not (settings.data.root or settings.data.positive or settings.resume):
         raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
-    paths = {f"data.{name}": getattr(settings.data, name) for name in ("root", "unlabelled", "attributes")}
+    paths = {f"data.{name}": getattr(settings.data, name) for name in PLACES}
     paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
     settings = settings.with_values(paths)
     return runs.continued(settings.resume, settings, named) if settings.resume else settings

@@ -21,6 +21,7 @@ Number = int | float
 Beta = Annotated[Number, Ge(0), Le(1e6)] | Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
+PLACES = ("root", "positive", "negative", "unlabelled", "attributes")  # paths of data
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
 
 
@@ -72,6 +73,8 @@ class Model(Section):
 class Data(Section):
     source: Literal["synthetic", "folder", "smiling_or_not", "celeba"] = knob("synthetic", "where faces come from")
     root: Text | None = added(None, "the folder of your images", same_result=True)
+    positive: Text | None = added(None, "a folder of images with an attribute, in place of data.root", same_result=True)
+    negative: Text | None = added(None, "a folder of images without it", same_result=True)
     person_pattern: Text = added(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
     val_fraction: Number = added(0.2, "share of the people who are held out", 0.01, 0.9)
     test_fraction: Number = added(0, "share of the people whom only evaluations see", 0, 0.9)
@@ -85,6 +88,11 @@ class Data(Section):
     num_not_smiling: int = added(603, "how many synthetic faces do not smile", 1, 10 * MANY)
     num_test: int = added(300, "how many more synthetic faces make the test part", 0, 10 * MANY)
     confound: Number = added(0.0, "correlation of smile and hair length among synthetic faces", -0.99, 0.99)
+
+    @property
+    def place(self) -> str:
+        """What the faces are called in a sentence: their folder, or their source."""
+        return self.root or self.positive or self.source
 
 
 class Trainer(Section):
@@ -186,9 +194,13 @@ class Settings(Section):
             problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
         if self.data.val_fraction + self.data.test_fraction > 0.95:
             problems.append("data.val_fraction and data.test_fraction leave too few people; lower one")
-        for name in ("root", "unlabelled"):
+        for name in ("root", "positive", "negative", "unlabelled"):
             if self.data.source == "synthetic" and getattr(self.data, name):
                 problems.append(f"data.{name} does not apply to drawn faces; add data=folder")
+        if bool(self.data.positive) != bool(self.data.negative):
+            problems.append("data.positive and data.negative go together; name both folders")
+        if self.data.positive and (self.data.root or self.data.source in ("smiling_or_not", "celeba")):
+            problems.append("data.positive and data.negative replace data.root; pass data=folder without data.root")
         multiple, size = size_multiple(self.model.network, len(self.model.widths)), self.image_size
         if size % multiple:
             sizes = [n for n in range(64, 257) if n % multiple == 0]

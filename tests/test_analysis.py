@@ -138,9 +138,7 @@ def test_an_evaluated_run_shows_its_distances_to_real_faces(tmp_path):
     assert run_analysis(root) == 0
     table = pd.read_csv(root / "analysis" / "runs.csv").set_index("run")
     assert table.loc[names[0], list(collect.DISTANCES)].tolist() == [250, 250]
-    assert (
-        table.loc[names[1:], list(collect.DISTANCES)].isna().all(axis=None)
-    )  # damaged, of another one, missing
+    assert table.loc[names[1:], list(collect.DISTANCES)].isna().all(axis=None)  # damaged, of another one, missing
     assert (table["status"] == "completed").all()
     assert "distance of new faces" in (root / "analysis" / "index.html").read_text()
 

@@ -36,6 +36,8 @@ CONFIG_MISTAKES = [
     ("data=null", "need a choice"),
     ("data.root=/x", "data.root does not apply to drawn faces"),
     ("data.unlabelled=/x", "data.unlabelled does not apply to drawn faces"),
+    ("data=folder data.positive=/x", "data.positive and data.negative go together"),
+    ("data=celeba data.positive=/x data.negative=/y", "replace data.root; pass data=folder without data.root"),
     ("jitter.rotate=90", "jitter.rotate=90 must be a number from 0 to 45"),
     ("data.root=/a=b", "quote a value that holds ="),
 ]
@@ -45,7 +47,7 @@ CONFIG_MISTAKES = [
 def test_a_mistake_in_the_config_ends_with_2(tmp_path, override, sentence):
     before = set(os.listdir(ROOT))
     runs_before = set(os.listdir(ROOT / "runs")) if (ROOT / "runs").exists() else set()
-    done = script("train", override)
+    done = script("train", *override.split())
     assert done.returncode == 2
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -16,7 +16,7 @@ from smilevae.errors import DataError
 
 
 def load(root, image_size=64, **more):
-    return load_faces(Data(source="folder", root=str(root), **more), image_size)
+    return load_faces(Data(source="folder", root=root and str(root), **more), image_size)
 
 
 def people(num: int, per: int = 3):
@@ -398,7 +398,36 @@ def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
     assert (faces.part == "test").sum() == 4
     assert faces.smile.sum() == 20
     assert faces.native_size == 178
+    assert set(faces.attributes) == {"male"}
+    assert set(faces.labels("smile").tolist()) == {0, 1}
     assert data_card(faces)["people_in_train_and_val"] == 0
+
+
+def test_two_folders_of_anything_are_two_classes(pictures, tmp_path):
+    glasses, none = (pictures / "train" / name for name in ("smile", "non_smile"))
+    faces = load(None, positive=str(glasses), negative=str(none))
+    assert (faces.label, faces.classes[1], faces.classes[0]) == ("smile", "smiling", "not smiling")
+    glasses = glasses.rename(tmp_path / "glasses")
+    moved = load(None, positive=str(glasses), negative=str(none))
+    assert (moved.label, moved.classes[1], moved.classes[0]) == ("glasses", "glasses", "not glasses")
+    assert moved.fingerprint == faces.fingerprint  # the folders' names are not the images'
+    assert (moved.labels("glasses") == moved.smile).all()
+    assert {name.partition("/")[0] for name in moved.names} == {"positive", "negative"}
+    assert " glasses, " in format_card(data_card(moved))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"data.negative=.*nothing holds no images; name a folder of images"):
+        load(None, positive=str(glasses), negative=str(tmp_path / "nothing"))
+
+
+def test_a_face_has_a_continuous_attribute_above_the_median_of_the_training_faces():
+    faces = load_faces(Data(source="synthetic", num_smiling=60, num_not_smiling=60, num_test=40), 64)
+    skin, glasses = faces.labels("skin"), faces.labels("glasses")
+    train = faces.rows("train")
+    assert abs(int(skin[train].sum()) - len(train) / 2) <= 1
+    assert (skin == (faces.attributes["skin"] > np.median(faces.attributes["skin"][train]))).all()
+    assert (glasses == (faces.attributes["glasses"] > 0)).all()
+    faces.attributes["hat"] = np.where(np.arange(len(skin)) % 3, np.arange(len(skin)) % 2, np.nan).astype(np.float32)
+    assert faces.labels("hat")[:4].tolist() == [-1, 1, 0, -1]
 
 
 def test_celeba_missing_is_one_sentence(tmp_path):

@@ -14,6 +14,7 @@ import torch
 
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
+from smilevae.config import PLACES
 from smilevae.editing import dials, scorecard
 from smilevae.errors import ConfigError, NotEvaluated
 from smilevae.evaluation import samplers
@@ -21,7 +22,7 @@ from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 CARD = Path(__file__).with_name("model_card.md")
-PRIVATE = ("resume", "data.root", "data.unlabelled", "data.attributes")
+PRIVATE = ("resume", *(f"data.{name}" for name in PLACES))
 
 
 def main(options: ExportOptions) -> None:

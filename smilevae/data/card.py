@@ -23,6 +23,7 @@ def data_card(faces: Faces) -> dict[str, Any]:
         "images": len(faces.smile),
         "people": len(set(faces.people)),
         "people_in_train_and_val": len(people["train"] & people["val"]),
+        "label": faces.classes[1],
         "native_size": faces.native_size,
         "left_out": len(faces.rows(UNLABELLED)),
         "parts": parts,
@@ -34,7 +35,7 @@ def data_card(faces: Faces) -> dict[str, Any]:
 
 def format_card(card: dict[str, Any]) -> str:
     line = "{:5} {images:6} images of {people:6} people:"
-    line += " {smiling} smiling, {not_smiling} not, {unlabelled} without a label"
+    line += f" {{smiling}} {card['label']}, {{not_smiling}} not, {{unlabelled}} without a label"
     lines = [line.format(part, **n) for part, n in card["parts"].items() if n["images"]]
     lines.append(f"people in both train and val: {card['people_in_train_and_val']}")
     if left_out := card["left_out"]:

@@ -16,7 +16,7 @@ from smilevae.config import Data
 from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import cached
 from smilevae.data.images import Unreadable, decode_all
-from smilevae.data.sources import UNLABELLED, list_faces, read_attributes
+from smilevae.data.sources import SMILE, UNKNOWN, UNLABELLED, celeba_attributes, list_faces, read_attributes
 from smilevae.data.split import merge_people, split_parts
 from smilevae.data.synthetic import NATIVE_SIZE, SyntheticFaces
 from smilevae.errors import DataError
@@ -42,6 +42,7 @@ class Faces:
     noted: dict[str, str] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
+    label: str = SMILE  # the attribute that `smile` tells
     _axes: dict[int, Axes] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, part: str) -> np.ndarray:
@@ -51,6 +52,25 @@ class Faces:
     def labelled(self, part: str) -> bool:
         """Whether a part has both smiling and non-smiling faces."""
         return {0, 1} <= set(self.smile[self.part == part].tolist())
+
+    def labels(self, attribute: str) -> np.ndarray:
+        """1 where a face has an attribute, 0 where it lacks it, UNKNOWN elsewhere: (N,) int8.
+
+        A face has a continuous attribute if its value is above the median of the training faces.
+        """
+        if attribute == self.label:
+            return self.smile
+        values = self.attributes[attribute]
+        known = values[self.rows("train")]
+        two = len(np.unique(values[np.isfinite(values)])) == 2
+        edge = np.nanmin(values) if two else np.nanmedian(known)
+        return np.where(np.isfinite(values), values > edge, UNKNOWN).astype(np.int8)
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Names of the labels."""
+        has, lacks = ("smiling", "not smiling") if self.label == SMILE else (self.label, f"not {self.label}")
+        return {1: has, 0: lacks, UNKNOWN: "no label"}
 
     def reporting(self) -> tuple["Faces", str]:
         """These faces for an evaluation, with the part that it reports: "val" here are the faces of that part.
@@ -83,6 +103,8 @@ class Faces:
 def load_faces(data: Data, image_size: int) -> Faces:
     """The faces of a source, split. Raises DataError if a part is empty or too many files are unreadable."""
     faces = (_synthetic if data.source == "synthetic" else _decoded)(data, image_size)
+    if data.source == "celeba":
+        faces.attributes |= celeba_attributes(data.root, faces.names)
     if data.attributes:
         faces.attributes |= read_attributes(data.attributes, faces.names)
     faces.part = split_parts(
@@ -92,7 +114,7 @@ def load_faces(data: Data, image_size: int) -> Faces:
         if not len(faces.rows(part)):
             usable = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"
             remedy = f"leave the {part} part empty; add images of more people"
-            raise DataError(f"{data.root or data.source}: {usable} {remedy}")
+            raise DataError(f"{data.place}: {usable} {remedy}")
     return faces
 
 
@@ -131,6 +153,7 @@ def _decoded(data: Data, size: int) -> Faces:
         people=merge_people(files),
         fingerprint=fingerprint,
         duplicates=[names for names in same_content.values() if names[1:]],
+        label=Path(data.positive).name if data.positive else SMILE,
         **notes,
     )
 

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from os.path import basename
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -17,6 +17,7 @@ from smilevae.data.images import list_images
 from smilevae.errors import DataError
 
 UNKNOWN = -1
+SMILE = "smile"  # the attribute that labels tell, without data.positive
 UNLABELLED = "none"  # the part of faces from data.unlabelled
 CLASS_FOLDERS = {"smile": 1, "non_smile": 0}
 KAGGLE_HANDLE = "chazzer/smiling-or-not-face-data/versions/1"  # a fixed version works offline
@@ -34,8 +35,10 @@ class ImageFile(NamedTuple):
 def list_faces(data: Data) -> list[ImageFile]:
     """The files of a source, those of data.unlabelled last. Raises DataError."""
     sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
-    files = sources[data.source](data.root)
-    files += _unlabelled(data.unlabelled) if data.unlabelled else []
+    files = two_folders(data.positive, data.negative) if data.positive else sources[data.source](data.root)
+    if data.unlabelled:
+        more = _images("data.unlabelled", data.unlabelled)
+        files += [ImageFile(path, f"unlabelled/{below}", UNKNOWN, UNLABELLED) for path, below in more]
     return [f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files]
 
 
@@ -63,6 +66,15 @@ def folder(root: str | None) -> list[ImageFile]:
     return [ImageFile(p, _text(p.relative_to(base)), smile, part) for p, smile, part in labelled]
 
 
+def two_folders(positive: str, negative: str | None) -> list[ImageFile]:
+    """Images with an attribute, and images without it."""
+    files = []
+    for name, path, label in (("positive", positive, 1), ("negative", negative or "", 0)):
+        for image, below in _images(f"data.{name}", path):
+            files.append(ImageFile(image, f"{name}/{below}", label, "train"))
+    return files
+
+
 def smiling_or_not(root: str | None) -> list[ImageFile]:
     """The public "smiling or not" set from Kaggle, or a local copy of it."""
     if root:
@@ -83,18 +95,9 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
 
 def celeba(root: str | None) -> list[ImageFile]:
     """CelebA (Liu et al. 2015) with its people and its test part."""
-    from torchvision.datasets import CelebA
-
-    base = root or platformdirs.user_cache_dir("smilevae")
-    try:
-        every = CelebA(base, "all", ["attr", "identity"], download=not root)
-        test = set(CelebA(base, "test").filename)
-    except Exception as error:  # of many libraries
-        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        problem = f"CelebA was not found in {base}/celeba and could not be downloaded ({reason})"
-        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
-        raise DataError(f"{problem}; {remedy}") from None
-    images = Path(base) / "celeba" / "img_align_celeba"
+    every, test = (_celeba(root, split) for split in ("all", "test"))
+    test = set(test.filename)
+    images = Path(every.root) / "celeba" / "img_align_celeba"
     smile = every.attr[:, every.attr_names.index("Smiling")].tolist()
     return [
         ImageFile(images / name, name, label, "test" if name in test else "train", str(identity))
@@ -102,16 +105,37 @@ def celeba(root: str | None) -> list[ImageFile]:
     ]
 
 
-def _unlabelled(root: str) -> list[ImageFile]:
+def celeba_attributes(root: str | None, names: list[str]) -> dict[str, np.ndarray]:
+    """CelebA's other 39 attributes of the images `names`: (N,) each."""
+    every = _celeba(root, "all")
+    order = {name: row for row, name in enumerate(every.filename)}
+    table = every.attr.numpy().astype(np.float32)[[order[name] for name in names]]
+    return {name.lower(): table[:, k] for k, name in enumerate(every.attr_names) if name not in ("Smiling", "")}
+
+
+def _celeba(root: str | None, split: str) -> Any:
+    from torchvision.datasets import CelebA
+
+    base = root or platformdirs.user_cache_dir("smilevae")
+    try:
+        return CelebA(base, split, ["attr", "identity"], download=not root)
+    except Exception as error:  # of many libraries
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+        problem = f"CelebA was not found in {base}/celeba and could not be downloaded ({reason})"
+        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
+        raise DataError(f"{problem}; {remedy}") from None
+
+
+def _images(knob: str, root: str) -> list[tuple[Path, str]]:
+    """The images of a folder that a knob names, with their paths below it. Raises DataError."""
     base = Path(os.path.expanduser(root))
     try:
         paths = list_images(base)
     except OSError as error:
-        raise DataError(f"data.unlabelled={base}: {error.strerror}; name a folder of images") from None
+        raise DataError(f"{knob}={base}: {error.strerror}; name a folder of images") from None
     if not paths:
-        raise DataError(f"data.unlabelled={base} holds no images; name a folder of images")
-    names = [f"unlabelled/{_text(path.relative_to(base))}" for path in paths]
-    return [ImageFile(path, name, UNKNOWN, UNLABELLED) for path, name in zip(paths, names)]
+        raise DataError(f"{knob}={base} holds no images; name a folder of images")
+    return [(path, _text(path.relative_to(base))) for path in paths]
 
 
 def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ def draw(
     if dials and (faces.smile[rows] == 0).any():
         draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dials, out)
     direction = dials.dials[dials.best].direction if dials else None
-    draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png")
+    draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png", faces.classes)
 
 
 def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
@@ -114,7 +114,9 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
     runs.replace_file(out / "smile.gif", save_gif)
 
 
-def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path) -> None:
+def draw_map(
+    mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path, classes: Mapping[int, str] = {}
+) -> None:
     """Held-out codes (N, D) in two dimensions: the smile direction (if any), then principal axes; 0 where D is 1."""
     if len(mu) < 3:
         return
@@ -128,8 +130,9 @@ def draw_map(mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path
     across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
     figure = Figure(figsize=(6, 5), layout="constrained")
     plot = figure.subplots()
-    for value, name, colour in ((1, "smiling", "#d95f02"), (0, "not smiling", "#1b6ca8"), (-1, "no label", "#777777")):
+    for value, colour in ((1, "#d95f02"), (0, "#1b6ca8"), (-1, "#777777")):
         if (smile == value).any():
+            name = classes.get(value, str(value))
             plot.scatter(across[smile == value], along[smile == value], s=14, alpha=0.7, c=colour, label=name)
     plot.set(xlabel=label, ylabel="principal axis across it", title=f"{len(mu)} held-out faces, codes mu")
     plot.legend()

@@ -17,6 +17,8 @@ class EvaluateOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     ckpt: str = Field(description="a run folder, a checkpoint file or a sweep folder")
     root: str | None = Field(None, description="where the images are now, if they moved")
+    positive: str | None = Field(None, description="where those of data.positive are now, if they moved")
+    negative: str | None = Field(None, description="where those of data.negative are now, if they moved")
     unlabelled: str | None = Field(None, description="where those of data.unlabelled are now, if they moved")
     smile: bool = Field(True, description="measure the smile directions, where there are labels")
     realism: bool = Field(True, description="compare reconstructions and new faces with those of held-out people")

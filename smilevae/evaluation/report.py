@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from smilevae import runs
+from smilevae.config import PLACES
 from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.data.encode import encode
@@ -37,14 +38,14 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     """
     make_classifier = import_classifier(options.classifier) if options.classifier else AttributeClassifier
     vae, settings, fingerprint, epoch = checkpoint.load(path)
-    places = {name: getattr(options, name) for name in ("root", "unlabelled", "attributes")}
+    places = {name: getattr(options, name) for name in PLACES}
     settings = settings.with_values({f"data.{name}": value for name, value in places.items() if value})
-    if settings.data.source == "folder" and not settings.data.root:
-        raise ConfigError(f"{path} does not name the folder of its images; pass root=PATH")
+    if settings.data.source == "folder" and not (settings.data.root or settings.data.positive):
+        raise ConfigError(f"{path} does not name the folder of its images; pass root=PATH, or positive= and negative=")
     faces = load_faces(settings.data, settings.image_size)
     if faces.fingerprint != fingerprint:
         raise CheckpointError(
-            f"{path} was trained on other images than {settings.data.root or settings.data.source} holds, so its"
+            f"{path} was trained on other images than {settings.data.place} holds, so its"
             " held-out people are unknown; pass root=PATH of the original ones"
         )
     faces, part = faces.reporting()

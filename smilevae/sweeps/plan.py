@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smilevae import runs
-from smilevae.config import BEFORE, SAME_RESULT, Settings
+from smilevae.config import BEFORE, PLACES, SAME_RESULT, Settings
 from smilevae.errors import ConfigError
 
 ONCE = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line does not repeat
@@ -48,8 +48,8 @@ class Plan:
         new: dict[str, Job] = {}
         for name, job in points:
             data, first = job.settings.data, new.setdefault(job.key, job).settings.data
-            if (data.root, data.unlabelled) != (first.root, first.unlabelled):
-                raise ConfigError("data.root cannot be swept; start a sweep for each folder")
+            if changed := [name for name in PLACES[:-1] if getattr(data, name) != getattr(first, name)]:
+                raise ConfigError(f"data.{changed[0]} cannot be swept; start a sweep for each folder")
             if job.key not in names:
                 names[job.key] = name if name not in self.jobs else f"{name}_{job.key[:8]}"
             self.jobs[names[job.key]] = job

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from smilevae.config import Settings
-from smilevae.data import UNKNOWN, Faces
+from smilevae.data import Faces
 from smilevae.data.batches import gather, to_unit
 from smilevae.evaluation import grids
 from smilevae.evaluation.figures import plain_samples, plain_strip
@@ -17,7 +17,6 @@ from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
 HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
-LABELS = {1: "smiling", 0: "not smiling", UNKNOWN: "no label"}
 
 
 class TensorBoard(pl.callbacks.Checkpoint):
@@ -76,6 +75,6 @@ class TensorBoard(pl.callbacks.Checkpoint):
         mu, _ = encode(pl_module.epoch.eval_model, self.faces, rows)
         images = to_unit(torch.from_numpy(gather(self.faces.images, rows)))
         thumbnails = F.interpolate(images, size=(32, 32), mode="area")
-        labels = [LABELS[int(smile)] for smile in self.faces.smile[rows]]
+        labels = [self.faces.classes[int(smile)] for smile in self.faces.smile[rows]]
         board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
         board.close()
