@@ -67,6 +67,7 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
     """
     text = inspect.getdoc(options) or ""
     usage, known = text.partition("\n")[0], options.model_fields
+    aliases = {str(a): f for f in known.values() for a in getattr(f.validation_alias, "choices", ())}
     if {"-h", "--help"} & set(words):
         print(text, *(f"  {name:12} {field.description}" for name, field in known.items()), sep="\n")
         sys.exit(0)
@@ -87,7 +88,7 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
     try:
         return options.model_validate({key: value for key, value in given.items() if value != "null"})
     except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, known, not_known))) from None
+        raise ConfigError("\n".join(sentences(error, known | aliases, not_known))) from None
 
 
 def end(text: str, code: int) -> NoReturn:

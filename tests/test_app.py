@@ -76,12 +76,12 @@ def test_a_photograph_smiles_and_can_be_saved_whole(port):
     assert (opened["width"], opened["height"]) == (900, 600)
     frames = {}
     for value in (0, 2):
-        status, kind, body = ask(port, "GET", f"/smile?id={opened['id']}&value={value}")
+        status, kind, body = ask(port, "GET", f"/edit?id={opened['id']}&value={value}")
         assert (status, kind) == (200, "image/jpeg")
         frames[value] = np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(int)
     assert frames[0].shape == (600, 900, 3)
     assert np.abs(frames[2] - frames[0])[150:450, 300:600].max() > 5
-    status, kind, body = ask(port, "GET", f"/smile?id={opened['id']}&value=2&full=1")
+    status, kind, body = ask(port, "GET", f"/edit?id={opened['id']}&value=2&full=1")
     assert (status, kind) == (200, "image/png")
     assert Image.open(io.BytesIO(body)).size == (1200, 800)
 
@@ -97,7 +97,7 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
     assert (status, kind) == (200, "text/html; charset=utf-8")
     assert b"//" not in body.replace(b"// ", b"").replace(b"<!doctype", b"")
     about = json.loads(ask(port, "GET", "/about")[2])
-    assert about["best"] in about["dials"]
+    assert about["attribute"] in about["dials"]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,12 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
         ("POST", "/photo", b"x", {}, 403, "from this page only"),
         ("POST", "/../../etc/passwd", b"x", {"X_Smilevae": "1"}, 403, "from this page only"),
         ("GET", "/../../../etc/passwd", None, {}, 404, "there is no"),
-        ("GET", "/smile?id=../../etc/passwd", None, {}, 410, "drop yours again"),
+        ("GET", "/edit?id=../../etc/passwd", None, {}, 410, "drop yours again"),
         ("GET", "/new?value=nan", None, {}, 400, "a number from -10 to 10"),
         ("GET", "/new?seed=-9999999999", None, {}, 400, "a number from"),
-        ("GET", "/new?direction=%3Cscript%3E", None, {}, 400, "no such direction"),
+        ("GET", "/new?direction=%3Cscript%3E", None, {}, 400, "no such direction or attribute"),
+        ("GET", "/new?a.hat=1", None, {}, 400, "no such direction or attribute"),
+        ("GET", "/new?a.smile=nan", None, {}, 400, "a number from -10 to 10"),
         ("GET", "/photo", None, {"X_Smilevae": "1"}, 404, "there is no"),
         ("GET", "/", None, {"Host": "evil.example"}, 400, "Invalid host"),
         ("POST", "/photo", b"x", {"X_Smilevae": "1", "Host": "127.0.0.1.evil.example"}, 400, "Invalid host"),
@@ -138,11 +140,11 @@ def test_no_face_and_too_many_pixels_are_told_before_they_cost_anything(port):
 def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(port):
     first = json.loads(upload(port, picture())[2])["id"]
     with ThreadPoolExecutor(50) as pool:
-        moves = list(pool.map(lambda i: ask(port, "GET", f"/smile?id={first}&value={i / 25}")[0], range(50)))
+        moves = list(pool.map(lambda i: ask(port, "GET", f"/edit?id={first}&value={i / 25}")[0], range(50)))
     assert moves == [200] * 50
     for _ in range(slider.KEPT):
         upload(port, picture())
-    assert ask(port, "GET", f"/smile?id={first}")[0] == 410
+    assert ask(port, "GET", f"/edit?id={first}")[0] == 410
 
 
 def test_every_answer_forbids_caches_frames_and_other_sites(port):
@@ -178,7 +180,7 @@ def test_it_is_on_loopback_alone_leaves_no_file_and_ends_on_a_signal_that_its_pa
     try:
         with app(evaluated_run, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path)) as (process, port):
             opened = json.loads(upload(port, picture())[2])
-            assert ask(port, "GET", f"/smile?id={opened['id']}&value=1")[0] == 200
+            assert ask(port, "GET", f"/edit?id={opened['id']}&value=1")[0] == 200
             addresses = socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
             for outside in {address[4][0] for address in addresses}:
                 if not outside.startswith("127."):

@@ -222,7 +222,7 @@ def test_the_whole_command_line_runs_as_documented(tmp_path):
     done = script("evaluate", line.split("evaluate.py ")[1])
     assert done.returncode == 0, done.stderr
     assert "PCA-8" in done.stdout
-    assert (tmp_path / "run" / "evaluation" / "best" / "smile_strip.png").exists()
+    assert (tmp_path / "run" / "evaluation" / "best" / "edit_strip.png").exists()
 
 
 @pytest.mark.parametrize("command", ["train --help", "evaluate --help", "--help"])

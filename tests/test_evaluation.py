@@ -27,8 +27,8 @@ from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 PICTURES = {
-    *("reconstructions.png", "samples.png", "smile_strip.png", "interpolation.png", "traversal.png"),
-    *("latent_map.png", "smile.gif", "nearest.png"),
+    *("reconstructions.png", "samples.png", "edit_strip.png", "interpolation.png", "traversal.png"),
+    *("latent_map.png", "edit.gif", "nearest.png"),
 }
 
 
@@ -170,7 +170,7 @@ def test_every_picture_is_there_and_the_gif_moves(evaluated):
             pixels = np.asarray(image.convert("RGB"))
         assert min(pixels.shape[:2]) >= 64
         assert pixels.std() > 5
-    with Image.open(out / "smile.gif") as movie:
+    with Image.open(out / "edit.gif") as movie:
         assert movie.n_frames > 20
 
 
@@ -179,7 +179,7 @@ def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     shutil.copytree(run, tmp_path / "again")
     again, out = evaluate(runs.find(str(tmp_path / "again")))
     assert again == metrics
-    assert (out / "smile_strip.png").read_bytes() == (run / "evaluation" / "best" / "smile_strip.png").read_bytes()
+    assert (out / "edit_strip.png").read_bytes() == (run / "evaluation" / "best" / "edit_strip.png").read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
@@ -223,7 +223,7 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
     )
     assert code == 0, errors
     found = {p.name for p in (run / "evaluation" / "best").iterdir()}
-    assert found == PICTURES - {"smile_strip.png", "smile.gif"} | {"metrics.json", "sampler.json"}
+    assert found == PICTURES - {"edit_strip.png", "edit.gif"} | {"metrics.json", "sampler.json"}
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
@@ -245,7 +245,7 @@ def test_a_failed_evaluation_leaves_the_earlier_one(evaluated_run, monkeypatch):
     def fails(*_):
         raise ConfigError("the attribute classifier failed")
 
-    monkeypatch.setattr(report, "_dials", fails)
+    monkeypatch.setattr(report.fitting, "fit_dials", fails)
     with pytest.raises(ConfigError):
         evaluate(runs.find(str(evaluated_run)))
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -255,7 +255,7 @@ def test_mean_difference_is_the_difference_of_the_means():
     mu = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [100.0, 100.0]])
     direction = directions.mean_difference(mu, torch.tensor([1, 1, 0, -1]))
     assert direction.tolist() == [2.0, -5.0]
-    with pytest.raises(ValueError, match="smiling and non-smiling"):
+    with pytest.raises(ValueError, match="with and without the attribute"):
         directions.mean_difference(mu, torch.tensor([1, 1, 1, -1]))
 
 
@@ -326,7 +326,7 @@ def test_without_smile_the_dials_stay(copied):
     _, best, _ = copied
     _, out = evaluate(best, smile=False)
     assert (out / "dials.json").exists()
-    assert (out / "smile_strip.png").exists()
+    assert (out / "edit_strip.png").exists()
     dials.read(best, checkpoint.load(best).vae)
 
 
@@ -361,16 +361,16 @@ def test_a_read_only_run_shows_its_newest_evaluation(copied, tmp_path, monkeypat
     run, best, _ = copied
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: run not in (path, *path.parents))
-    assert dials.read(best, checkpoint.load(best).vae).best == "mean_difference"
+    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "mean_difference"
     _, out = evaluate(best)
     assert out == Path("evaluation-copied") / best.stem
     content = json.loads((out / "dials.json").read_text())
-    content["best"] = "newer"
-    content["dials"]["newer"] = content["dials"]["mean_difference"]
+    smile = content["attributes"]["smile"]
+    smile["best"], smile["dials"]["newer"] = "newer", smile["dials"]["mean_difference"]
     (out / "dials.json").write_text(json.dumps(content))
-    assert dials.read(best, checkpoint.load(best).vae).best == "newer"
+    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "newer"
     (run / "evaluation" / best.stem / "dials.json").touch()
-    assert dials.read(best, checkpoint.load(best).vae).best == "mean_difference"
+    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "mean_difference"
 
 
 @pytest.mark.parametrize("dims", [1, 2])

@@ -177,21 +177,27 @@ def test_dials_of_strangers_are_read_as_numbers_only(model, tmp_path):
     best = runs.find(str(run))
     path = run / "evaluation" / best.stem / "dials.json"
     vae, good = checkpoint.load(best).vae, json.loads(path.read_text())
-    assert dials.read(best, vae).best == good["best"]
+    assert dials.read(best, vae).attribute == good["attribute"] == "smile"
     for spoil in (
-        lambda c: c.pop("dials"),
-        lambda c: c["dials"]["mean_difference"].update(direction=[1.0]),
-        lambda c: c["dials"]["mean_difference"].update(weights=["x"]),
-        lambda c: c["dials"]["mean_difference"].update(gain=float("nan")),
+        lambda c: c["attributes"].pop("smile"),
+        lambda c: c["attributes"]["smile"].update(best="nobody"),
+        lambda c: c["attributes"]["smile"]["dials"]["mean_difference"].update(direction=[1.0]),
+        lambda c: c["attributes"]["smile"]["dials"]["mean_difference"].update(weights=["x"]),
+        lambda c: c["attributes"]["smile"]["dials"]["mean_difference"].update(gain=float("nan")),
         lambda c: c.update(eyes=[[1e9, 0], [0, 0]]),
-        lambda c: c.update(dials=[1]),
-        lambda c: c.update(reader={"mean": [1.0], "sd": [1.0], "weights": [1.0], "bias": 0}),
+        lambda c: c.update(attributes=[1]),
+        lambda c: c.update(meters={"smile": {"mean": [1.0], "sd": [1.0], "weights": [1.0], "bias": 0}}),
     ):
         content = json.loads(json.dumps(good))
         spoil(content)
         path.write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match="is damaged"):
             dials.read(best, vae)
+    older = {"weights": good["weights"], "eyes": good["eyes"], "reader": None, **good["attributes"]["smile"]}
+    for dial in older["dials"].values():
+        dial["smiling"] = dial.pop("target")
+    path.write_text(json.dumps(older))
+    assert dials.read(best, vae).choose("smile", "mean_difference")[1].target == 1
     path.write_text(json.dumps(good))
     other = next(p for p in (run / "checkpoints").glob("epoch-*.ckpt") if p != best)
     with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):

@@ -116,7 +116,7 @@ def test_faces_that_do_not_look_real_are_far(scores, space, bad):
 
 @pytest.mark.parametrize("space", ["faces", "landmarks"])
 def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores, space):
-    assert scores["copies"][space]["copies"] > 0.9
+    assert scores["copies"][space]["copies"] > 0.8 > 0.65 > scores["others"][space]["copies"]
     assert scores["copies"][space]["precision"] > 0.5  # and nothing else catches it
     assert scores["few"][space]["coverage"] < 0.5 * scores["others"][space]["coverage"]
     assert scores["few"][space]["recall"] < 0.5 * scores["others"][space]["recall"]

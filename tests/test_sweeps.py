@@ -317,7 +317,7 @@ def test_a_sweep_from_start_to_table_equals_single_runs_and_skips_what_is_done(t
     top = [entry["run"] for entry in json.loads((folder / "analysis" / "top.json").read_text())["top"]]
     assert all(name in compared.stdout for name in (*top, "mean face", "PCA-8", "side by side"))
     assert {p.name for p in (folder / "evaluation").iterdir()} == {
-        *("reconstructions.png", "samples.png", "smile_strip.png"),
+        *("reconstructions.png", "samples.png", "edit_strip.png"),
     }
 
 

@@ -210,9 +210,7 @@ def test_an_evaluation_is_the_same_wherever_the_run_lies(evaluated_run, tmp_path
         out = out if name == "lone" else out / best.stem
         found = json.loads((out / "metrics.json").read_text())
         assert found | {"checkpoint": None} == expected | {"checkpoint": None}, name
-        assert (out / "smile_strip.png").read_bytes() == (
-            evaluated_run / "evaluation/best/smile_strip.png"
-        ).read_bytes()
+        assert (out / "edit_strip.png").read_bytes() == (evaluated_run / "evaluation/best/edit_strip.png").read_bytes()
         if name == "moved":
             shutil.rmtree(moved / "evaluation")
     record_property("figure", "3 places, numbers and pictures equal")

@@ -15,9 +15,9 @@ import torch
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
 from smilevae.config import PLACES
-from smilevae.editing import dials, scorecard
+from smilevae.editing import dials
 from smilevae.errors import ConfigError, NotEvaluated
-from smilevae.evaluation import samplers
+from smilevae.evaluation import edits_text, samplers
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
@@ -89,7 +89,7 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
     """README.md of an exported model."""
-    path, smile = run / "data_card.json", metrics.get("smile")
+    path, edits = run / "data_card.json", metrics.get("edits")
     data = json.loads(path.read_text()) if path.exists() else {"parts": {}}
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
-    return card.render(model=model, data=data, metrics=metrics, smile=smile and scorecard.format_card(smile))
+    return card.render(model=model, data=data, metrics=metrics, edits=edits and edits_text.format_card(edits))

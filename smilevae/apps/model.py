@@ -1,7 +1,7 @@
 """A trained model in Python. Shapes: B batch, S image side, D latent dimensions, I intensities."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -21,17 +21,21 @@ Images = Tensor | np.ndarray | Sequence[Image.Image]
 class Model:
     """A checkpoint's `vae` in eval mode, its `settings` and its `dials`. Raises CheckpointError.
 
+    `attribute` is the one that edits change without a name: the evaluation's unless given.
+
     Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or lists of PIL images.
     """
 
-    def __init__(self, ckpt: str | os.PathLike[str]):
-        self.path = runs.find(os.fspath(ckpt))
+    def __init__(self, ckpt: str | os.PathLike[str], attribute: str | None = None):
+        self.path, self.attribute = runs.find(os.fspath(ckpt)), attribute
         self.vae, self.settings, *_ = checkpoint.load(self.path)
 
     @cached_property
     def dials(self) -> dials.Dials:
-        """The calibrated smile directions. Raises CheckpointError without an evaluation."""
-        return dials.read(self.path, self.vae)
+        """The calibrated directions by attribute. Raises CheckpointError without an evaluation, ConfigError."""
+        every = dials.read(self.path, self.vae)
+        every.choose(self.attribute)
+        return every._replace(attribute=self.attribute or every.attribute)
 
     @cached_property
     def sampler(self) -> samplers.Mixture:
@@ -58,12 +62,20 @@ class Model:
 
     @torch.no_grad()
     def turn(self, codes: Tensor, intensities: Sequence[float], direction: str | None = None) -> Tensor:
-        """Codes at smile intensities: (B, D) -> (B, I, D). Raises as `smile`."""
+        """Codes at intensities of the attribute: (B, D) -> (B, I, D). Raises as `edit`."""
         return self.dials.turn(self.vae, codes, torch.tensor(intensities), direction)
 
+    @torch.no_grad()
+    def edit(self, images: Images, amounts: Mapping[str, float], direction: str | None = None) -> Tensor:
+        """Decoded images with several attributes at their intensities, for example {"smile": 1, "glasses": 0.5}.
+
+        Raises CheckpointError, ConfigError, ValueError.
+        """
+        return self.decode(self.dials.mix(self.vae, self.encode(images), amounts, direction))
+
     def smile(self, images: Images, intensity: float = 1.0, direction: str | None = None) -> Tensor:
-        """Decoded images at an intensity. Raises CheckpointError, ConfigError, ValueError."""
-        return self.decode(self.turn(self.encode(images), [intensity], direction)[:, 0])
+        """Decoded images at an intensity of the model's attribute. Raises as `edit`."""
+        return self.edit(images, {self.dials.attribute: intensity}, direction)
 
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size

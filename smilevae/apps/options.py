@@ -4,7 +4,9 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+
+ATTRIBUTE = "the one that is changed; that of the evaluation unless given"
 
 
 def _intensities(word: str) -> list[float]:
@@ -36,16 +38,20 @@ class Common(BaseModel):
 
 
 class PhotoOptions(Common):
-    """smilevae photo ckpt=RUN image=me.jpg smile=1.5 out=me_smiling.png
+    """smilevae photo ckpt=RUN image=me.jpg intensity=1.5 out=me_smiling.png
 
-    Makes the face in a photo smile, at the photo's own resolution. PNG keeps every pixel outside the face.
+    Makes the face in a photo smile, or changes another attribute, at the photo's own resolution.
+    PNG keeps every pixel outside the face.
     The photo is turned upright and keeps its colour profile. Place, camera and dates are left out.
     """
 
     image: str = Field(description="a photo, or a folder of photos (then out is a folder)")
     out: str = Field(description="the new file: .png, .jpg or .webp; .gif or .mp4 for an animation")
-    smile: Annotated[list[float], BeforeValidator(_intensities)] = Field(
-        [1.0], description="0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several"
+    attribute: str | None = Field(None, description=ATTRIBUTE)
+    intensity: Annotated[list[float], BeforeValidator(_intensities)] = Field(
+        [1.0],
+        validation_alias=AliasChoices("intensity", "smile"),
+        description="0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several",
     )
     face: Annotated[int | Literal["all"], BeforeValidator(_face)] = Field(
         1, description="the number of a face, largest first, or all"
@@ -59,8 +65,10 @@ class PhotoOptions(Common):
 class AppOptions(Common):
     """smilevae app ckpt=RUN [port=7860]
 
-    A smile on a slider, in a browser on this machine. The page is served on 127.0.0.1 only.
+    A smile and other attributes on sliders, in a browser on this machine. The page is served on 127.0.0.1 only.
     """
+
+    attribute: str | None = Field(None, description=ATTRIBUTE)
 
     port: int = Field(7860, ge=0, le=65535, description="0 chooses a free one")
 
@@ -71,4 +79,5 @@ class ExportOptions(Common):
     Writes a model to give away: safetensors, ONNX, calibrated directions and a model card.
     """
 
+    attribute: str | None = Field(None, description=ATTRIBUTE)
     out: str = Field(description="a new folder")

@@ -1,4 +1,4 @@
-"""The user's own photo, smiling: the difference of two decoded faces is added to it.
+"""The user's own photo, edited: the difference of two decoded faces is added to it.
 
 Shapes: H, W the photo's sides. A matrix (2, 3) takes the photo's points to the crop's.
 """
@@ -6,6 +6,7 @@ Shapes: H, W the photo's sides. A matrix (2, 3) takes the photo's points to the 
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ QUALITY: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"
 
 
 def main(options: PhotoOptions) -> None:
-    model = Model(options.ckpt)
-    model.turn(model.draw(1), [0.0], options.direction)  # raises for an unknown direction
+    model = Model(options.ckpt, options.attribute)
+    model.dials.choose(None, options.direction)  # raises for an unknown one
     source, out = (Path(os.path.expanduser(path)) for path in (options.image, options.out))
     if out.resolve() == source.resolve():
         raise ConfigError(f"out={out} is the place of the photo itself; name another")
@@ -57,23 +58,25 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
         raise DataError(f"{source}: {reason}; pass another photo") from None
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}; pass image=FILE or image=FOLDER") from None
-    photo, dial = np.asarray(picture), model.dials.dials[options.direction or model.dials.best]
+    photo, (_, dial) = np.asarray(picture), model.dials.choose(None, options.direction)
     matrices = locate(model, photo, str(source), options.box, options.face)
-    photos = [photo] * len(options.smile)
+    photos, name = [photo] * len(options.intensity), model.dials.attribute
     for matrix in matrices:
-        photos = [edit(model, p, matrix, i, dial.name) for p, i in zip(photos, options.smile)]
+        photos = [edit(model, p, matrix, {name: i}, dial.name) for p, i in zip(photos, options.intensity)]
     save(photos, out, picture.info.get("icc_profile"), matrices[0], model.vae.image_size)
     line = f"{source}: {len(matrices)} face{'s' * (len(matrices) > 1)}, {dial.name}, {runs.short(out)}"
-    if not all(dial.low <= intensity <= dial.high for intensity in options.smile):
-        line += f"; beyond {dial.low:+g}..{dial.high:+g} the measured smile does not follow"
+    if not all(dial.low <= intensity <= dial.high for intensity in options.intensity):
+        line += f"; beyond {dial.low:+g}..{dial.high:+g} the {name} does not follow, or the face does not look real"
     return line
 
 
 @torch.no_grad()
-def edit(model: Model, photo: np.ndarray, matrix: np.ndarray, intensity: float, direction: str | None) -> np.ndarray:
-    """The photo (H, W, 3) uint8 with the face at `matrix` at an intensity."""
+def edit(
+    model: Model, photo: np.ndarray, matrix: np.ndarray, amounts: Mapping[str, float], direction: str | None
+) -> np.ndarray:
+    """The photo (H, W, 3) uint8 with attributes of the face at `matrix` at their intensities."""
     mu = model.encode(alignment.cut(photo, matrix, model.vae.image_size)[None])
-    before, after = model.decode(torch.cat([mu, model.turn(mu, [intensity], direction)[0]]))
+    before, after = model.decode(torch.cat([mu, model.dials.mix(model.vae, mu, amounts, direction)]))
     return alignment.paste(photo, (after - before).permute(1, 2, 0).numpy(), matrix)
 
 

@@ -1,4 +1,4 @@
-"""A smile on a slider: a web page, and its server on 127.0.0.1 only. Photos stay in memory."""
+"""Attributes on sliders: a web page, and its server on 127.0.0.1 only. Photos stay in memory."""
 
 import contextlib
 import html
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from smilevae.apps import photo
@@ -40,6 +41,7 @@ MAX_PIXELS = 25_000_000
 PREVIEW = 900  # longest side of the photo on the page
 KEPT = 4  # photos
 NUM_NEW = 8
+OTHER = "a."  # begins the name of an attribute in a request
 TIMEOUT = 20  # seconds without a byte of an upload
 HEADERS = {
     "Cache-Control": "no-store",
@@ -83,36 +85,52 @@ class Studio:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
 
-    def smile(self, request: Request) -> Response:
-        query, dial = request.query_params, self._dial(request)
+    def edit(self, request: Request) -> Response:
+        """A kept photo at the intensities of a request."""
+        query, amounts = request.query_params, self._amounts(request)
         with self.lock:
             if (name := query.get("id", "")) not in self.photos:
                 raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
             self.photos.move_to_end(name)
             profile, preview, full = self.photos[name]
             pixels, matrix = full if "full" in query else preview
-            after = photo.edit(self.model, pixels, matrix, *dial)
+            after = photo.edit(self.model, pixels, matrix, *amounts)
         return _picture(after, "PNG" if "full" in query else "JPEG", profile)
 
     def new(self, request: Request) -> Response:
-        """New faces at an intensity."""
-        intensity, direction = self._dial(request)
+        """New faces at the intensities of a request."""
+        amounts = self._amounts(request)
         codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:
-            codes = self.model.turn(codes, [intensity], direction)[:, 0]
+            with torch.no_grad():
+                codes = self.dials.mix(self.model.vae, codes, *amounts)
             grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
         return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
-    def _dial(self, request: Request) -> tuple[float, str]:
-        direction = request.query_params.get("direction", self.dials.best)
-        if direction not in self.dials.dials:
-            raise HTTPException(400, "there is no such direction")
-        return _number(request, "value", 10), direction
+    def _amounts(self, request: Request) -> tuple[dict[str, float], str | None]:
+        """Intensities by attribute, the page's own first, and its direction."""
+        amounts, direction = (
+            {self.dials.attribute: _number(request, "value", 10)},
+            request.query_params.get("direction"),
+        )
+        try:
+            self.dials.choose(None, direction)
+            for name in request.query_params:
+                if name.startswith(OTHER):
+                    self.dials.choose(name.removeprefix(OTHER))
+                    amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
+        except ConfigError:
+            raise HTTPException(400, "there is no such direction or attribute") from None
+        return amounts, direction
 
 
 def application(studio: Studio) -> TrustedHostMiddleware:
     """The pages. Starlette runs the plain functions in threads."""
-    ranges = {name: [dial.low, dial.high] for name, dial in studio.dials.dials.items()}
+    dials = studio.dials
+    ranges = {
+        name: {kind: [dial.low, dial.high] for kind, dial in {e.best: e.dials[e.best], **e.dials}.items()}
+        for name, e in dials.edits.items()
+    }  # the best one first
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
@@ -129,8 +147,8 @@ def application(studio: Studio) -> TrustedHostMiddleware:
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
-        Route("/about", JSONResponse({"best": studio.dials.best, "dials": ranges}), methods=["GET"]),
-        Route("/smile", studio.smile),
+        Route("/about", JSONResponse({"attribute": dials.attribute, "dials": ranges}), methods=["GET"]),
+        Route("/edit", studio.edit),
         Route("/new", studio.new),
         Route("/photo", upload, methods=["POST"]),
         Route("/{path:path}", other, methods=["GET", "POST"]),
@@ -176,7 +194,7 @@ def _number(request: Request, name: str, bound: float) -> float:
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` starts with it ignored
-    app = application(Studio(Model(options.ckpt)))
+    app = application(Studio(Model(options.ckpt, options.attribute)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:

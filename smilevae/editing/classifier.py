@@ -23,6 +23,7 @@ NUM_AXES = 200  # principal axes of the features
 NUM_IDENTITY = 80  # of them, that distinguish people
 FOLDS = 5
 CHUNK = 64  # images at a time
+CORRELATED = 0.1
 
 
 def features(x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Classifier(Protocol):
     accuracy: dict[str, float]
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Scores (B,) of images (B, 3, S, S) by attribute, "smile" among them."""
+        """Scores (B,) of images (B, 3, S, S) by attribute."""
         ...
 
     def embed(self, x: Tensor) -> Tensor:
@@ -108,25 +109,28 @@ class AttributeClassifier:
         codes = np.hstack([pca.transform(half) for pca, half in zip(axes, halves)])
         folds = np.unique(people, return_inverse=True)[1] % FOLDS
         self.threshold, self.accuracy = {}, {}
-        self._meters: dict[str, SmileMeter] = {}
+        self._meters: dict[str, Meter] = {}
         for name, values in attributes.items():
             two = len(np.unique(values[np.isfinite(values)])) == 2
-            tried = [(_validated(codes[:, :width], values, folds, two), width) for width in (num, 2 * num)]
+            weights = independence(name, attributes)
+            tried = [(validated(codes[:, :width], values, folds, two, weights), width) for width in (num, 2 * num)]
             (self.accuracy[name], low, high), width = max(tried, key=lambda trial: trial[0][0])
             if two:
                 self.threshold[name] = -low / (high - low)
             rows = np.tile(np.isfinite(values), 2)
-            coefficients, bias = _fit(codes[rows, :width], np.tile(values, 2)[rows], two)
+            coefficients, bias = fit_linear(
+                codes[rows, :width], np.tile(values, 2)[rows], two, np.tile(weights, 2)[rows]
+            )
             parts = np.pad(coefficients, (0, 2 * num - width)).reshape(2, num)
             weights = np.stack([part @ pca.components_ for part, pca in zip(parts, axes)])
             bias -= sum(weight @ pca.mean_ for weight, pca in zip(weights, axes)) + low
             slopes = torch.from_numpy(weights / (high - low)).float()
-            self._meters[name] = SmileMeter(self._mean, self._sd, slopes, float(bias / (high - low)))
+            self._meters[name] = Meter(self._mean, self._sd, slopes, float(bias / (high - low)))
         scale = np.sqrt(axes[0].explained_variance_[:NUM_IDENTITY])
         self._identity = torch.from_numpy(axes[0].components_[:NUM_IDENTITY] / scale[:, None]).float()
         self._offset = torch.from_numpy(axes[0].mean_).float()
 
-    def meter(self, name: str) -> "SmileMeter":
+    def meter(self, name: str) -> "Meter":
         return self._meters[name]
 
     def embed(self, x: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class AttributeClassifier:
 
 
 @dataclass
-class SmileMeter:
+class Meter:
     """A linear model that measures one attribute: `mean`, `sd` and `weights` of the features, each (2, F)."""
 
     mean: Tensor
@@ -167,28 +171,50 @@ def standardised(x_features: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     return ((x_features - mean) / sd).clamp(-4, 4) / mean.shape[1] ** 0.5
 
 
-def meter_from(content: Mapping[str, Any]) -> SmileMeter:
+def meter_from(content: Mapping[str, Any]) -> Meter:
     """A meter from the values that `plain` gave. Raises ValueError, KeyError or TypeError for others."""
     shape = features(torch.zeros(1, 3, SIDE, SIDE)).shape[1:]
     tensors = [torch.tensor(content[name], dtype=torch.float32) for name in ("mean", "sd", "weights")]
     bias = float(content["bias"])
     if any(t.shape != shape or not torch.isfinite(t).all() for t in tensors) or not np.isfinite(bias):
-        raise ValueError("not a smile meter")
-    return SmileMeter(tensors[0], tensors[1], tensors[2], bias)
+        raise ValueError("not a meter")
+    return Meter(tensors[0], tensors[1], tensors[2], bias)
 
 
-def _validated(codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bool) -> tuple[float, float, float]:
+def independence(name: str, attributes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Weights of faces (N,) under which an attribute does not correlate with the one it correlates most with.
+
+    Without them a classifier of gender also reads smiles, where more women smile. Both of 0 and 1; NaN has weight 1.
+    """
+    own, weights, most = attributes[name], np.ones(len(attributes[name])), CORRELATED
+    for other, values in attributes.items():
+        known = np.isfinite(own + values)
+        cells = [[known & (own == a) & (values == b) for b in (0, 1)] for a in (0, 1)]
+        table = np.array([[cell.sum() for cell in row] for row in cells])
+        if other == name or table.sum() != known.sum() or not table.all():
+            continue
+        if (strength := abs(np.corrcoef(own[known], values[known])[0, 1])) > most:
+            most, weights = strength, np.ones(len(own))
+            expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+            for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                weights[cells[a][b]] = expected[a, b] / table[a, b]
+    return weights
+
+
+def validated(
+    codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bool, weights: np.ndarray
+) -> tuple[float, float, float]:
     """Accuracy for people outside the training data, and the mean scores of faces that lack and have it (or 0, 1).
 
-    `codes` (2 N, K) are of sharp, then of blurred images; scores are of the sharp ones. A fold whose training part has
-    one class is left out, unlike in cross_val_predict.
+    `codes` (N, K), or (2 N, K) of sharp, then of blurred images; scores are of the first N. A fold whose training part
+    has one class is left out, unlike in cross_val_predict.
     """
-    known = np.isfinite(values)
-    rows, labels, scores = np.tile(known, 2), np.tile(values, 2), np.full(len(values), np.nan)
+    known, times = np.isfinite(values), len(codes) // len(values)
+    rows, labels, scores = np.tile(known, times), np.tile(values, times), np.full(len(values), np.nan)
     for fold in range(FOLDS):
-        inside, outside = rows & np.tile(folds != fold, 2), known & (folds == fold)
+        inside, outside = rows & np.tile(folds != fold, times), known & (folds == fold)
         if outside.any() and len(np.unique(labels[inside])) > 1:
-            coefficients, bias = _fit(codes[inside], labels[inside], two)
+            coefficients, bias = fit_linear(codes[inside], labels[inside], two, np.tile(weights, times)[inside])
             scores[outside] = codes[: len(values)][outside] @ coefficients + bias
     scored = known & np.isfinite(scores)
     if not two:
@@ -197,12 +223,12 @@ def _validated(codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bo
     return float(((scores > 0) == (values == values[known].max()))[scored].mean()), low, high
 
 
-def _fit(codes: np.ndarray, values: np.ndarray, two: bool) -> tuple[np.ndarray, float]:
+def fit_linear(codes: np.ndarray, values: np.ndarray, two: bool, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Coefficients (K,) and bias of a logistic regression (`two` values) or a ridge regression."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     model = LogisticRegression(C=1.0, max_iter=1000) if two else Ridge(alpha=1.0)
-    model.fit(codes, (values == values.max()).astype(int) if two else values)
+    model.fit(codes, (values == values.max()).astype(int) if two else values, weights)
     return np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
 
 

@@ -1,4 +1,4 @@
-"""A dial: intensities on a smile direction that mean the same on every face.
+"""A dial: intensities on a direction of an attribute that mean the same on every face.
 
 Shapes: N examples, B batch, D latent dimensions, I intensities.
 """
@@ -20,23 +20,23 @@ REACH = 4.0  # largest intensity of a dial's range
 CLIPPED = 0.02
 GAINS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
-SmileOf = Callable[[Tensor], Tensor]  # codes (N, D) -> the smile measured on their decoded images (N,)
-SmileAndClipped = Callable[[Tensor], tuple[Tensor, Tensor]]  # also the share of their values outside [0, 1] (N,)
+ScoreOf = Callable[[Tensor], Tensor]  # codes (N, D) -> scores of their decoded images (N,)
+ScoreAndClipped = Callable[[Tensor], tuple[Tensor, Tensor]]  # also the share of their values outside [0, 1] (N,)
 
 
 @dataclass
 class Dial:
-    """Intensities on a direction: 0 is the face itself, 1 an average smile; a negative one is less smile.
+    """Intensities on a direction: 0 is the face itself, 1 has the attribute as an average face that has it.
 
-    `weights` (D,) and `bias` estimate the measured smile from a code. The step to an average smile, `smiling`, is at
-    least `least`. `gain` is fitted so that intensity 1 gives it. The measured smile rises from `low` to `high`.
+    `weights` (D,) and `bias` estimate the score from a code. The step to the average score, `target`, is at least
+    `least`. `gain` is fitted so that intensity 1 gives it. The score rises from `low` to `high`.
     """
 
     name: str
     direction: Tensor
     weights: Tensor
     bias: float
-    smiling: float
+    target: float
     gain: float = 1.0
     low: float = -3.0
     high: float = 3.0
@@ -46,71 +46,72 @@ class Dial:
         """Values for JSON."""
         return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
-    def steps(self, mu: Tensor, smile_of: SmileOf | None = None) -> Tensor:
-        """Each face's step to intensity 1: (B, D) -> (B,); measured with `smile_of`, else estimated from the code."""
-        now = smile_of(mu) if smile_of else mu @ self.weights + self.bias
-        short = (self.smiling - now).clamp(min=self.least)
+    def steps(self, mu: Tensor, score_of: ScoreOf | None = None) -> Tensor:
+        """Each face's step to intensity 1: (B, D) -> (B,); measured with `score_of`, else estimated from the code."""
+        now = score_of(mu) if score_of else mu @ self.weights + self.bias
+        short = (self.target - now).clamp(min=self.least)
         steps = self.gain * short / (self.direction @ self.weights)
-        for _ in range(2 if smile_of else 0):
-            gained = smile_of(mu + steps[:, None] * self.direction) - now  # type: ignore[misc]
+        for _ in range(2 if score_of else 0):
+            gained = score_of(mu + steps[:, None] * self.direction) - now  # type: ignore[misc]
             steps = steps * (short / gained.clamp(min=1e-3)).clamp(0.5, 2)
         return steps
 
-    def turn(self, mu: Tensor, intensities: Tensor, smile_of: SmileOf | None = None) -> Tensor:
+    def turn(self, mu: Tensor, intensities: Tensor, score_of: ScoreOf | None = None) -> Tensor:
         """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
-        return mu[:, None] + (self.steps(mu, smile_of)[:, None] * intensities)[:, :, None] * self.direction
+        return mu[:, None] + (self.steps(mu, score_of)[:, None] * intensities)[:, :, None] * self.direction
 
 
 def dial_from(content: Mapping[str, Any], latent_dim: int) -> Dial:
     """A dial from the values that `plain` gave. Raises ValueError for others."""
     try:
         tensors = [torch.tensor(content[name], dtype=torch.float32) for name in ("direction", "weights")]
-        numbers = [float(content[name]) for name in ("bias", "smiling", "gain", "low", "high", "least")]
+        content = {"target": content.get("smiling"), **content}  # the name in older files
+        numbers = [float(content[name]) for name in ("bias", "target", "gain", "low", "high", "least")]
         dial = Dial(str(content["name"]), tensors[0], tensors[1], *numbers)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"not a dial: {error}") from None
     if any(t.shape != (latent_dim,) or not torch.isfinite(t).all() for t in tensors):
         raise ValueError(f"not a dial of {latent_dim} dimensions")
     if not np.isfinite(numbers).all() or not dial.direction @ dial.weights > 0:
-        raise ValueError("not a dial: its numbers are not finite, or its smile does not rise")
+        raise ValueError("not a dial: its numbers are not finite, or its score does not rise")
     return dial
 
 
-def plain_dial(mu: Tensor, smile: Tensor) -> Dial:
-    """A dial on the mean difference that estimates smiles from codes alone: 0 and 1 are the class means along it."""
-    direction = mean_difference(mu, smile)
+def plain_dial(mu: Tensor, label: Tensor) -> Dial:
+    """A dial on the mean difference that estimates scores from codes alone: 0 and 1 are the class means along it."""
+    direction = mean_difference(mu, label)
     weights = direction / direction.square().sum()
-    return Dial("mean_difference", direction, weights, -float(mu[smile == 0].mean(0) @ weights), 1.0)
+    return Dial("mean_difference", direction, weights, -float(mu[label == 0].mean(0) @ weights), 1.0)
 
 
-def fit_estimate(mu: Tensor, smiles: Tensor, smile_of: SmileOf) -> tuple[Tensor, float]:
-    """Weights (D,) and bias that estimate the measured smile from a code (ridge regression).
+def neighbours(mu: Tensor) -> Tensor:
+    """Two codes near each one, half the codes' spread away: (N, D) -> (2 N, D)."""
+    noise = torch.randn(2 * len(mu), mu.shape[1], generator=torch.Generator().manual_seed(0))
+    return mu.repeat(2, 1) + 0.5 * mu.std(0) * noise
 
-    Fitted to codes (N, D) with their measured `smiles`, and to two neighbours of each, half the codes' spread away.
-    """
+
+def fit_estimate(codes: Tensor, scores: Tensor) -> tuple[Tensor, float]:
+    """Weights (D,) and bias that estimate the scores (N,) of codes (N, D): ridge regression."""
     from sklearn.linear_model import Ridge
 
-    noise = torch.randn(2 * len(mu), mu.shape[1], generator=torch.Generator().manual_seed(0))
-    near = mu.repeat(2, 1) + 0.5 * mu.std(0) * noise
-    codes, smiles = torch.cat([mu, near]).double(), torch.cat([smiles, smile_of(near)]).double()
-    model = Ridge(alpha=1.0).fit(codes.numpy(), smiles.numpy())
+    model = Ridge(alpha=1.0).fit(codes.double().numpy(), scores.double().numpy())
     return torch.from_numpy(model.coef_).float(), float(model.intercept_)
 
 
-def calibrate(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Dial:
+def calibrate(dial: Dial, mu: Tensor, score_and_clipped: ScoreAndClipped) -> Dial:
     """A dial with gain and range fitted to measurements of new faces (N, D).
 
-    Gain: intensity 1 gives the mean measured smile of smiling faces. Range: every 0.5 of intensity raises the smile by
-    a quarter or more of its mean rise, and at most CLIPPED more of the images' values leave [0, 1] than at 0.
+    Gain: intensity 1 gives the mean score of faces that have the attribute. Range: every 0.5 of intensity raises the
+    score by a quarter or more of its mean rise, and at most CLIPPED more of the images' values leave [0, 1] than at 0.
     """
-    at = _means(dial, mu, smile_and_clipped)
-    smiles: list[float] = []
+    at = _means(dial, mu, score_and_clipped)
+    scores: list[float] = []
     for gain in GAINS:
-        smiles.append(max([at(gain)[0], *smiles[-1:]]))
-        if smiles[-1] > dial.smiling:
+        scores.append(max([at(gain)[0], *scores[-1:]]))
+        if scores[-1] > dial.target:
             break
-    dial = replace(dial, gain=float(np.interp(dial.smiling, smiles, GAINS[: len(smiles)])))
-    at = _means(dial, mu, smile_and_clipped)
+    dial = replace(dial, gain=float(np.interp(dial.target, scores, GAINS[: len(scores)])))
+    at = _means(dial, mu, score_and_clipped)
     promised = 0.5 * (at(1.0)[0] - at(0.0)[0])
 
     def rises(low: float) -> bool:
@@ -126,12 +127,12 @@ def calibrate(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Dia
     return replace(dial, low=low, high=high)
 
 
-def _means(dial: Dial, mu: Tensor, smile_and_clipped: SmileAndClipped) -> Callable[[float], tuple[float, float]]:
+def _means(dial: Dial, mu: Tensor, score_and_clipped: ScoreAndClipped) -> Callable[[float], tuple[float, float]]:
     """The means at an intensity; each intensity is measured once, when it is first asked for."""
 
     @functools.cache
     def at(level: float) -> tuple[float, float]:
-        smiles, clipped = smile_and_clipped(dial.turn(mu, torch.tensor([level]))[:, 0])
-        return float(smiles.double().mean()), float(clipped.double().mean())
+        scores, clipped = score_and_clipped(dial.turn(mu, torch.tensor([level]))[:, 0])
+        return float(scores.double().mean()), float(clipped.double().mean())
 
     return at

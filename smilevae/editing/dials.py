@@ -1,20 +1,22 @@
-"""dials.json: the calibrated directions of a checkpoint, for photo, slider and export.
+"""dials.json: the calibrated directions of a checkpoint by attribute, for photo, slider and export.
 
-It also holds the smile meter, the typical eyes of the training images and a digest of the weights.
+It also holds the meters of the attributes, the typical eyes of the training images and a digest of the weights.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from smilevae import runs
+from smilevae.data.sources import SMILE
 from smilevae.editing.alignment import Points
-from smilevae.editing.classifier import SmileMeter, meter_from
-from smilevae.editing.dial import Dial, dial_from
+from smilevae.editing.classifier import Meter, meter_from
+from smilevae.editing.dial import Dial, ScoreOf, dial_from
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
@@ -22,38 +24,68 @@ from smilevae.runs import checkpoint
 NAME = "dials.json"
 
 
-class Dials(NamedTuple):
-    """Dials by direction, with the best direction, the smile meter (if any) and the typical eyes."""
+class Edit(NamedTuple):
+    """The dials of one attribute by direction, with the best one and the meter, if any."""
 
     best: str
     dials: dict[str, Dial]
-    meter: SmileMeter | None
+    meter: Meter | None
+
+    def score_of(self, vae: VAE) -> ScoreOf | None:
+        """What the meter measures on decoded codes; None without a meter."""
+        device, meter = next(vae.parameters()).device, self.meter
+        if meter is None:
+            return None
+        return lambda codes: torch.cat([meter(vae.decode(z.to(device)).cpu().clamp(0, 1)) for z in codes.split(128)])
+
+
+class Dials(NamedTuple):
+    """Edits by attribute, with the attribute that is meant without a name, and the typical eyes."""
+
+    attribute: str
+    edits: dict[str, Edit]
     eyes: Points
 
-    def turn(self, vae: VAE, mu: Tensor, intensities: Tensor, direction: str | None = None) -> Tensor:
+    def choose(self, attribute: str | None = None, direction: str | None = None) -> tuple[Edit, Dial]:
+        """Raises ConfigError for an attribute or a direction without a dial."""
+        if (name := attribute or self.attribute) not in self.edits:
+            raise ConfigError(f"attribute={name} has no dial; choose one of {', '.join(sorted(self.edits))}")
+        edit = self.edits[name]
+        if (direction := direction or edit.best) not in edit.dials:
+            raise ConfigError(f"direction={direction} is unknown; choose one of {', '.join(sorted(edit.dials))}")
+        return edit, edit.dials[direction]
+
+    def turn(
+        self, vae: VAE, mu: Tensor, intensities: Tensor, direction: str | None = None, attribute: str | None = None
+    ) -> Tensor:
         """Codes of faces at intensities: (B, D), (I,) -> (B, I, D); the meter, if any, measures each face.
 
-        Raises ConfigError for a direction without a dial.
+        Raises ConfigError for an attribute or a direction without a dial.
         """
-        if (name := direction or self.best) not in self.dials:
-            raise ConfigError(f"direction={name} is unknown; choose one of {', '.join(sorted(self.dials))}")
-        device, meter = next(vae.parameters()).device, self.meter
+        edit, dial = self.choose(attribute, direction)
+        return dial.turn(mu, intensities, edit.score_of(vae))
 
-        def smile_of(codes: Tensor) -> Tensor:
-            assert meter is not None
-            return torch.cat([meter(vae.decode(z.to(device)).cpu().clamp(0, 1)) for z in codes.split(128)])
+    def mix(self, vae: VAE, mu: Tensor, amounts: Mapping[str, float], direction: str | None = None) -> Tensor:
+        """Codes of faces with several attributes at their intensities: (B, D) -> (B, D). Raises as `turn`.
 
-        return self.dials[name].turn(mu, intensities, smile_of if meter else None)
+        Best directions move one attribute without the others, so the moves add up. `direction` is of the first one.
+        """
+        total = mu.clone()
+        for name, amount in amounts.items():
+            moved = self.turn(vae, mu, torch.tensor([float(amount)]), direction, name)[:, 0] - mu if amount else 0
+            total, direction = total + moved, None
+        return total
 
 
 def write(folder: Path, vae: VAE, dials: Dials) -> None:
-    content = {
-        "weights": checkpoint.digest(vae),
-        "best": dials.best,
-        "eyes": dials.eyes,
-        "dials": {name: dial.plain() for name, dial in dials.dials.items()},
-        "reader": dials.meter and dials.meter.plain(),  # the smile meter
+    edits = {
+        name: {"best": e.best, "dials": {n: d.plain() for n, d in e.dials.items()}} for name, e in dials.edits.items()
     }
+    meters = {name: edit.meter.plain() for name, edit in dials.edits.items() if edit.meter}
+    scales = {k: v for meter in meters.values() for k, v in meter.items() if k in ("mean", "sd")}  # equal in all
+    content: dict[str, Any] = {"weights": checkpoint.digest(vae), "attribute": dials.attribute, "eyes": dials.eyes}
+    content |= {"attributes": edits, "scales": scales}
+    content["meters"] = {n: {k: v for k, v in meter.items() if k not in scales} for n, meter in meters.items()}
     runs.write_text(folder / NAME, json.dumps(content) + "\n")
 
 
@@ -61,13 +93,21 @@ def read(path: Path, vae: VAE) -> Dials:
     """The dials of a checkpoint. Raises CheckpointError where these weights have none."""
     content = runs.read_evaluation(path, NAME, checkpoint.digest(vae))
     try:
-        dials = {str(name): dial_from(dial, vae.latent_dim) for name, dial in content["dials"].items()}
+        if "attributes" not in content:  # an older file knows smiles only
+            content |= {"attribute": SMILE, "attributes": {SMILE: content}, "scales": {}}
+            content["meters"] = {SMILE: content["reader"]} if content["reader"] else {}
+        edits = {}
+        for name, edit in content["attributes"].items():
+            dials = {str(key): dial_from(dial, vae.latent_dim) for key, dial in edit["dials"].items()}
+            meter = content["meters"].get(name)
+            edits[str(name)] = Edit(str(edit["best"]), dials, meter and meter_from(content["scales"] | meter))
         eyes = np.array(content["eyes"], dtype=float)
-        if content["best"] not in dials or eyes.shape != (2, 2) or not ((eyes >= 0) & (eyes <= 1)).all():
+        if content["attribute"] not in edits or any(edit.best not in edit.dials for edit in edits.values()):
+            raise ValueError
+        if eyes.shape != (2, 2) or not ((eyes >= 0) & (eyes <= 1)).all():
             raise ValueError
         (a, b), (c, d) = eyes.tolist()
-        meter = meter_from(content["reader"]) if content["reader"] else None
-        return Dials(content["best"], dials, meter, ((a, b), (c, d)))
+        return Dials(content["attribute"], edits, ((a, b), (c, d)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None

@@ -1,7 +1,7 @@
-"""Directions in latent space along which faces smile, and how certain they are.
+"""Directions in latent space along which an attribute changes, and how certain they are.
 
-Shapes: N examples, D latent dimensions, K other attributes. Codes are mu, never samples. `smile` is 1, 0, or another
-value where it is unknown.
+Shapes: N examples, D latent dimensions, K other attributes. Codes are mu, never samples. `smile` stands for any
+attribute: 1, 0, or another value where it is unknown.
 """
 
 from collections import defaultdict
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 CONFOUNDED = 0.1  # an attribute whose correlation with the smile exceeds this is a confounder
-RESAMPLES = 100
+RESAMPLES = 50
+LEAST_EFFECT = 0.1  # of the largest, which a combination of directions must have
 
 
 def mean_difference(mu: Tensor, smile: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def mean_difference(mu: Tensor, smile: Tensor) -> Tensor:
     Raises ValueError where a class is missing.
     """
     if not ((smile == 1).any() and (smile == 0).any()):
-        raise ValueError("a smile direction needs smiling and non-smiling faces")
+        raise ValueError("a direction needs faces with and without the attribute")
     return mu[smile == 1].mean(0) - mu[smile == 0].mean(0)
 
 
@@ -59,6 +60,16 @@ def linear(mu: Tensor, smile: Tensor) -> Tensor:
     return torch.from_numpy(model.coef_[0]).float()
 
 
+def unmixed(by_attribute: Sequence[Tensor], effects: Tensor) -> list[Tensor]:
+    """Directions of K attributes, combined so that each changes the scores of the others as little as it can.
+
+    `effects` (K, K): row j holds the mean change of every score along direction j. Combinations that do next to nothing
+    are left out (the pseudo-inverse).
+    """
+    weights = torch.linalg.pinv(effects.double(), rtol=LEAST_EFFECT).float()
+    return list(weights @ torch.stack(list(by_attribute)))
+
+
 def orthogonal(direction: Tensor, others: Tensor) -> Tensor:
     """A direction (D,) without its part along others (K, D): conditional manipulation (1907.10786, eq. 5)."""
     basis = torch.linalg.qr(others.T.double())[0].float()
@@ -80,12 +91,17 @@ def paired(mu: Tensor, smile: Tensor, people: Sequence | np.ndarray) -> Tensor |
 
 
 def directions(
-    mu: Tensor, smile: Tensor, others: Mapping[str, Tensor], people: Sequence | np.ndarray | None = None
+    mu: Tensor,
+    smile: Tensor,
+    others: Mapping[str, Tensor],
+    people: Sequence | np.ndarray | None = None,
+    simple: bool = False,
 ) -> dict[str, Tensor]:
     """Every direction that the labels allow, each as long as the mean difference: name -> (D,).
 
     `others` holds more attributes (N,), NaN where unknown. "balanced" and "orthogonal" control for the confounders
-    among them; all directions then use only faces of which every confounder is known.
+    among them; all directions then use only faces of which every confounder is known. `simple` leaves out the last
+    three.
     """
     known = (smile == 0) | (smile == 1)
     label = smile.float().masked_fill(~known, torch.nan)
@@ -102,8 +118,9 @@ def directions(
         by_name["balanced"] = balanced(mu, smile, table)
         slopes = torch.stack([slope(mu, values) for values in table.T])
         by_name["orthogonal"] = orthogonal(by_name["mean_difference"], slopes)
-    by_name |= {"lda": lda(mu, smile), "linear": linear(mu, smile)}
-    if people is not None and (within := paired(mu, smile, np.asarray(people)[known.numpy()])) is not None:
+    by_name |= {} if simple else {"lda": lda(mu, smile), "linear": linear(mu, smile)}
+    people = None if people is None or simple else np.asarray(people)[known.numpy()]
+    if people is not None and (within := paired(mu, smile, people)) is not None:
         by_name["paired"] = within
     length = by_name["mean_difference"].norm()
     return {name: d * length / d.norm() for name, d in by_name.items() if d.norm() > 1e-4 * length}

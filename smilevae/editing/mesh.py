@@ -7,9 +7,10 @@ import functools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,9 @@ from smilevae.errors import DataError
 
 MODEL = Path(__file__).with_name("face_landmark.tflite")
 SIDE = 192  # of its input
+MARGIN = 42  # pixels about a face: so it tells smiles best
+LAYERS = ("add_12", "p_re_lu_16")  # within it, 128 channels each
+NUM_FEATURES, NUM_POINTS = 256, 468
 POINTS, SCORE = "conv2d_20", "conv2d_30"  # its outputs
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 _one_at_a_time = threading.Lock()
@@ -52,7 +56,23 @@ def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*rows)]
 
 
-def landmarks(x: Tensor, margin: int = 36) -> tuple[np.ndarray, np.ndarray]:
+class Seen(NamedTuple):
+    """What the mesh sees in face crops. A score is a logit: below 0 there is hardly a face."""
+
+    features: Tensor  # (B, F), means of LAYERS over the image
+    points: np.ndarray  # (B, L, 2), shares of the side, across and down
+    scores: np.ndarray  # (B,)
+
+
+def see(x: Tensor) -> Seen:
+    """One pass over face crops (B, 3, S, S) in [0, 1]. Raises DataError without OpenCV."""
+    *layers, points, scores = outputs(x, (*LAYERS, POINTS, SCORE), MARGIN)
+    features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
+    points = (points.reshape(len(x), -1, 3)[..., :2] - MARGIN) / (SIDE - 2 * MARGIN)
+    return Seen(features, points, scores.reshape(len(x)))
+
+
+def landmarks(x: Tensor, margin: int = MARGIN) -> tuple[np.ndarray, np.ndarray]:
     """Points (B, L, 3) in shares of the side, across, down and towards the viewer, and scores (B,) of face crops.
 
     A score is a logit: below 0 there is hardly a face.

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, smiles, a map of the codes.
+"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, edits, a map of the codes.
 
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
@@ -66,7 +66,7 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
 def draw(
     vae: VAE, faces: Faces, out: Path, seed: int, sampler: Mixture, temperature: float, dials: Dials | None = None
 ) -> None:
-    """Write every figure of an evaluation into `out`; the smiles need dials."""
+    """Write every figure of an evaluation into `out`; the edits need dials."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
@@ -90,19 +90,19 @@ def draw(
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    if dials and (faces.smile[rows] == 0).any():
-        draw_smiles(vae, faces, rows[faces.smile[rows] == 0][:8], dials, out)
-    direction = dials.dials[dials.best].direction if dials else None
+    if dials and (calm := faces.labels(dials.attribute)[rows] == 0).any():
+        draw_edits(vae, faces, rows[calm][:8], dials, out)
+    direction = dials.choose()[1].direction if dials else None
     draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png", faces.classes)
 
 
-def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
-    """smile_strip.png and smile.gif: held-out non-smiling faces at intensities of the best dial."""
+def draw_edits(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
+    """edit_strip.png and edit.gif: held-out faces that lack the attribute at intensities of the best dial."""
     x = next(batches_of(vae, faces, rows))
     mu = vae.encode(x)[0].cpu()
     strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(WHOLE_INTENSITIES)).to(x.device))
     titles = ["original", *(f"{i:+.0f}" if i else "0" for i in WHOLE_INTENSITIES)]
-    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "smile_strip.png", titles)
+    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "edit_strip.png", titles)
 
     there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
     codes = dials.turn(vae, mu[:4], there)
@@ -111,7 +111,7 @@ def draw_smiles(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Pat
         images = list(pool.map(lambda frame: _image(frame).quantize(256), frames))
     images += images[-2:0:-1]  # and back
     save_gif = partial(images[0].save, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
-    runs.replace_file(out / "smile.gif", save_gif)
+    runs.replace_file(out / "edit.gif", save_gif)
 
 
 def draw_map(
@@ -126,7 +126,7 @@ def draw_map(
     unit = torch.zeros(mu.shape[1]) if direction is None else direction / direction.norm()
     principal = torch.linalg.svd(centred - (centred @ unit)[:, None] * unit, full_matrices=False)[2]
     axes = principal if direction is None else torch.cat([unit[None], principal])
-    label = "1st principal axis" if direction is None else "smile direction of the training faces"
+    label = "1st principal axis" if direction is None else "direction of the training faces"
     across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
     figure = Figure(figsize=(6, 5), layout="constrained")
     plot = figure.subplots()

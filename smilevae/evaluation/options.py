@@ -20,7 +20,12 @@ class EvaluateOptions(BaseModel):
     positive: str | None = Field(None, description="where those of data.positive are now, if they moved")
     negative: str | None = Field(None, description="where those of data.negative are now, if they moved")
     unlabelled: str | None = Field(None, description="where those of data.unlabelled are now, if they moved")
-    smile: bool = Field(True, description="measure the smile directions, where there are labels")
+    edits: bool = Field(
+        True,
+        validation_alias=AliasChoices("edits", "smile"),
+        description="fit and score the directions of attributes, where there are labels",
+    )
+    attribute: str | None = Field(None, description="the one whose directions are compared; the label unless given")
     realism: bool = Field(True, description="compare reconstructions and new faces with those of held-out people")
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."

@@ -24,8 +24,6 @@ from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
 SIDE, WIDTH, EPOCHS = 64, 128, 20  # of the network that tells training faces apart
-LAYERS = ("add_12", "p_re_lu_16")  # of the face mesh, 128 channels each
-MARGIN = 24  # pixels about the face that the mesh is given
 NEIGHBOURS = 5
 SUBSETS = 100
 MIN_FACES = 20  # in each part
@@ -67,8 +65,7 @@ def exemplar_network(faces: Faces, cache: bool = True) -> FaceNetwork:
         weights[:] = flat.numpy().view(np.uint8)
         return {}
 
-    key = f"{faces.fingerprint}-{faces.images.shape[1]}-{hash64(*rows):x}-network"
-    weights = cached(key, (4 * sum(sizes),), build, cache)[0]
+    weights = cached(_key(faces, rows, "network"), (4 * sum(sizes),), build, cache)[0]
     parts = torch.from_numpy(np.array(weights).view(np.float32)).split(sizes)
     network.load_state_dict({name: part.view(shapes[name]) for name, part in zip(shapes, parts)})
     return network.eval()
@@ -97,40 +94,58 @@ def _train(network: FaceNetwork, x: Tensor) -> None:
             schedule.step()
 
 
+def _key(faces: Faces, rows: np.ndarray, what: str) -> str:
+    return f"{faces.fingerprint}-{faces.images.shape[1]}-{hash64(*rows):x}-{what}"
+
+
 class Space:
-    """A feature space, with a scale from real faces: standardised features (N, F)."""
+    """A feature space, with a scale from the features (N, F) of real faces: standardised features (N, F)."""
 
     def __init__(self, name: str, features: Callable[[Tensor], Tensor], real: Tensor):
         self.name, self._features = name, features
-        self._mean, self._sd = torch.zeros(()), torch.ones(())
-        self.seen = self(real)
-        self._mean, self._sd = self.seen.mean(0), self.seen.std(0) + 1e-6
-        self.seen = (self.seen - self._mean) / self._sd
+        self._mean, self._sd = real.mean(0), real.std(0) + 1e-6
+        self.seen = self.standard(real)
+
+    def standard(self, features: Tensor) -> Tensor:
+        return (features - self._mean) / self._sd
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        return (torch.cat([self._features(chunk.clamp(0, 1).cpu()) for chunk in x.split(128)]) - self._mean) / self._sd
+        return self.standard(torch.cat([self._features(small(part.clamp(0, 1).cpu())) for part in x.split(128)]))
 
 
+def reference_rows(faces: Faces) -> np.ndarray:
+    """Training faces that give the spaces their scale."""
+    return np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+
+
+@torch.no_grad()
 def spaces(faces: Faces, cache: bool = True) -> list[Space]:
-    """`faces`: of the exemplar network. `landmarks`: inside a network that finds landmarks, where OpenCV is."""
-    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
-    real = small(to_unit(torch.from_numpy(gather(faces.images, rows))))
-    every = [Space("faces", exemplar_network(faces, cache), real)]
+    """`faces`: of the exemplar network. `landmarks`: inside the face mesh, where OpenCV is and it sees faces."""
+    real = small(to_unit(torch.from_numpy(gather(faces.images, reference_rows(faces)))))
+    network = exemplar_network(faces, cache)
+    every = [Space("faces", network, torch.cat([network(part) for part in real.split(128)]))]
     with contextlib.suppress(DataError):
-        every.append(Space("landmarks", _landmark_features(), real))
+        seen = seen_by_the_mesh(faces, cache)
+        if np.median(seen.scores) > 0:
+            every.append(Space("landmarks", lambda x: mesh.see(x).features, seen.features))
     return every
 
 
-def _landmark_features() -> Callable[[Tensor], Tensor]:
-    """Means over the image of LAYERS of MediaPipe's face mesh. Raises DataError without OpenCV."""
+def seen_by_the_mesh(faces: Faces, cache: bool = True) -> mesh.Seen:
+    """What the face mesh sees in the reference faces; it looks once for a data set and split. Raises DataError."""
+    rows, width = reference_rows(faces), mesh.NUM_FEATURES + 2 * mesh.NUM_POINTS + 1
     mesh.opencv()
 
-    def features(x: Tensor) -> Tensor:
-        layers = mesh.outputs(small(x), LAYERS, MARGIN)
-        return torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
+    def build(content: np.ndarray) -> dict[str, Any]:
+        seen = mesh.see(small(to_unit(torch.from_numpy(gather(faces.images, rows)))))
+        flat = np.hstack([seen.features, seen.points.reshape(len(rows), -1), seen.scores[:, None]])
+        content[:] = flat.astype(np.float32).view(np.uint8)
+        return {}
 
-    return features
+    content = np.array(cached(_key(faces, rows, "mesh"), (len(rows), 4 * width), build, cache)[0]).view(np.float32)
+    features, points, scores = np.split(content, [mesh.NUM_FEATURES, width - 1], 1)
+    return mesh.Seen(torch.from_numpy(features), points.reshape(len(rows), -1, 2), scores[:, 0])
 
 
 class Distance(NamedTuple):
@@ -140,25 +155,24 @@ class Distance(NamedTuple):
     error: float
 
 
-def kernel_distance(a: Tensor, b: Tensor) -> Distance:
+def kernel_distance(a: Tensor, b: Tensor, subsets: int = SUBSETS) -> Distance:
     """Squared maximum mean discrepancy, unbiased, cubic kernel: (N, F), (M, F). Binkowski et al. 1801.01401, eq. 4.
 
     Pairs of one position are left out: row i of b may depend on row i of a. The interval is a delete-half jackknife's.
     """
-    x = torch.cat([a, b]).double()
-    kernel = (x @ x.T / x.shape[1] + 1) ** 3
-
-    def estimate(p: Tensor, q: Tensor) -> float:
-        within = [(kernel[s][:, s].sum() - kernel[s, s].sum()) / (len(s) * (len(s) - 1)) for s in (p, q)]
-        apart = p[:, None] != q - len(a)
-        return float(within[0] + within[1] - 2 * (kernel[p][:, q] * apart).sum() / apart.sum())
-
-    p, q = torch.arange(len(a)), len(a) + torch.arange(len(b))
-    value, generator = estimate(p, q), torch.Generator().manual_seed(0)
-    halves = [
-        estimate(*(s[torch.randperm(len(s), generator=generator)[: len(s) // 2]] for s in (p, q)))
-        for _ in range(SUBSETS)
-    ]
+    generator, m = torch.Generator().manual_seed(0), min(len(a), len(b))
+    a, b = a.double(), b.double()
+    aa, bb, ab = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+    for kernel in (aa, bb, ab):
+        kernel.fill_diagonal_(0)
+    chosen = [torch.ones(subsets + 1, len(x), dtype=torch.float64) for x in (a, b)]  # the first row: all
+    for number in range(1, subsets + 1):
+        for rows in chosen:
+            rows[number, torch.randperm(rows.shape[1], generator=generator)[rows.shape[1] // 2 :]] = 0
+    p, q = chosen
+    within = [((w @ k) * w).sum(1) / (w.sum(1) * (w.sum(1) - 1)) for w, k in ((p, aa), (q, bb))]
+    pairs = p.sum(1) * q.sum(1) - (p[:, :m] * q[:, :m]).sum(1)
+    value, *halves = (within[0] + within[1] - 2 * ((p @ ab) * q).sum(1) / pairs).tolist()
     return Distance(value, 1.96 * float(np.sqrt(np.mean((np.array(halves) - value) ** 2))))
 
 
@@ -190,7 +204,9 @@ def possible(faces: Faces) -> bool:
 
 
 @torch.no_grad()
-def of_model(vae: VAE, faces: Faces, seed: int, sampler: Mixture, temperature: float, cache: bool) -> dict[str, Any]:
+def of_model(
+    vae: VAE, faces: Faces, every: list[Space], seed: int, sampler: Mixture, temperature: float
+) -> dict[str, Any]:
     """`realism` of a model's reconstructions of held-out people and of as many new faces."""
     rows = np.random.default_rng(0).permutation(faces.rows("val"))[:MAX_REAL]
     real = [small(x).cpu() for x in batches_of(vae, faces, rows)]
@@ -199,7 +215,7 @@ def of_model(vae: VAE, faces: Faces, seed: int, sampler: Mixture, temperature: f
     device = next(vae.parameters()).device
     new = [small(vae.decode(z.to(device))).cpu() for z in codes.split(128)]
     sets = {"reconstructions": torch.cat(rebuilt), "new faces": torch.cat(new)}
-    return realism(spaces(faces, cache), torch.cat(real), sets)
+    return realism(every, torch.cat(real), sets)
 
 
 def realism(every: list[Space], real: Tensor, sets: dict[str, Tensor]) -> dict[str, Any]:

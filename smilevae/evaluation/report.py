@@ -6,29 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from smilevae import runs
 from smilevae.config import PLACES
-from smilevae.data.batches import gather
-from smilevae.data.dataset import Faces, load_faces
-from smilevae.data.encode import encode
-from smilevae.editing import dials, scorecard, scorecard_figure
-from smilevae.editing.alignment import EYES, typical_eyes
-from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, import_classifier
-from smilevae.editing.dial import plain_dial
-from smilevae.editing.directions import mean_difference
+from smilevae.data.dataset import load_faces
+from smilevae.editing import dials, fitting
+from smilevae.editing.classifier import AttributeClassifier, import_classifier
 from smilevae.errors import CheckpointError, ConfigError
-from smilevae.evaluation import realism, samplers
+from smilevae.evaluation import edits, edits_page, edits_text, realism, samplers
 from smilevae.evaluation.figures import draw
 from smilevae.evaluation.measure import NUM_IMPORTANCE, measure
 from smilevae.evaluation.options import EvaluateOptions
-from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
-SMILES = ("smile_scorecard.png", "smile_strip.png", "smile.gif")
-MAX_EYES = 100  # training faces in which eyes are located
+STRIPS = ("edit_strip.png", "edit.gif")
+OLDER = ("smile_scorecard.png", "smile_strip.png", "smile.gif")  # pictures of older evaluations
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
@@ -60,53 +53,37 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         "weights": checkpoint.digest(vae),
         "refine": options.refine,
     }
-    smiles = scores = None
+    fitted = None
     with ThreadPoolExecutor() as pool:
         measures = pool.submit(measure, vae, faces, options.seed, options.refine)
-        if options.smile and faces.labelled("train"):
-            smiles, scores = _dials(vae, faces, make_classifier)
+        if options.edits:
+            fitted = fitting.fit_dials(vae, faces, options.attribute, make_classifier)
     metrics |= measures.result()
-    if options.smile or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
-        for name in (dials.NAME, *SMILES):  # of an earlier evaluation
+    if options.edits or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
+        for name in (dials.NAME, edits_page.NAME, *STRIPS, *OLDER):  # of an earlier evaluation
             (out / name).unlink(missing_ok=True)
     sampler = samplers.sampler_of(vae, faces, options.sampler)
-    if options.realism and realism.possible(faces):
-        metrics["realism"] = realism.of_model(
-            vae, faces, options.seed, sampler, options.temperature, settings.data.cache
-        )
+    possible = realism.possible(faces)
+    spaces = realism.spaces(faces, settings.data.cache) if possible else []
+    if options.realism and possible:
+        metrics["realism"] = realism.of_model(vae, faces, spaces, options.seed, sampler, options.temperature)
     samplers.keep(sampler, out, metrics["weights"])
-    if smiles:
-        dials.write(out, vae, smiles)
-    if scores:
-        metrics["smile"] = scores.card
-        scorecard_figure.draw(scores, vae, faces, out / SMILES[0])
+    if fitted and fitted.scoring and possible:
+        metrics["edits"] = edits.score_edits(vae, faces, fitted, spaces, settings.data.cache)
+        edits_page.write(out / edits_page.NAME, vae, faces, fitted.dials, metrics)
+    if fitted:
+        dials.write(out, vae, fitted.dials)
     runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, options.seed, sampler, options.temperature, smiles)
+    draw(vae, faces, out, options.seed, sampler, options.temperature, fitted.dials if fitted else None)
     runs.point_to_best(path)
     return metrics, out
-
-
-def _dials(
-    vae: VAE, faces: Faces, make_classifier: MakeClassifier
-) -> tuple[dials.Dials | None, scorecard.Scorecard | None]:
-    """The dials, with their scorecard where there are faces enough; None where smiles do not change the codes."""
-    train = faces.rows("train")
-    mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
-    if mean_difference(mu, label).norm() < 1e-3:
-        return None, None
-    eyes = typical_eyes(gather(faces.images, train[:MAX_EYES])) or EYES
-    if scorecard.possible(faces):
-        scores = scorecard.scorecard(vae, faces, make_classifier)
-        return dials.Dials(scores.best.name, scores.dials, scores.meter, eyes), scores
-    dial = plain_dial(mu, label)
-    return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
 
 
 def report(options: EvaluateOptions) -> str:
     """Evaluate a checkpoint file or a run folder's best: the table and the folder of the figures."""
     metrics, out = evaluate(runs.find(options.ckpt), options)
     more = [realism.format_realism(metrics["realism"])] if "realism" in metrics else []
-    more += [scorecard.format_card(metrics["smile"])] if "smile" in metrics else []
+    more += [edits_text.format_card(metrics["edits"])] if "edits" in metrics else []
     return "\n".join([format_table(metrics), *more, f"pictures: {runs.short(out)}/"])
 
 
@@ -128,7 +105,7 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
     if real := {f"{name}: {kind}": row for name, table in tables.items() for kind, row in table.items()}:
         lines.append(realism.format_realism(real))
     font = ImageFont.load_default(size=14)
-    for figure in ("reconstructions.png", "samples.png", "smile_strip.png"):
+    for figure in ("reconstructions.png", "samples.png", STRIPS[0]):
         paths = {name: folder / figure for name, (_, folder) in evaluations.items()}
         images = {name: Image.open(path) for name, path in paths.items() if path.exists()}
         if not images:

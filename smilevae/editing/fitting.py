@@ -1,0 +1,169 @@
+"""Fits the dials of every attribute: chooses labels and directions, and calibrates them.
+
+One attribute classifier calibrates; another, trained on other people, is returned for scores. Shapes: N examples,
+D latent dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae.data.batches import gather
+from smilevae.data.dataset import Faces
+from smilevae.data.encode import encode
+from smilevae.editing import alignment, directions, mesh
+from smilevae.editing.calibration import MAX_CALIBRATED, Calibrator, images
+from smilevae.editing.classifier import AttributeClassifier, Classifier, MakeClassifier
+from smilevae.editing.dial import plain_dial
+from smilevae.editing.dials import Dials, Edit
+from smilevae.editing.geometry import GeometryReader
+from smilevae.errors import ConfigError, DataError
+from smilevae.models.vae import VAE
+
+MAX_TRAIN = 8000  # training faces of directions and classifiers
+MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
+MAX_EYES = 100  # training faces in which eyes are located
+SAME = 0.95  # two attributes with a larger correlation cannot be told apart
+READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
+WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Dials, with what they were fitted to: codes (N, D) and labels (N,) by attribute of training faces."""
+
+    dials: Dials
+    mu: Tensor
+    labels: dict[str, Tensor]  # 1, 0, NaN
+    people: list[str]
+    scoring: Classifier | None = None  # None where a meter had too few faces
+    scoring_people: frozenset[str] = frozenset()  # whom it was trained on
+    left_out: dict[str, str] = field(default_factory=dict)  # attributes without a dial, and why
+
+    def others(self, attribute: str) -> dict[str, Tensor]:
+        return {name: values for name, values in self.labels.items() if name != attribute}
+
+    def confounders(self, attribute: str, most: int = 2) -> list[str]:
+        """The attributes that correlate most with one, if they do at all."""
+        of = {n: abs(directions.correlation(self.labels[attribute], v)) for n, v in self.others(attribute).items()}
+        return sorted((n for n in of if of[n] > directions.CONFOUNDED), key=lambda n: -of[n])[:most]
+
+
+def attributes_of(faces: Faces) -> list[str]:
+    """The label first."""
+    return [*([faces.label] * faces.labelled("train")), *(name for name in faces.attributes if name != faces.label)]
+
+
+def shortage(faces: Faces, attribute: str) -> str | None:
+    """Why an attribute has too few faces for a meter; None where it has enough."""
+    train, val = faces.rows("train"), faces.labels(attribute)[faces.rows("val")]
+    half, label = _first_half([faces.people[row] for row in train]), faces.labels(attribute)[train]
+    counts = [int((label[side] == value).sum()) for side in (half, ~half) for value in (1, 0)]
+    if min(counts) < MIN_LABELLED:
+        some = f"{counts[0] + counts[2]} training faces have it and {counts[1] + counts[3]} do not"
+        return f"{some}; {2 * MIN_LABELLED} of each are needed, {MIN_LABELLED} in each half of the people"
+    return None if (val == 0).any() else "every held-out face has it"
+
+
+def _first_half(people: list[str]) -> np.ndarray:
+    return np.unique(people, return_inverse=True)[1] % 2 == 0
+
+
+@torch.no_grad()
+def fit_dials(
+    vae: VAE, faces: Faces, attribute: str | None = None, make: MakeClassifier = AttributeClassifier
+) -> Fitted | None:
+    """The dials of a VAE; `attribute` gets every direction. None where labels change nothing.
+
+    Raises ConfigError for an attribute that is unknown or has too few faces, and for a classifier that fails.
+    """
+    names = attributes_of(faces)
+    main = attribute or (names[0] if names else None)
+    if main is None:
+        return None
+    if main not in names:
+        raise ConfigError(f"attribute={main} is unknown; choose one of {', '.join(names)}")
+    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_TRAIN]
+    train = train[faces.labels(main)[train] >= 0]
+    people, mu = [faces.people[row] for row in train], encode(vae, faces, train)[0]
+    eyes = alignment.typical_eyes(gather(faces.images, train[:MAX_EYES])) or alignment.EYES
+    labels = {name: torch.from_numpy(faces.labels(name)[train]).float() for name in [main, *names] if name in names}
+    labels = {name: values.masked_fill(values < 0, torch.nan) for name, values in labels.items()}
+    if directions.mean_difference(mu, labels[main]).norm() < 1e-3:
+        return None
+    left_out = {name: why for name in names if (why := shortage(faces, name))}
+    for name in [name for name in labels if name != main]:
+        if abs(directions.correlation(labels[main], labels[name])) > SAME:
+            left_out[name] = f"it cannot be told from {main}"
+    half, readable = _first_half(people), {n: values for n, values in labels.items() if n not in left_out}
+    if main in readable:
+        calibrating = classifier_of(faces, train[~half], readable, ~half, make)
+        left_out |= {name: why for name, values in readable.items() if (why := _unreadable(calibrating, name, values))}
+    if main in left_out:
+        if attribute:
+            raise ConfigError(f"attribute={main}: {left_out[main]}")
+        dial = plain_dial(mu, labels[main])
+        return Fitted(Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, eyes), mu, labels, people)
+    labels = {name: values for name, values in labels.items() if name not in left_out}
+    geometry = _geometry(faces, train[~half], labels, ~half)
+    work = Calibrator(vae, calibrating, geometry, mu[~half], {n: v[~half] for n, v in labels.items()})
+    others = {name: {n: v for n, v in labels.items() if n != name} for name in work.names}
+    simple = {name: directions.directions(mu, labels[name], others[name], simple=True) for name in work.names}
+    plain = {name: by.get("balanced", by["mean_difference"]) for name, by in simple.items()}
+    effects = work.effects(mu[half][:MAX_CALIBRATED], plain)
+    kept = [k for k, name in enumerate(plain) if effects[k, k] > WEAK or name == main]
+    strong = [name for k, name in enumerate(plain) if k in kept]
+    left_out |= {name: "its direction does not change it" for name in plain if name not in strong}
+    unmixed = directions.unmixed([plain[name] for name in strong], effects[kept][:, kept])
+    edits = {}
+    for name, direction in zip(strong, unmixed):
+        by_name = {"unmixed": direction} if len(strong) > 1 else {}
+        by_name |= directions.directions(mu, labels[name], others[name], people) if name == main else simple[name]
+        lacks, has = (mu[half][labels[name][half] == value] for value in (0, 1))
+        edits[name] = work.edit(name, by_name, lacks, has, MAX_CALIBRATED if name == main else MAX_CALIBRATED // 2)
+    scoring = classifier_of(faces, train[half], labels, half, make)
+    seen = frozenset(person for person, own in zip(people, half) if own)
+    return Fitted(Dials(main, edits, eyes), mu, labels, people, scoring, seen, left_out)
+
+
+def _unreadable(classifier: Classifier, name: str, label: Tensor) -> str | None:
+    """Why scores of an attribute mean little: the classifier hardly does better than the larger class."""
+    share, right = float(label.nanmean()), classifier.accuracy.get(name, 1.0)
+    if right < (base := max(share, 1 - share)) + READABLE * (1 - base):
+        return f"its classifier is right for {right:.0%} of other people, and {base:.0%} are of one class"
+    return None
+
+
+def _geometry(faces: Faces, rows: np.ndarray, labels: Mapping[str, Tensor], side: np.ndarray) -> GeometryReader | None:
+    """A reader of landmarks of the faces on one side; None without OpenCV, or where the mesh sees no faces."""
+    try:
+        seen = mesh.see(images(faces, rows))
+    except DataError:
+        return None
+    values = {name: value[torch.from_numpy(side)].double().numpy() for name, value in labels.items()}
+    if np.median(seen.scores) < 0:
+        return None
+    return GeometryReader(seen.points, values, [faces.people[row] for row in rows])
+
+
+def classifier_of(
+    faces: Faces, rows: np.ndarray, labels: Mapping[str, Tensor], side: np.ndarray, make: MakeClassifier
+) -> Classifier:
+    """An attribute classifier of the faces on one side. Raises ConfigError for a user's class that fails."""
+    attributes = {name: values[torch.from_numpy(side)].double().numpy() for name, values in labels.items()}
+    x, people = images(faces, rows), [faces.people[row] for row in rows]
+    if make is AttributeClassifier:
+        return make(x, attributes, people)
+    see = "see smilevae.editing.classifier.Classifier"
+    try:
+        classifier = make(x, attributes, people)
+        complete = callable(classifier) and callable(classifier.embed)
+        complete &= next(iter(attributes)) in classifier.threshold.keys() & classifier.accuracy.keys()
+    except Exception as error:  # a user's class may raise anything
+        raise ConfigError(f"the attribute classifier failed: {type(error).__name__}: {error}; {see}") from error
+    if not complete:
+        raise ConfigError(f"the attribute classifier lacks embed, threshold or accuracy; {see}")
+    return classifier
