@@ -1,6 +1,6 @@
 """dials.json: the calibrated directions of a checkpoint, for photo, slider and export.
 
-It also holds the smile meter, the typical eyes of the training images and a digest of the weights.
+It also holds the smile meter, the typical eyes and mouth of the training images and a digest of the weights.
 """
 
 import json
@@ -23,12 +23,12 @@ NAME = "dials.json"
 
 
 class Dials(NamedTuple):
-    """Dials by direction, with the best direction, the smile meter (if any) and the typical eyes."""
+    """Dials by direction, with the best direction, the smile meter (if any) and the typical eyes and mouth."""
 
     best: str
     dials: dict[str, Dial]
     meter: SmileMeter | None
-    eyes: Points
+    points: Points
 
     def turn(self, vae: VAE, mu: Tensor, intensities: Tensor, direction: str | None = None) -> Tensor:
         """Codes of faces at intensities: (B, D), (I,) -> (B, I, D); the meter, if any, measures each face.
@@ -50,7 +50,7 @@ def write(folder: Path, vae: VAE, dials: Dials) -> None:
     content = {
         "weights": checkpoint.digest(vae),
         "best": dials.best,
-        "eyes": dials.eyes,
+        "eyes": dials.points,
         "dials": {name: dial.plain() for name, dial in dials.dials.items()},
         "reader": dials.meter and dials.meter.plain(),  # the smile meter
     }
@@ -62,12 +62,11 @@ def read(path: Path, vae: VAE) -> Dials:
     content = runs.read_evaluation(path, NAME, checkpoint.digest(vae))
     try:
         dials = {str(name): dial_from(dial, vae.latent_dim) for name, dial in content["dials"].items()}
-        eyes = np.array(content["eyes"], dtype=float)
-        if content["best"] not in dials or eyes.shape != (2, 2) or not ((eyes >= 0) & (eyes <= 1)).all():
+        points = np.array(content["eyes"], dtype=float)  # and the mouth, in newer files
+        if content["best"] not in dials or points.shape not in ((2, 2), (3, 2)) or not (abs(points - 0.5) <= 0.5).all():
             raise ValueError
-        (a, b), (c, d) = eyes.tolist()
         meter = meter_from(content["reader"]) if content["reader"] else None
-        return Dials(content["best"], dials, meter, ((a, b), (c, d)))
+        return Dials(content["best"], dials, meter, tuple((x, y) for x, y in points.tolist()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None

@@ -14,8 +14,9 @@ from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, scorecard, scorecard_figure
-from smilevae.editing.alignment import EYES, typical_eyes
+from smilevae.editing.alignment import LAYOUT
 from smilevae.editing.classifier import AttributeClassifier, MakeClassifier, import_classifier
+from smilevae.editing.detector import typical_points
 from smilevae.editing.dial import plain_dial
 from smilevae.editing.directions import mean_difference
 from smilevae.errors import CheckpointError, ConfigError
@@ -27,7 +28,7 @@ from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 SMILES = ("smile_scorecard.png", "smile_strip.png", "smile.gif")
-MAX_EYES = 100  # training faces in which eyes are located
+MAX_PLACED = 100  # training faces in which eyes and mouth are located
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
@@ -93,12 +94,12 @@ def _dials(
     mu, label = encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])
     if mean_difference(mu, label).norm() < 1e-3:
         return None, None
-    eyes = typical_eyes(gather(faces.images, train[:MAX_EYES])) or EYES
+    points = typical_points(gather(faces.images, train[:MAX_PLACED])) or LAYOUT
     if scorecard.possible(faces):
         scores = scorecard.scorecard(vae, faces, make_classifier)
-        return dials.Dials(scores.best.name, scores.dials, scores.meter, eyes), scores
+        return dials.Dials(scores.best.name, scores.dials, scores.meter, points), scores
     dial = plain_dial(mu, label)
-    return dials.Dials(dial.name, {dial.name: dial}, None, eyes), None
+    return dials.Dials(dial.name, {dial.name: dial}, None, points), None
 
 
 def report(options: EvaluateOptions) -> str:
