@@ -19,7 +19,7 @@ OUTLINE = [
 CORNERS = [[33, 133], [263, 362], [61, 291]]  # of the photo's left eye, its right eye and the mouth
 SOFT = 0.12  # share of the side over which the edit fades out
 MIN_FACE = 24  # pixels
-LONGEST = 1024  # side of an animation
+LONGEST = 1024  # side of a photo for the detector, and of an animation
 Points = tuple[tuple[float, float], ...]
 
 

@@ -5,6 +5,7 @@ pixels of the photo, across and down.
 """
 
 import functools
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ import numpy as np
 import torch
 
 from smilevae.editing import mesh
-from smilevae.editing.alignment import LAYOUT, Points, cut, keypoints, matrix_of, moved, similarity
+from smilevae.editing.alignment import LAYOUT, LONGEST, Points, cut, keypoints, matrix_of, moved, similarity
 from smilevae.errors import DataError
 
 MODEL = Path(__file__).with_name("face_detection_full_range.tflite")
 OUTPUTS = ("reshaped_classifier_face_4", "reshaped_regressor_face_4")
 SIDE, STRIDE = 192, 4  # of its input and between its anchors, in pixels
 KEYPOINTS = (2, 3, 5)  # among the eight pairs of its second output
-LONGEST = 1024  # side of a photo in which it looks
 ZOOMS = (0.5, 1, 2, 4)  # it finds faces of an eighth to a half of its input
 ANGLES = np.radians([0, 45, -45])
 LIKELY = -0.5  # logit of a proposal
@@ -85,10 +85,9 @@ def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
             break
         matrix = matrix_of(SIDE * zoom / span * turn, complex(width, height) / 2, side)
         view, starts = cut(photo, matrix, side), range(0, side - SIDE + 1, SIDE // 2)
-        for corner in ((left, top) for top in starts for left in starts):
-            left, top = corner
+        for left, top in itertools.product(starts, starts):
             logits, points = _detect(view[top : top + SIDE, left : left + SIDE])
-            seen += zip(logits, moved(points + corner, matrix, back=True))
+            seen += zip(logits, moved(points + [left, top], matrix, back=True))
     kept: list[np.ndarray] = []
     for _, points in sorted(seen, key=lambda pair: -pair[0]):
         if all(np.hypot(*(points - k).mean(0)) > np.hypot(*(k[0] - k[1])) for k in kept):
