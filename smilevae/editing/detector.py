@@ -87,7 +87,7 @@ def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
         view, starts = cut(photo, matrix, side), range(0, side - SIDE + 1, SIDE // 2)
         for left, top in itertools.product(starts, starts):
             logits, points = _detect(view[top : top + SIDE, left : left + SIDE])
-            seen += zip(logits, moved(points + [left, top], matrix, back=True))
+            seen += zip(logits, moved(points + np.array([left, top]), matrix, back=True))
     kept: list[np.ndarray] = []
     for _, points in sorted(seen, key=lambda pair: -pair[0]):
         if all(np.hypot(*(points - k).mean(0)) > np.hypot(*(k[0] - k[1])) for k in kept):
