@@ -1,6 +1,6 @@
 """The user's own photo, edited: the difference of two decoded faces is added to it.
 
-Shapes: H, W the photo's sides. A matrix (2, 3) takes the photo's points to the crop's.
+Shapes: H, W sides of the photo.
 """
 
 import os
@@ -19,7 +19,8 @@ from smilevae import runs
 from smilevae.apps.model import Model
 from smilevae.apps.options import PhotoOptions
 from smilevae.data import images
-from smilevae.editing import alignment, mesh
+from smilevae.editing import alignment, detector, mesh
+from smilevae.editing.alignment import Face
 from smilevae.errors import ConfigError, DataError
 
 FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".mp4": "MP4"}
@@ -59,12 +60,12 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}; pass image=FILE or image=FOLDER") from None
     photo, (_, dial) = np.asarray(picture), model.dials.choose(None, options.direction)
-    matrices = locate(model, photo, str(source), options.box, options.face)
+    faces = locate(model, photo, str(source), options.box, options.face)
     photos, name = [photo] * len(options.intensity), model.dials.attribute
-    for matrix in matrices:
-        photos = [edit(model, p, matrix, {name: i}, dial.name) for p, i in zip(photos, options.intensity)]
-    save(photos, out, picture.info.get("icc_profile"), matrices[0], model.vae.image_size)
-    line = f"{source}: {len(matrices)} face{'s' * (len(matrices) > 1)}, {dial.name}, {runs.short(out)}"
+    for face in faces:
+        photos = [edit(model, p, face, {name: i}, dial.name) for p, i in zip(photos, options.intensity)]
+    save(photos, out, picture.info.get("icc_profile"), faces[0].matrix, model.vae.image_size)
+    line = f"{source}: {len(faces)} face{'s' * (len(faces) > 1)}, {dial.name}, {runs.short(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.intensity):
         line += f"; beyond {dial.low:+g}..{dial.high:+g} the {name} does not follow, or the face does not look real"
     return line
@@ -72,16 +73,16 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
 
 @torch.no_grad()
 def edit(
-    model: Model, photo: np.ndarray, matrix: np.ndarray, amounts: Mapping[str, float], direction: str | None
+    model: Model, photo: np.ndarray, face: Face, amounts: Mapping[str, float], direction: str | None
 ) -> np.ndarray:
-    """The photo (H, W, 3) uint8 with attributes of the face at `matrix` at their intensities."""
-    mu = model.encode(alignment.cut(photo, matrix, model.vae.image_size)[None])
+    """The photo (H, W, 3) uint8 with attributes of a face at their intensities."""
+    mu = model.encode(alignment.cut(photo, face.matrix, model.vae.image_size)[None])
     before, after = model.decode(torch.cat([mu, model.dials.mix(model.vae, mu, amounts, direction)]))
-    return alignment.paste(photo, (after - before).permute(1, 2, 0).numpy(), matrix)
+    return alignment.paste(photo, (after - before).permute(1, 2, 0).numpy(), face)
 
 
-def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: int | str = 1) -> list[np.ndarray]:
-    """The matrices of the selected faces. Raises DataError, which calls the photo `name`."""
+def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: int | str = 1) -> list[Face]:
+    """The selected faces. Raises DataError, which calls the photo `name`."""
     least, size = alignment.MIN_FACE, model.vae.image_size
     height, width = photo.shape[:2]
     if box:
@@ -91,17 +92,17 @@ def locate(model: Model, photo: np.ndarray, name: str, box: Any = None, face: in
             outside = f"box={left:g},{top:g},{side:g} does not lie in its {width}x{height} pixels"
             raise DataError(f"{name}: {outside}, or SIDE is below {least}; move it")
         scale = size / side
-        return [np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])]
-    faces = alignment.find_faces(photo)
+        matrix = np.array([[scale, 0, -scale * left], [0, scale, -scale * top]])
+        return [Face(matrix, alignment.soft_mask(size))]
+    faces = detector.find_faces(photo)
     if not faces:
         remedy = "pass box=LEFT,TOP,SIDE or box=frame, or a photo with a larger, more frontal face"
-        raise DataError(f"{name}: no face of {least} pixels or more was detected; {remedy}")
+        raise DataError(f"{name}: no face was detected with certainty; {remedy}")
     if face != "all":
         if int(face) > len(faces):
             raise DataError(f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all")
         faces = [faces[int(face) - 1]]
-    typical = model.dials.eyes
-    return [alignment.crop_matrix(f, alignment.find_eyes(photo, f), size, typical) for f in faces]
+    return [alignment.face_at(marks, size, model.dials.points) for marks in faces]
 
 
 def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.ndarray, side: int) -> None:

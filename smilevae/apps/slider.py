@@ -58,7 +58,7 @@ class Studio:
 
     def __init__(self, model: Model):
         self.model, self.dials, self.lock = model, model.dials, threading.Lock()
-        # profile, preview and full; the last two are (pixels, matrix)
+        # profile, preview and full; the last two are (pixels, face)
         self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
 
     def open(self, data: bytes, middle: bool) -> Response:
@@ -66,7 +66,7 @@ class Studio:
         try:
             picture = images.read(data, MAX_PIXELS)
             full, box = np.asarray(picture), "frame" if middle else None
-            matrix = photo.locate(self.model, full, "this picture", box)[0]
+            face = photo.locate(self.model, full, "this picture", box)[0]
         except images.TooLarge as reason:
             raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
         except images.Unreadable as reason:
@@ -76,11 +76,11 @@ class Studio:
         preview = picture.copy()
         preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS, reducing_gap=None)
         width, height = preview.size
-        smaller = matrix.copy()
-        smaller[:, :2] /= [width / picture.width, height / picture.height]
+        matrix = face.matrix.copy()
+        matrix[:, :2] /= [width / picture.width, height / picture.height]
         name, profile = secrets.token_urlsafe(12), picture.info.get("icc_profile")
         with self.lock:
-            self.photos[name] = profile, (np.asarray(preview), smaller), (full, matrix)
+            self.photos[name] = profile, (np.asarray(preview), face._replace(matrix=matrix)), (full, face)
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
@@ -93,8 +93,8 @@ class Studio:
                 raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
             self.photos.move_to_end(name)
             profile, preview, full = self.photos[name]
-            pixels, matrix = full if "full" in query else preview
-            after = photo.edit(self.model, pixels, matrix, *amounts)
+            pixels, face = full if "full" in query else preview
+            after = photo.edit(self.model, pixels, face, *amounts)
         return _picture(after, "PNG" if "full" in query else "JPEG", profile)
 
     def new(self, request: Request) -> Response:

@@ -1,89 +1,56 @@
-"""Locates a face in a photo, crops it as training images are, and pastes a change back at full resolution.
+"""Crops a face from a photo as training images are, and pastes a change back at full resolution.
 
-Shapes: H, W sides of the photo, S side of a crop. A matrix (2, 3) maps points of the photo to points of the crop.
+Shapes: H, W sides of the photo, S side of a crop, K keypoints, L landmarks. A matrix (2, 3) maps points of the photo to
+points of the crop.
 """
 
-import functools
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from smilevae.editing.mesh import opencv
-from smilevae.errors import DataError
 
-EYES = ((0.24, 0.255), (0.76, 0.255))  # shares of the side, where training images were not measured
-INSET = (0.13, 0.21, 0.73)  # left, top and side of the crop in a detector's box, as in LFWcrop
-TILT = np.radians(5)
-SOFT = 0.2  # share of the side over which the edit fades out
+# eyes and mouth as shares of the side, where training images were not measured
+LAYOUT = ((0.26, 0.255), (0.74, 0.255), (0.5, 0.735))
+OUTLINE = [
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+]  # of a face, among the mesh's landmarks
+CORNERS = [[33, 133], [263, 362], [61, 291]]  # of the photo's left eye, its right eye and the mouth
+SOFT = 0.12  # share of the side over which the edit fades out
 MIN_FACE = 24  # pixels
-LONGEST = 1024  # side at which faces are detected
-Box = tuple[float, float, float, float]  # left, top, width, height
-Points = tuple[tuple[float, float], tuple[float, float]]
+LONGEST = 1024  # side of a photo for the detector, and of an animation
+Points = tuple[tuple[float, float], ...]
 
 
-def find_faces(photo: np.ndarray) -> list[Box]:
-    """Boxes of the faces in a photo (H, W, 3), largest first."""
-    shrink = max(1.0, max(photo.shape[:2]) / LONGEST)
-    detect = _cascade("frontalface_alt2").detectMultiScale
-    boxes = detect(_grey(photo, shrink), 1.1, 4, minSize=(MIN_FACE, MIN_FACE))
-    boxes = [tuple(float(v) * shrink for v in box) for box in boxes]
-    return sorted(boxes, key=lambda box: -box[2] * box[3])
+class Face(NamedTuple):
+    matrix: np.ndarray  # (2, 3)
+    mask: np.ndarray  # (S, S), the share of a change that is put back
 
 
-def find_eyes(photo: np.ndarray, box: Box) -> Points | None:
-    """The middles of both eyes of a face, the photo's left one first; None where they are not clear."""
-    left, top, width, height = (round(v) for v in box)
-    upper = photo[max(0, top) : top + round(0.6 * height), max(0, left) : left + width]
-    if min(upper.shape[:2]) < MIN_FACE // 2:
-        return None
-    cv2, zoom = opencv(), 160 / upper.shape[1]
-    grey = cv2.resize(_grey(upper, 1), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_LINEAR)
-    found = _cascade("eye_tree_eyeglasses").detectMultiScale(grey, 1.05, 3, minSize=(18, 18), maxSize=(64, 64))
-    middles = [((x + w / 2) / zoom, (y + h / 2) / zoom) for x, y, w, h in found]
-    lefts, rights = ([m for m in middles if (m[0] < upper.shape[1] / 2) == side] for side in (True, False))
-    pairs = [(a, b) for a in lefts for b in rights if 0.25 * width < b[0] - a[0] < 0.65 * width]
-    pairs = [(a, b) for a, b in pairs if abs(a[1] - b[1]) < 0.25 * (b[0] - a[0])]
-    if not pairs:
-        return None
-    a, b = pairs[0]
-    x, y = max(0, left), max(0, top)
-    return (x + a[0], y + a[1]), (x + b[0], y + b[1])
+def keypoints(landmarks: np.ndarray) -> np.ndarray:
+    """(..., L, 2) -> (..., K, 2): the middles of both eyes and of the mouth."""
+    return landmarks[..., CORNERS, :].mean(-2)
 
 
-def typical_eyes(pictures: np.ndarray) -> Points | None:
-    """Median eyes of training images (N, S, S, 3) uint8, as shares of the side.
-
-    None where fewer than ten show both eyes, or OpenCV is not installed.
-    """
-    try:
-        found = [find_eyes(picture, (0, 0, picture.shape[1], picture.shape[0])) for picture in pictures]
-    except DataError:
-        return None
-    points = np.array([eyes for eyes in found if eyes]) / pictures.shape[1]
-    if len(points) < 10:
-        return None
-    (ax, ay), (bx, by) = np.median(points, 0).tolist()
-    apart, height = bx - ax, (ay + by) / 2  # the crop's middle lies between the eyes
-    return ((1 - apart) / 2, height), ((1 + apart) / 2, height)
-
-
-def crop_matrix(box: Box, eyes: Points | None, side: int, typical: Points) -> np.ndarray:
-    """Photo to crop of `side` pixels (2, 3), from a detector's box and, where they are known, the eyes.
-
-    Middle and size are the means of both: each is wrong by a tenth of the side. A tilt beyond TILT is
-    undone.
-    """
-    middle, scale, angle = complex(box[0], box[1]), INSET[2] * box[2] / side, 0.0
-    middle += complex(INSET[0] * box[2], INSET[1] * box[3]) + scale * side * (1 + 1j) / 2
-    if eyes is not None:
-        (a, b), (c, d) = (complex(*p) for p in eyes), (side * complex(*p) for p in typical)
-        turn = (b - a) / (d - c)  # crop to photo, a complex factor
-        middle = (middle + a + turn * (side * (1 + 1j) / 2 - c)) / 2
-        scale, angle = np.sqrt(scale * abs(turn)), np.angle(turn)
-        angle -= np.clip(angle, -TILT, TILT)
-    turn = np.exp(-1j * angle) / scale
+def matrix_of(turn: complex, middle: complex, side: int) -> np.ndarray:
+    """The matrix that turns and scales by a factor and takes `middle` to the middle of a crop."""
     shift = side * (1 + 1j) / 2 - turn * middle
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+
+
+def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The least-squares turn, scale and shift (2, 3) of points (K, 2) to others."""
+    a, b = points @ [1, 1j], target @ [1, 1j]
+    turn = np.vdot(a - a.mean(), b - b.mean()) / np.vdot(a - a.mean(), a - a.mean())
+    return matrix_of(turn, a.mean() - b.mean() / turn, 0)
+
+
+def moved(points: np.ndarray, matrix: np.ndarray, back: bool = False) -> np.ndarray:
+    """Points (..., 2) of the photo in the crop; `back`: the other way."""
+    if back:
+        return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
@@ -96,42 +63,37 @@ def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def soft_mask(side: int) -> np.ndarray:
-    """(S, S) from 0 at the border to 1 within, smoothly."""
-    edge = np.minimum(np.arange(side), np.arange(side)[::-1]) / (SOFT * side)
-    ramp = np.clip(edge, 0, 1)
-    ramp = ramp**2 * (3 - 2 * ramp)
-    return (ramp[:, None] * ramp).astype(np.float32)
+def soft_mask(side: int, landmarks: np.ndarray | None = None) -> np.ndarray:
+    """(S, S) from 0 at the border, and at the outline of landmarks (L, 2) in pixels of the crop, to 1 within."""
+    cv2, inside = opencv(), np.ones((side, side), np.uint8)
+    if landmarks is not None:
+        inside = cv2.fillPoly(0 * inside, [landmarks[OUTLINE].round().astype(np.int32)], 1)
+    inside[[0, -1]] = inside[:, [0, -1]] = 0
+    ramp = np.clip(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / (SOFT * side), 0, 1)
+    return (ramp**2 * (3 - 2 * ramp)).astype(np.float32)
 
 
-def paste(photo: np.ndarray, change: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The photo plus a crop's change (S, S, 3) in [-1, 1] under the soft mask."""
-    cv2, side = opencv(), change.shape[0]
-    corners = np.array([[0, 0], [side, 0], [0, side], [side, side]]) - matrix[:, 2]
-    corners = np.linalg.solve(matrix[:, :2], corners.T).T
+def face_at(landmarks: np.ndarray, side: int, layout: Points) -> Face:
+    """The face at landmarks (L, 2) of a photo, with its keypoints where training images have theirs."""
+    target = side * np.array(layout)
+    matrix = similarity(keypoints(landmarks)[: len(target)], target)
+    return Face(matrix, soft_mask(side, moved(landmarks, matrix)))
+
+
+def paste(photo: np.ndarray, change: np.ndarray, face: Face) -> np.ndarray:
+    """The photo plus the change (S, S, 3) in [-1, 1] of a face, under its mask."""
+    cv2, side, (matrix, mask) = opencv(), change.shape[0], face
+    corners = moved(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix, back=True)
     (left, top), (right, low) = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int) + 1
     left, top = max(0, left), max(0, top)
     right, low = min(photo.shape[1], right), min(photo.shape[0], low)
     if right <= left or low <= top:
         return photo.copy()
     local = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ [left, top]])
-    shown = change.astype(np.float32) * soft_mask(side)[:, :, None]
+    shown = change.astype(np.float32) * mask[:, :, None]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     added = cv2.warpAffine(shown, local, (int(right - left), int(low - top)), flags=flags)
     result = photo.copy()
     region = result[top:low, left:right].astype(np.float32) + 255 * added
     result[top:low, left:right] = region.round().clip(0, 255).astype(np.uint8)
     return result
-
-
-def _grey(photo: np.ndarray, shrink: float) -> np.ndarray:
-    cv2 = opencv()
-    grey = cv2.cvtColor(np.ascontiguousarray(photo), cv2.COLOR_RGB2GRAY)
-    size = (max(1, round(grey.shape[1] / shrink)), max(1, round(grey.shape[0] / shrink)))
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA) if shrink > 1 else grey
-
-
-@functools.cache
-def _cascade(name: str) -> Any:
-    cv2 = opencv()
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_{name}.xml")

@@ -1,6 +1,6 @@
 """dials.json: the calibrated directions of a checkpoint by attribute, for photo, slider and export.
 
-It also holds the meters of the attributes, the typical eyes of the training images and a digest of the weights.
+It also holds the meters of the attributes, where training images have eyes and mouth, and a digest of the weights.
 """
 
 import json
@@ -40,11 +40,11 @@ class Edit(NamedTuple):
 
 
 class Dials(NamedTuple):
-    """Edits by attribute, with the attribute that is meant without a name, and the typical eyes."""
+    """Edits by attribute, with the attribute that is meant without a name, and the typical eyes and mouth."""
 
     attribute: str
     edits: dict[str, Edit]
-    eyes: Points
+    points: Points
 
     def choose(self, attribute: str | None = None, direction: str | None = None) -> tuple[Edit, Dial]:
         """Raises ConfigError for an attribute or a direction without a dial."""
@@ -83,7 +83,7 @@ def write(folder: Path, vae: VAE, dials: Dials) -> None:
     }
     meters = {name: edit.meter.plain() for name, edit in dials.edits.items() if edit.meter}
     scales = {k: v for meter in meters.values() for k, v in meter.items() if k in ("mean", "sd")}  # equal in all
-    content: dict[str, Any] = {"weights": checkpoint.digest(vae), "attribute": dials.attribute, "eyes": dials.eyes}
+    content: dict[str, Any] = {"weights": checkpoint.digest(vae), "attribute": dials.attribute, "eyes": dials.points}
     content |= {"attributes": edits, "scales": scales}
     content["meters"] = {n: {k: v for k, v in meter.items() if k not in scales} for n, meter in meters.items()}
     runs.write_text(folder / NAME, json.dumps(content) + "\n")
@@ -101,13 +101,12 @@ def read(path: Path, vae: VAE) -> Dials:
             dials = {str(key): dial_from(dial, vae.latent_dim) for key, dial in edit["dials"].items()}
             meter = content["meters"].get(name)
             edits[str(name)] = Edit(str(edit["best"]), dials, meter and meter_from(content["scales"] | meter))
-        eyes = np.array(content["eyes"], dtype=float)
+        points = np.array(content["eyes"], dtype=float)  # and the mouth, in newer files
         if content["attribute"] not in edits or any(edit.best not in edit.dials for edit in edits.values()):
             raise ValueError
-        if eyes.shape != (2, 2) or not ((eyes >= 0) & (eyes <= 1)).all():
+        if points.shape not in ((2, 2), (3, 2)) or not (abs(points - 0.5) <= 0.5).all():
             raise ValueError
-        (a, b), (c, d) = eyes.tolist()
-        return Dials(content["attribute"], edits, ((a, b), (c, d)))
+        return Dials(content["attribute"], edits, tuple((x, y) for x, y in points.tolist()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None

@@ -14,9 +14,11 @@ from torch import Tensor
 from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
-from smilevae.editing import alignment, directions, mesh
+from smilevae.editing import directions, mesh
+from smilevae.editing.alignment import LAYOUT
 from smilevae.editing.calibration import MAX_CALIBRATED, Calibrator, images
 from smilevae.editing.classifier import AttributeClassifier, Classifier, MakeClassifier
+from smilevae.editing.detector import typical_points
 from smilevae.editing.dial import plain_dial
 from smilevae.editing.dials import Dials, Edit
 from smilevae.editing.geometry import GeometryReader
@@ -25,7 +27,7 @@ from smilevae.models.vae import VAE
 
 MAX_TRAIN = 8000  # training faces of directions and classifiers
 MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
-MAX_EYES = 100  # training faces in which eyes are located
+MAX_PLACED = 100  # training faces in which eyes and mouth are located
 SAME = 0.95  # two attributes with a larger correlation cannot be told apart
 READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
 WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
@@ -89,7 +91,7 @@ def fit_dials(
     train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_TRAIN]
     train = train[faces.labels(main)[train] >= 0]
     people, mu = [faces.people[row] for row in train], encode(vae, faces, train)[0]
-    eyes = alignment.typical_eyes(gather(faces.images, train[:MAX_EYES])) or alignment.EYES
+    points = typical_points(gather(faces.images, train[:MAX_PLACED])) or LAYOUT
     labels = {name: torch.from_numpy(faces.labels(name)[train]).float() for name in [main, *names] if name in names}
     labels = {name: values.masked_fill(values < 0, torch.nan) for name, values in labels.items()}
     if directions.mean_difference(mu, labels[main]).norm() < 1e-3:
@@ -106,7 +108,7 @@ def fit_dials(
         if attribute:
             raise ConfigError(f"attribute={main}: {left_out[main]}")
         dial = plain_dial(mu, labels[main])
-        return Fitted(Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, eyes), mu, labels, people)
+        return Fitted(Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, points), mu, labels, people)
     labels = {name: values for name, values in labels.items() if name not in left_out}
     geometry = _geometry(faces, train[~half], labels, ~half)
     work = Calibrator(vae, calibrating, geometry, mu[~half], {n: v[~half] for n, v in labels.items()})
@@ -126,7 +128,7 @@ def fit_dials(
         edits[name] = work.edit(name, by_name, lacks, has, MAX_CALIBRATED if name == main else MAX_CALIBRATED // 2)
     scoring = classifier_of(faces, train[half], labels, half, make)
     seen = frozenset(person for person, own in zip(people, half) if own)
-    return Fitted(Dials(main, edits, eyes), mu, labels, people, scoring, seen, left_out)
+    return Fitted(Dials(main, edits, points), mu, labels, people, scoring, seen, left_out)
 
 
 def _unreadable(classifier: Classifier, name: str, label: Tensor) -> str | None:

@@ -1,0 +1,111 @@
+"""Faces in a photo: MediaPipe's full-range detector proposes them, the face mesh places and checks them (see NOTICE).
+
+Shapes: H, W sides of the photo, N faces, K = 3 keypoints (both eyes, the mouth), L landmarks of the mesh. Points are
+pixels of the photo, across and down.
+"""
+
+import functools
+import itertools
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smilevae.editing import mesh
+from smilevae.editing.alignment import LAYOUT, LONGEST, Points, cut, keypoints, matrix_of, moved, similarity
+from smilevae.errors import DataError
+
+MODEL = Path(__file__).with_name("face_detection_full_range.tflite")
+OUTPUTS = ("reshaped_classifier_face_4", "reshaped_regressor_face_4")
+SIDE, STRIDE = 192, 4  # of its input and between its anchors, in pixels
+KEYPOINTS = (2, 3, 5)  # among the eight pairs of its second output
+ZOOMS = (0.5, 1, 2, 4)  # it finds faces of an eighth to a half of its input
+ANGLES = np.radians([0, 45, -45])
+LIKELY = -0.5  # logit of a proposal
+TRUST = 8.0  # score of the mesh: at least 9 on faces, at most 6 elsewhere
+MARGIN = 36  # pixels of the mesh's input about a face
+_one_at_a_time = threading.Lock()
+
+
+def find_faces(photo: np.ndarray) -> list[np.ndarray]:
+    """Landmarks (L, 2) of the faces in a photo (H, W, 3), largest first. Tilted ones count where none is upright."""
+    faces: list[np.ndarray] = []
+    cv2, (height, width), share = mesh.opencv(), photo.shape[:2], min(1, LONGEST / max(photo.shape))
+    size = max(1, round(share * width)), max(1, round(share * height))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    for angle in ANGLES:
+        for points in _proposals(small, angle):
+            face, score = _place(photo, points / share)
+            if score >= TRUST and all(np.hypot(*(face - f).mean(0)) > 0.5 * np.ptp(f, 0).max() for f in faces):
+                faces.append(face)
+        if faces:
+            break
+    return sorted(faces, key=lambda face: -np.ptp(face, 0).max())
+
+
+def typical_points(pictures: np.ndarray) -> Points | None:
+    """Median keypoints of training images (N, S, S, 3) uint8 and their mirror images, as shares of the side.
+
+    None where fewer than ten show a face, or OpenCV is not installed.
+    """
+    try:
+        points, scores = mesh.landmarks(torch.from_numpy(pictures).movedim(-1, 1) / 255, MARGIN)
+    except DataError:
+        return None
+    if (scores >= TRUST).sum() < 10:
+        return None
+    median = np.median(keypoints(points[scores >= TRUST, :, :2]), 0)
+    mirrored = median[[1, 0, 2]] * [-1, 1] + [1, 0]
+    return tuple((x, y) for x, y in ((median + mirrored) / 2).tolist())
+
+
+def _place(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
+    """Landmarks (L, 2) of the face at keypoints, and the mesh's score."""
+    layout = MARGIN + (mesh.SIDE - 2 * MARGIN) * np.array(LAYOUT)
+    for _ in range(3):  # each time in a better crop
+        matrix = similarity(points, layout)
+        crop = torch.from_numpy(cut(photo, matrix, mesh.SIDE)).permute(2, 0, 1)
+        marks, scores = mesh.landmarks(crop[None] / 255, 0)
+        face = moved(mesh.SIDE * marks[0, :, :2], matrix, back=True)
+        points = keypoints(face)
+    return face, float(scores[0])
+
+
+def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
+    """Keypoints (K, 2) of possible faces that are tilted by about `angle`, the likeliest first."""
+    height, width = photo.shape[:2]
+    turn = np.exp(-1j * angle)
+    span = max(abs(turn.real) * a + abs(turn.imag) * b for a, b in ((width, height), (height, width)))
+    seen: list[tuple[float, np.ndarray]] = []
+    for zoom in ZOOMS:
+        side = round(SIDE * max(1, zoom))
+        if zoom > 1 and side > 1.5 * span:
+            break
+        matrix = matrix_of(SIDE * zoom / span * turn, complex(width, height) / 2, side)
+        view, starts = cut(photo, matrix, side), range(0, side - SIDE + 1, SIDE // 2)
+        for left, top in itertools.product(starts, starts):
+            logits, points = _detect(view[top : top + SIDE, left : left + SIDE])
+            seen += zip(logits, moved(points + np.array([left, top]), matrix, back=True))
+    kept: list[np.ndarray] = []
+    for _, points in sorted(seen, key=lambda pair: -pair[0]):
+        if all(np.hypot(*(points - k).mean(0)) > np.hypot(*(k[0] - k[1])) for k in kept):
+            kept.append(points)
+    return kept
+
+
+def _detect(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (N,) and keypoints (N, K, 2) in a window (SIDE, SIDE, 3)."""
+    blob = np.ascontiguousarray(window.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
+    with _one_at_a_time:
+        _network().setInput(blob)  # it keeps no reference
+        logits, pairs = (output[0] for output in _network().forward(OUTPUTS))
+    likely = np.flatnonzero(logits[:, 0] > LIKELY)
+    anchors = np.stack(np.divmod(likely, SIDE // STRIDE)[::-1], 1) * STRIDE + STRIDE / 2
+    return logits[likely, 0], pairs[likely].reshape(-1, 8, 2)[:, KEYPOINTS] + anchors[:, None]
+
+
+@functools.cache
+def _network() -> Any:
+    return mesh.opencv().dnn.readNetFromTFLite(str(MODEL))
