@@ -18,7 +18,7 @@ def format_card(card: Mapping[str, Any]) -> str:
         f"{name}: {main['num_faces']} held-out people who lack it, at intensity 1, read by {readers}",
         "0: lacks it, 1: has it; distance x 1000 to real faces that have it; identity 1: as far as two photos of one"
         f" person, {main['persons']['other'] / main['persons']['same']:.2f}: as another person",
-        f"{'':30}" + "".join(f"{title:>10}" for title in titles),
+        f"{'':30}" + "".join(f"{title:>11}" for title in titles),
     ]
     for kind, scores in main["directions"].items():
         one = scores["intensities"].index(1.0)
@@ -33,7 +33,7 @@ def format_card(card: Mapping[str, Any]) -> str:
     lines.append(confound_sentence(card["confounds"]))
     others = {key: value for key, value in card["attributes"].items() if key != name}
     if others:
-        lines.append(f"{'other attributes, edited to 1':30}" + "".join(f"{t:>10}" for t in (*titles[:5], "identity")))
+        lines.append(f"{'other attributes, edited to 1':30}" + "".join(f"{t:>11}" for t in (*titles[:5], "identity")))
     for key, value in others.items():
         scores = value["directions"][value["best"]]
         one = scores["intensities"].index(1.0)
@@ -56,7 +56,7 @@ def _readings(scores: Mapping[str, Any], at: int) -> list[str]:
 
 
 def _line(name: str, cells: list[str]) -> str:
-    return f"{name:30}" + "".join(f"{cell:>10}" for cell in cells)
+    return f"{name:30}" + "".join(f"{cell:>11}" for cell in cells)
 
 
 def confound_sentence(confounds: Mapping[str, Any]) -> str:
