@@ -32,7 +32,7 @@ def write(path: Path, vae: VAE, faces: Faces, dials: Dials, metrics: Mapping[str
         rows = np.random.default_rng(0).permutation(val[faces.labels(name)[val] == 0])
         rows = rows[: NUM_FACES if name == main else NUM_FACES // 2]
         x, mu = next(batches_of(vae, faces, rows)), encode(vae, faces, rows)[0]
-        for kind in edit.dials:
+        for kind in edit.dials if name == main else [edit.best]:
             codes = dials.turn(vae, mu, torch.tensor(LEVELS), kind, name)
             moved = vae.decode(codes.flatten(0, 1).to(x)).unflatten(0, codes.shape[:2])
             scores = card["attributes"].get(name, {"directions": {}})["directions"].get(kind, {})
@@ -83,14 +83,14 @@ def _curves(scores: Mapping[str, Any]) -> str:
         axes[reader].set(title=f"{reader}: 0 lacks it, 1 has it", xlabel="intensity")
         axes[reader].axhline(1, color="black", linewidth=0.5)
     for space in spaces:
-        axes[space].set(title=f"distance x 1000 to real ones, space of {space}", xlabel="intensity")
+        axes[space].set(title=f"distance to real ones, {space} (x 1000)", xlabel="intensity")
         if references:
             floor = 1000 * references["their reconstructions"]["distance"][space][0]
             axes[space].axhline(floor, color="black", linewidth=0.5)
             axes[space].axhline(REAL * floor, color="black", linewidth=0.5, linestyle="--")
     axes["identity"].axhline(1, color="black", linewidth=0.5)
     axes["identity"].axhline(scores["persons"]["other"] / scores["persons"]["same"], color="black", linestyle="--")
-    axes["identity"].set(title="moved from the face; lines: same, other person", xlabel="intensity")
+    axes["identity"].set(title="identity; lines: same, other person", xlabel="intensity")
     axes["drift"].set_yticks(np.arange(len(drift)) + 0.4, list(drift))
     axes["drift"].set(title="what else changes at 1")
     axes[panels[0]].legend(fontsize=7)
