@@ -171,11 +171,15 @@ def test_an_attribute_that_cannot_be_edited_is_one_sentence(world, attribute, pr
 
 def test_the_page_opens_from_disk_and_shows_every_direction(world, card, tmp_path):
     vae, faces, fitted, _ = world
+    card["attributes"]["smile"]["directions"]["lda"]["drift"][1]["<b>$x$ $"] = 0.1  # a user's name
+    for scores in card["attributes"]["smile"]["directions"].values():
+        scores["drift"][1].setdefault("<b>$x$ $", 0.0)
     metrics = {"edits": card, "part": "val", "epoch": 3}
     edits_page.write(tmp_path / "edits.html", vae, faces, fitted.dials, metrics)
     page = (tmp_path / "edits.html").read_text()
     for word in ("unmixed", "mean_difference", "hair_length", "<svg", "prefers-color-scheme: dark", "data:image/jpeg"):
         assert word in page
+    assert "<b>" not in page
     outside = page[: page.index("<svg")] + page[page.index("</svg>") :]
     assert "://" not in outside  # nothing is loaded from elsewhere
 

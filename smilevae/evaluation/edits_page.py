@@ -91,7 +91,7 @@ def _curves(scores: Mapping[str, Any]) -> str:
     axes["identity"].axhline(1, color="black", linewidth=0.5)
     axes["identity"].axhline(scores["persons"]["other"] / scores["persons"]["same"], color="black", linestyle="--")
     axes["identity"].set(title="identity; lines: same, other person", xlabel="intensity")
-    axes["drift"].set_yticks(np.arange(len(drift)) + 0.4, list(drift))
+    axes["drift"].set_yticks(np.arange(len(drift)) + 0.4, [name.replace("$", r"\$") for name in drift])
     axes["drift"].set(title="what else changes at 1")
     axes[panels[0]].legend(fontsize=7)
     for axis in list(figure.axes)[len(panels) :]:

@@ -132,7 +132,7 @@ def draw_map(
     plot = figure.subplots()
     for value, colour in ((1, "#d95f02"), (0, "#1b6ca8"), (-1, "#777777")):
         if (smile == value).any():
-            name = classes.get(value, str(value))
+            name = classes.get(value, str(value)).replace("$", r"\$")
             plot.scatter(across[smile == value], along[smile == value], s=14, alpha=0.7, c=colour, label=name)
     plot.set(xlabel=label, ylabel="principal axis across it", title=f"{len(mu)} held-out faces, codes mu")
     plot.legend()
