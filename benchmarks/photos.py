@@ -103,7 +103,7 @@ def main(run: str, out: Path) -> int:
         for row in (next(rows) for _ in range(num)):
             image = faces.images[row]
             picture, true = assembled(shuffled(image, rng) if kind == "no face" else image, kind, rng)
-            marks = mesh.landmarks(torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN)[0][0, :, :2]
+            marks = mesh.see(torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN).points[0]
             aim = alignment.face_at(image.shape[0] * marks, side, model.dials.points).matrix
             at = alignment.moved(corners(aim, side), true, back=True)
             try:

@@ -51,12 +51,12 @@ def typical_points(pictures: np.ndarray) -> Points | None:
     None where fewer than ten show a face, or OpenCV is not installed.
     """
     try:
-        points, scores = mesh.landmarks(torch.from_numpy(pictures).movedim(-1, 1) / 255, MARGIN)
+        _, points, scores = mesh.see(torch.from_numpy(pictures).movedim(-1, 1) / 255, MARGIN)
     except DataError:
         return None
     if (scores >= TRUST).sum() < 10:
         return None
-    median = np.median(keypoints(points[scores >= TRUST, :, :2]), 0)
+    median = np.median(keypoints(points[scores >= TRUST]), 0)
     mirrored = median[[1, 0, 2]] * [-1, 1] + [1, 0]
     return tuple((x, y) for x, y in ((median + mirrored) / 2).tolist())
 
@@ -67,8 +67,8 @@ def _place(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
     for _ in range(3):  # each time in a better crop
         matrix = similarity(points, layout)
         crop = torch.from_numpy(cut(photo, matrix, mesh.SIDE)).permute(2, 0, 1)
-        marks, scores = mesh.landmarks(crop[None] / 255, 0)
-        face = moved(mesh.SIDE * marks[0, :, :2], matrix, back=True)
+        _, marks, scores = mesh.see(crop[None] / 255, 0)
+        face = moved(mesh.SIDE * marks[0], matrix, back=True)
         points = keypoints(face)
     return face, float(scores[0])
 

@@ -36,18 +36,11 @@ def balanced(mu: Tensor, smile: Tensor, others: Tensor) -> Tensor:
 
 
 def lda(mu: Tensor, smile: Tensor) -> Tensor:
-    """The mean difference whitened by the shrunk covariance within the classes (Fisher 1936; Ledoit & Wolf 2004).
+    """The mean difference whitened by the shrunk covariance within the classes (Fisher 1936; Ledoit & Wolf 2004)."""
+    from sklearn.covariance import ledoit_wolf
 
-    As scikit-learn's LedoitWolf, in a tenth of its time.
-    """
     within = torch.cat([mu[smile == label] - mu[smile == label].mean(0) for label in (0, 1)]).double()
-    num, dims = within.shape
-    covariance = within.T @ within / num
-    variance, square = covariance.trace() / dims, covariance.square().sum()
-    error = (within.square().sum(1).square().mean() - square) / num
-    scatter = square - dims * variance**2
-    shrinkage = error.minimum(scatter) / scatter if scatter > 0 else 0.0
-    shrunk = (1 - shrinkage) * covariance + shrinkage * variance * torch.eye(dims)
+    shrunk = torch.from_numpy(ledoit_wolf(within.numpy(), assume_centered=True)[0])
     return (torch.linalg.pinv(shrunk, hermitian=True) @ mean_difference(mu, smile).double()).float()
 
 

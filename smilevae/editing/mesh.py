@@ -64,19 +64,9 @@ class Seen(NamedTuple):
     scores: np.ndarray  # (B,)
 
 
-def see(x: Tensor) -> Seen:
+def see(x: Tensor, margin: int = MARGIN) -> Seen:
     """One pass over face crops (B, 3, S, S) in [0, 1]. Raises DataError without OpenCV."""
-    *layers, points, scores = outputs(x, (*LAYERS, POINTS, SCORE), MARGIN)
+    *layers, points, scores = outputs(x, (*LAYERS, POINTS, SCORE), margin)
     features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
-    points = (points.reshape(len(x), -1, 3)[..., :2] - MARGIN) / (SIDE - 2 * MARGIN)
+    points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
     return Seen(features, points, scores.reshape(len(x)))
-
-
-def landmarks(x: Tensor, margin: int = MARGIN) -> tuple[np.ndarray, np.ndarray]:
-    """Points (B, L, 3) in shares of the side, across, down and towards the viewer, and scores (B,) of face crops.
-
-    A score is a logit: below 0 there is hardly a face.
-    """
-    points, scores = outputs(x, (POINTS, SCORE), margin)
-    points = points.reshape(len(x), -1, 3) - [margin, margin, 0]
-    return points / (SIDE - 2 * margin), scores.reshape(len(x))
