@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 CONFOUNDED = 0.1  # an attribute whose correlation with the smile exceeds this is a confounder
-RESAMPLES = 50
+RESAMPLES = 25
 LEAST_EFFECT = 0.1  # of the largest, which a combination of directions must have
 
 
