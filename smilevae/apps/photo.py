@@ -67,7 +67,7 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     save(photos, out, picture.info.get("icc_profile"), faces[0].matrix, model.vae.image_size)
     line = f"{source}: {len(faces)} face{'s' * (len(faces) > 1)}, {dial.name}, {runs.short(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.intensity):
-        line += f"; beyond {dial.low:+g}..{dial.high:+g} the {name} does not follow, or the face does not look real"
+        line += f"; beyond {dial.low:+g}..{dial.high:+g} the score does not follow, or the face does not look real"
     return line
 
 
