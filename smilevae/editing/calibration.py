@@ -62,10 +62,12 @@ class Calibrator:
         after = [self.measure(mu + direction)[0] for direction in directions.values()]
         return torch.stack([torch.stack([(x[n] - before[n]).mean() for n in directions]) for x in after])
 
-    def edit(self, name: str, directions: Mapping[str, Tensor], lacks: Tensor, has: Tensor, num: int) -> Edit:
+    def edit(
+        self, name: str, directions: Mapping[str, Tensor], lacks: Tensor, has: Tensor, keep: list[str], num: int
+    ) -> Edit:
         """Calibrated dials of an attribute. Codes of faces that lack and have it; `num` of them are measured.
 
-        The best direction is the one that changes other scores least.
+        The best direction is the one that changes the scores of `keep` least.
         """
         weights, bias = self._estimates[name]
         meter = self.classifier.meter(name) if isinstance(self.classifier, AttributeClassifier) else None
@@ -84,7 +86,7 @@ class Calibrator:
             dial = edit.dials[key] = calibrate(replace(dial, target=factor * dial.target), lacks, measure)
             after, _ = self.measure(dial.turn(lacks, torch.ones(1), edit.score_of(self.vae))[:, 0])
             moved = {n: float((after[n] - before[n]).mean().abs()) for n in self.names}
-            changes[key] = sum(moved.values()) / max(moved[name], 1e-6)
+            changes[key] = sum(moved[n] for n in keep) / max(moved[name], 1e-6)
         return edit._replace(best=min(changes, key=lambda key: changes[key]))
 
     def _factor(self, name: str, dial: Dial, edit: Edit, lacks: Tensor, has: Tensor) -> float:

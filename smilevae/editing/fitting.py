@@ -48,10 +48,11 @@ class Fitted:
     def others(self, attribute: str) -> dict[str, Tensor]:
         return {name: values for name, values in self.labels.items() if name != attribute}
 
-    def confounders(self, attribute: str, most: int = 2) -> list[str]:
-        """The attributes that correlate most with one, if they do at all."""
-        of = {n: abs(directions.correlation(self.labels[attribute], v)) for n, v in self.others(attribute).items()}
-        return sorted((n for n in of if of[n] > directions.CONFOUNDED), key=lambda n: -of[n])[:most]
+
+def confounders(attribute: str, labels: Mapping[str, Tensor], most: int = 2) -> list[str]:
+    """The attributes that correlate most with one, if they do at all."""
+    of = {n: abs(directions.correlation(labels[attribute], v)) for n, v in labels.items() if n != attribute}
+    return sorted((n for n in of if of[n] > directions.CONFOUNDED), key=lambda n: -of[n])[:most]
 
 
 def attributes_of(faces: Faces) -> list[str]:
@@ -125,7 +126,8 @@ def fit_dials(
         by_name = {"unmixed": direction} if len(strong) > 1 else {}
         by_name |= directions.directions(mu, labels[name], others[name], people) if name == main else simple[name]
         lacks, has = (mu[half][labels[name][half] == value] for value in (0, 1))
-        edits[name] = work.edit(name, by_name, lacks, has, MAX_CALIBRATED if name == main else MAX_CALIBRATED // 2)
+        keep = confounders(name, {n: labels[n] for n in work.names}) or [n for n in work.names if n != name]
+        edits[name] = work.edit(name, by_name, lacks, has, keep, MAX_CALIBRATED // (1 if name == main else 2))
     scoring = classifier_of(faces, train[half], labels, half, make)
     seen = frozenset(person for person, own in zip(people, half) if own)
     return Fitted(Dials(main, edits, points), mu, labels, people, scoring, seen, left_out)

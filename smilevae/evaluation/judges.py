@@ -15,7 +15,7 @@ from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of
 from smilevae.editing import mesh
 from smilevae.editing.calibration import images
-from smilevae.editing.fitting import Fitted
+from smilevae.editing.fitting import Fitted, confounders
 from smilevae.editing.geometry import GeometryReader
 from smilevae.evaluation.realism import MIN_FACES, Space, kernel_distance, reference_rows, seen_by_the_mesh, small
 from smilevae.models.vae import VAE
@@ -49,11 +49,15 @@ class Judges:
             people, label = [faces.people[row] for row in rows], faces.labels(attribute)[rows].astype(float)
             known = np.array([person in fitted.scoring_people for person in people]) & (label >= 0)
             people = [person for person, own in zip(people, known) if own]
-            labels = {name: faces.labels(name)[rows][known].astype(float) for name in fitted.confounders(attribute)}
+            labels = {
+                name: faces.labels(name)[rows][known].astype(float) for name in confounders(attribute, fitted.labels)
+            }
             labels = {name: np.where(values < 0, np.nan, values) for name, values in labels.items()}
             self.geometry = GeometryReader(points[known], {attribute: label[known], **labels}, people)
         val = np.random.default_rng(1).permutation(faces.rows("val"))
-        rows = matched(faces, val[faces.labels(attribute)[val] == 1], edited, fitted.confounders(attribute))[:MAX_REAL]
+        rows = matched(faces, val[faces.labels(attribute)[val] == 1], edited, confounders(attribute, fitted.labels))[
+            :MAX_REAL
+        ]
         self.person = _persons(faces, val, spaces)
         self.references: dict[str, dict[str, Any]] = {}
         self._target: dict[str, Tensor] = {}
