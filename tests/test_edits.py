@@ -38,7 +38,7 @@ def world():
 def card(world):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(edits, "MAX_FACES", 60)
-        patch.setattr(edits, "LEVELS", (0.0, 1.0, 2.0))
+        patch.setattr(edits, "LEVELS", edits.SOME)
         patch.setattr(directions, "angles", functools.partial(directions.angles, resamples=5))
         return edits.score_edits(*world)
 

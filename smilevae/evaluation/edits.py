@@ -23,8 +23,8 @@ from smilevae.models import latents
 from smilevae.models.metrics import psnr
 from smilevae.models.vae import VAE
 
-LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities that are scored
-FEW = (0.0, 1.0)  # of the attributes that were not asked for
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities that are scored: of the main attribute's best direction,
+SOME, FEW = (0.0, 1.0, 2.0), (0.0, 1.0)  # of its other ones, of other attributes
 MAX_FACES, MAX_OTHERS = 100, 40  # held-out faces that are edited: for the main attribute, for each other one
 PASSES = 10  # of encoder and decoder, for composition
 PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
@@ -97,13 +97,14 @@ def _score_attribute(
     val = faces.rows("val")
     rows = np.random.default_rng(0).permutation(val[faces.labels(name)[val] == 0])[: MAX_FACES if main else MAX_OTHERS]
     judges = Judges(vae, faces, name, rows, fitted, spaces, cache)
-    mu, levels = encode(vae, faces, rows)[0], LEVELS if main else FEW
-    codes = {kind: dial.turn(mu, torch.tensor(levels), edit.score_of(vae)) for kind, dial in edit.dials.items()}
-    if main:
-        step = directions.mean_difference(fitted.mu, fitted.labels[name])
-        codes[PLAIN] = latents.shift(mu, step, torch.tensor(levels))
-    by_direction: dict[str, Any] = {}
-    for kind, moved in codes.items():
+    mu, by_direction = encode(vae, faces, rows)[0], dict[str, Any]()
+    for kind in [*edit.dials, PLAIN] if main else [edit.best]:
+        levels = FEW if not main else LEVELS if kind == edit.best else SOME
+        if kind == PLAIN:
+            step = directions.mean_difference(fitted.mu, fitted.labels[name])
+            moved = latents.shift(mu, step, torch.tensor(levels))
+        else:
+            moved = edit.dials[kind].turn(mu, torch.tensor(levels), edit.score_of(vae))
         at = dict(zip(levels, moved.unbind(1)))
         scores = judges.score(lambda level, at=at: decode(vae, at[level]).clamp(0, 1), levels)  # type: ignore[misc]
         scores["reversibility"] = reversibility(vae, mu, at[1.0])
