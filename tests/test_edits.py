@@ -1,5 +1,6 @@
 """The edit scorecard: edits that work, and bad ones that it names."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -167,6 +168,18 @@ def test_an_attribute_that_cannot_be_edited_is_one_sentence(world, attribute, pr
             fitting.fit_dials(vae, faces, attribute)
     finally:
         del faces.attributes["rare"]
+
+
+def test_without_smile_labels_another_attribute_is_the_main_one(world):
+    vae, faces, *_ = world
+    rare = np.full(len(faces.smile), np.nan, np.float32)
+    rare[faces.rows("val")] = 1
+    names = {"rare": rare, "hair_length": faces.attributes["hair_length"]}
+    bare = dataclasses.replace(faces, smile=np.full_like(faces.smile, -1), attributes=names)
+    fitted = fitting.fit_dials(vae, bare)
+    assert (fitted.dials.attribute, set(fitted.dials.edits)) == ("hair_length", {"hair_length"})
+    assert "0 training faces have it" in fitted.left_out["rare"]
+    assert fitting.fit_dials(vae, dataclasses.replace(bare, attributes={"rare": rare})) is None
 
 
 def test_the_page_opens_from_disk_and_shows_every_direction(world, card, tmp_path):

@@ -61,9 +61,8 @@ class Faces:
         if attribute == self.label:
             return self.smile
         values = self.attributes[attribute]
-        known = values[self.rows("train")]
-        two = len(np.unique(values[np.isfinite(values)])) == 2
-        edge = np.nanmin(values) if two else np.nanmedian(known)
+        known = [part[np.isfinite(part)] for part in (values, values[self.rows("train")])]
+        edge = known[0].min() if len(np.unique(known[0])) == 2 else np.median(known[1]) if len(known[1]) else 0
         return np.where(np.isfinite(values), values > edge, UNKNOWN).astype(np.int8)
 
     @property

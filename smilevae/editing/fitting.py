@@ -84,11 +84,14 @@ def fit_dials(
     Raises ConfigError for an attribute that is unknown or has too few faces, and for a classifier that fails.
     """
     names = attributes_of(faces)
-    main = attribute or (names[0] if names else None)
+    left_out = {name: why for name in names if (why := shortage(faces, name))}
+    if attribute and attribute not in names:
+        raise ConfigError(f"attribute={attribute} is unknown; choose one of {', '.join(names)}")
+    if attribute in left_out:
+        raise ConfigError(f"attribute={attribute}: {left_out[attribute]}")
+    main = attribute or next((name for name in names if name == faces.label or name not in left_out), None)
     if main is None:
         return None
-    if main not in names:
-        raise ConfigError(f"attribute={main} is unknown; choose one of {', '.join(names)}")
     train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_TRAIN]
     train = train[faces.labels(main)[train] >= 0]
     people, mu = [faces.people[row] for row in train], encode(vae, faces, train)[0]
@@ -97,7 +100,6 @@ def fit_dials(
     labels = {name: values.masked_fill(values < 0, torch.nan) for name, values in labels.items()}
     if directions.mean_difference(mu, labels[main]).norm() < 1e-3:
         return None
-    left_out = {name: why for name in names if (why := shortage(faces, name))}
     for name in [name for name in labels if name != main]:
         if abs(directions.correlation(labels[main], labels[name])) > SAME:
             left_out[name] = f"it cannot be told from {main}"
