@@ -62,17 +62,14 @@ class Calibrator:
         after = [self.measure(mu + direction)[0] for direction in directions.values()]
         return torch.stack([torch.stack([(x[n] - before[n]).mean() for n in directions]) for x in after])
 
-    def edit(
-        self, name: str, directions: Mapping[str, Tensor], lacks: Tensor, has: Tensor, keep: list[str], num: int
-    ) -> Edit:
-        """Calibrated dials of an attribute. Codes of faces that lack and have it; `num` of them are measured.
+    def edit(self, name: str, directions: Mapping[str, Tensor], lacks: Tensor, has: Tensor, num: int) -> Edit:
+        """Calibrated dials of an attribute, the first direction as the best.
 
-        The best direction is the one that changes the scores of `keep` least.
+        Codes of faces that lack and have it; `num` of them are measured.
         """
         weights, bias = self._estimates[name]
         meter = self.classifier.meter(name) if isinstance(self.classifier, AttributeClassifier) else None
-        edit, lacks, has, changes = Edit("", {}, meter), lacks[:num], has[:num], dict[str, float]()
-        before, _ = self.measure(lacks)
+        edit, lacks, has = Edit(next(iter(directions)), {}, meter), lacks[:num], has[:num]
 
         def measure(codes: Tensor) -> tuple[Tensor, Tensor]:
             scores, clipped = self.measure(codes)
@@ -83,11 +80,8 @@ class Calibrator:
             direction = direction if direction @ weights > 0 else -direction
             dial = Dial(key, direction, weights, bias, self._targets[name])
             factor = self._factor(name, dial, edit, lacks, has) if factor is None else factor
-            dial = edit.dials[key] = calibrate(replace(dial, target=factor * dial.target), lacks, measure)
-            after, _ = self.measure(dial.turn(lacks, torch.ones(1), edit.score_of(self.vae))[:, 0])
-            moved = {n: float((after[n] - before[n]).mean().abs()) for n in self.names}
-            changes[key] = sum(moved[n] for n in keep) / max(moved[name], 1e-6)
-        return edit._replace(best=min(changes, key=lambda key: changes[key]))
+            edit.dials[key] = calibrate(replace(dial, target=factor * dial.target), lacks, measure)
+        return edit
 
     def _factor(self, name: str, dial: Dial, edit: Edit, lacks: Tensor, has: Tensor) -> float:
         """How many times the classifier's target geometry needs at 1, to read what it reads of faces that have it.

@@ -126,10 +126,10 @@ def fit_dials(
     edits = {}
     for name, direction in zip(strong, unmixed):
         by_name = {"unmixed": direction} if len(strong) > 1 else {}
-        by_name |= directions.directions(mu, labels[name], others[name], people) if name == main else simple[name]
+        if name == main or not by_name:
+            by_name |= directions.directions(mu, labels[name], others[name], people)
         lacks, has = (mu[half][labels[name][half] == value] for value in (0, 1))
-        keep = confounders(name, {n: labels[n] for n in work.names}) or [n for n in work.names if n != name]
-        edits[name] = work.edit(name, by_name, lacks, has, keep, MAX_CALIBRATED // (1 if name == main else 2))
+        edits[name] = work.edit(name, by_name, lacks, has, MAX_CALIBRATED // (1 if name == main else 2))
     scoring = classifier_of(faces, train[half], labels, half, make)
     seen = frozenset(person for person, own in zip(people, half) if own)
     return Fitted(Dials(main, edits, points), mu, labels, people, scoring, seen, left_out)
