@@ -19,8 +19,11 @@ __version__ = "0.1.0"
 __all__ = ["CheckpointError", "ConfigError", "DataError", "Diverged", "Interrupted", "UserError", "load"]
 
 
-def load(ckpt: str | os.PathLike[str]) -> "Model":
-    """The model of a run folder (its best checkpoint), checkpoint file or exported folder. Raises CheckpointError."""
+def load(ckpt: str | os.PathLike[str], attribute: str | None = None) -> "Model":
+    """The model of a run folder (its best checkpoint), checkpoint file or exported folder. Raises CheckpointError.
+
+    `attribute` is the one that edits change without a name.
+    """
     from smilevae.apps.model import Model
 
-    return Model(ckpt)
+    return Model(ckpt, attribute)

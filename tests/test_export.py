@@ -126,6 +126,16 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
             content = path.read_bytes()
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
     assert smilevae.load(out).dials.choose()[1].name == smilevae.load(run).dials.choose()[1].name
+    file = next(run.rglob("dials.json"))
+    content = json.loads(file.read_text())
+    content["attributes"]["hat"] = content["attributes"]["smile"]
+    file.write_text(json.dumps(content))
+    export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "hat"), attribute="hat"))
+    assert smilevae.load(tmp_path / "hat").dials.attribute == "hat"
+    assert smilevae.load(tmp_path / "hat", "smile").dials.attribute == "smile"
+    with pytest.raises(ConfigError, match="attribute=coat has no dial; choose one of hat, smile"):
+        export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "coat"), attribute="coat"))
+    assert not (tmp_path / "coat").exists()
     with pytest.raises(ConfigError, match="does not name the folder of its images; pass root=PATH"):
         evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out)))
     metrics, _ = evaluate(runs.find(str(out)), EvaluateOptions(ckpt=str(out), root=str(pictures)))

@@ -44,6 +44,9 @@ def main(options: ExportOptions) -> None:
     for name in (dials.NAME, samplers.NAME):
         with contextlib.suppress(NotEvaluated):  # without labels there are no dials
             evaluation[name] = runs.read_evaluation(path, name, digest)
+    if options.attribute:
+        dials.read(path, vae).choose(options.attribute)  # raises for an unknown one
+        evaluation[dials.NAME]["attribute"] = options.attribute
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
         "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),
