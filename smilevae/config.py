@@ -91,7 +91,7 @@ class Data(Section):
 
     @property
     def place(self) -> str:
-        """What the faces are called in a sentence: their folder, or their source."""
+        """The folder of the faces, or the name of their source, for an error sentence."""
         return self.root or self.positive or self.source
 
 

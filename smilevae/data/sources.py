@@ -1,6 +1,7 @@
 """Lists the image files of a data set, and reads the table of their attributes."""
 
 import csv
+import functools
 import math
 import os
 import re
@@ -113,6 +114,7 @@ def celeba_attributes(root: str | None, names: list[str]) -> dict[str, np.ndarra
     return {name.lower(): table[:, k] for k, name in enumerate(every.attr_names) if name not in ("Smiling", "")}
 
 
+@functools.cache
 def _celeba(root: str | None, split: str) -> Any:
     from torchvision.datasets import CelebA
 

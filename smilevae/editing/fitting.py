@@ -28,7 +28,7 @@ from smilevae.models.vae import VAE
 MAX_TRAIN = 8000  # training faces of directions and classifiers
 MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
 MAX_PLACED = 100  # training faces in which eyes and mouth are located
-SAME = 0.95  # two attributes with a larger correlation cannot be told apart
+SAME = 0.95  # correlation from which on two attributes count as one
 READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
 WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
 
@@ -102,7 +102,7 @@ def fit_dials(
         return None
     for name in [name for name in labels if name != main]:
         if abs(directions.correlation(labels[main], labels[name])) > SAME:
-            left_out[name] = f"it cannot be told from {main}"
+            left_out[name] = f"its faces are nearly those of {main}"
     half, readable = _first_half(people), {n: values for n, values in labels.items() if n not in left_out}
     if main in readable:
         calibrating = classifier_of(faces, train[~half], readable, ~half, make)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from smilevae.editing.classifier import FOLDS, fit_linear, independence, validated
@@ -20,6 +19,8 @@ class GeometryReader:
     """
 
     def __init__(self, points: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]):
+        from sklearn.decomposition import PCA
+
         shapes, folds = upright(points), np.unique(people, return_inverse=True)[1] % FOLDS
         self._axes = PCA(min(NUM_AXES, len(shapes) - 1), whiten=True, random_state=0).fit(shapes)
         codes = self._axes.transform(shapes)

@@ -57,7 +57,7 @@ def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
 
 
 class Seen(NamedTuple):
-    """What the mesh sees in face crops. A score is a logit: below 0 there is hardly a face."""
+    """Outputs of the mesh for face crops. A score is the logit that a crop shows a face."""
 
     features: Tensor  # (B, F), means of LAYERS over the image
     points: np.ndarray  # (B, L, 2), shares of the side, across and down

@@ -23,8 +23,9 @@ from smilevae.models import latents
 from smilevae.models.metrics import psnr
 from smilevae.models.vae import VAE
 
-LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities that are scored: of the main attribute's best direction,
-SOME, FEW = (0.0, 1.0, 2.0), (0.0, 1.0)  # of its other ones, of other attributes
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities at which the best direction of the main attribute is scored
+SOME = (0.0, 1.0, 2.0)  # its other directions
+FEW = (0.0, 1.0)  # other attributes
 MAX_FACES, MAX_OTHERS = 100, 40  # held-out faces that are edited: for the main attribute, for each other one
 PASSES = 10  # of encoder and decoder, for composition
 PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
@@ -33,7 +34,7 @@ NOTHING, BLURRED, GAP = 0.3, 0.75, 0.05  # least rise of a score, least share of
 
 
 def verdict(scores: Mapping[str, Any], references: Mapping[str, Any], other: float) -> str:
-    """What is wrong with edits at intensity 1, in words; `other` is the identity of another person."""
+    """The faults of edits at intensity 1, in words, or "holds". `other` is the identity score of another person."""
     one = scores["intensities"].index(1.0)
     rise = scores["classifier"][one]["mean"] - scores["classifier"][0]["mean"]
     faults = ["does nothing"] * (rise < NOTHING)
