@@ -17,7 +17,7 @@ from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
-KINDS = ("completed", "running", "not started", "interrupted", "stale", "failed", "diverged", "corrupt")
+KINDS = ("completed", "running", "not started", "paused", "interrupted", "stale", "failed", "diverged", "corrupt")
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
 HIDDEN = {"threads", *SAME_RESULT} - {"data.unlabelled", "data.attributes"}

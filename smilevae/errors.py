@@ -50,6 +50,10 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+class Paused(Interrupted):
+    """The last epoch of a rung of a sweep."""
+
+
 def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
     """One sentence for every setting that pydantic refused."""
     texts: dict[str, str] = {}

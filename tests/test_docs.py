@@ -15,6 +15,7 @@ import yaml
 from smilevae import config, console
 from smilevae.cli import COMMANDS
 from smilevae.errors import UserError
+from smilevae.sweeps.options import SweepOptions, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,8 +89,14 @@ def knob_problem(name: str, value: str) -> str | None:
         return None if value.isupper() or set(values) <= known else f"{name} has {sorted(known)}"
     if name == "hydra/sweeper":
         return None if value in SWEEPERS else f"the docs name {SWEEPERS}"
-    if name.startswith(("hydra.", "trainer.")) or name in ("retry_failed", "sweep.yes"):
+    if name.startswith(("hydra.", "trainer.")) or name == "retry_failed":
         return None
+    if name.startswith("sweep."):
+        try:
+            parse(False, {name.removeprefix("sweep."): yaml.safe_load(value)})
+            return None
+        except UserError as error:
+            return str(error)
     if name not in config.FIELDS:
         return "not a knob"
     if name.startswith("data.") or value.isupper() or "(" in value:
@@ -176,6 +183,7 @@ def test_every_option_of_every_command_is_in_the_docs():
         options = pkgutil.resolve_name(target)
         assert inspect.getdoc(options)
         assert [name for name in options.model_fields if name != "folders" and f"{name}=" not in text] == []
+    assert [name for name in SweepOptions.model_fields if f"sweep.{name}=" not in text] == []
 
 
 def test_files_in_the_tree_of_the_readme_exist():

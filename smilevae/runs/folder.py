@@ -14,10 +14,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from smilevae.config import Settings
-from smilevae.errors import ConfigError, Interrupted, UserError
+from smilevae.errors import ConfigError, Interrupted, Paused, UserError
+from smilevae.runs.checkpoint_files import link, ranked
 from smilevae.runs.commands import program, resume_line, short, typed
-from smilevae.runs.files import write_text
-from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_metrics
+from smilevae.runs.files import write_bytes, write_text
+from smilevae.runs.machine import code
+from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
 SHARP = "sharp"  # the folder of a run's second phase
 BEFORE_TRAINING = (  # what a run writes before its first checkpoint
@@ -56,6 +58,12 @@ class Run:
         return self.dir / "checkpoints"
 
     @property
+    def code(self) -> str:
+        """The programs that trained this run, the first one first."""
+        before = str(read_json(self.dir / "status.json").get("code") or "").split()
+        return " ".join(dict.fromkeys([*before, code()]))
+
+    @property
     def trained(self) -> bool:
         """Whether there is a checkpoint."""
         return any(self.checkpoints.glob("*.ckpt"))
@@ -68,13 +76,16 @@ class Run:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
-        """Write the status RUNNING, then FAILED or INTERRUPTED if the body raises."""
+        """Write the status RUNNING, then FAILED, INTERRUPTED or PAUSED if the body raises."""
         if not self.leads:
             yield self
             return
         try:
             self.status("RUNNING")
             yield self
+        except Paused as stop:
+            self.status("PAUSED", str(stop))
+            raise
         except (Interrupted, KeyboardInterrupt) as stop:
             self.status("INTERRUPTED", str(stop))
             print(f"to go on: {resume_line(self.dir)}" if self.trained else "nothing was learnt yet", file=sys.stderr)
@@ -89,6 +100,14 @@ class Run:
     def close(self) -> None:
         if self.leads:
             self._lock.release()
+
+    def begin_from(self, other: Path) -> None:
+        """Take over the epochs of a completed run. last.ckpt comes last: before it, the run is still untrained."""
+        for name in (path.name for path in ranked(other)):
+            link(other / "checkpoints" / name, self.checkpoints / name)
+        for file in other.glob("events.out.tfevents.*"):
+            write_bytes(self.dir / file.name, file.read_bytes())
+        link(other / "checkpoints" / "last.ckpt", self.checkpoints / "last.ckpt")
 
     def begin(self, settings: Settings) -> None:
         """Write config.yaml. Raises ConfigError if the folder holds anything but the resumed run."""
@@ -113,7 +132,7 @@ class Run:
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         """Write status.json. On a full disk a failure overwrites it in place."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        process = {"pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep}
+        process = {"pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep, "code": self.code}
         content = {"status": state, "reason": reason, "error": error, "time": now, **process}
         try:
             self.write_json("status.json", content)
@@ -139,7 +158,7 @@ class Run:
 
     def complete(self, result: dict[str, Any]) -> None:
         """Write result.json, then the status: a run with a result is COMPLETED."""
-        self.write_json("result.json", result)
+        self.write_json("result.json", result | {"code": self.code})
         self.status("COMPLETED")
 
 

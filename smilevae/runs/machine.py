@@ -1,9 +1,12 @@
 """Versions and machine of a result; the allocator."""
 
 import ctypes
+import functools
+import hashlib
 import os
 import platform
 import resource
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +15,37 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow", "smilevae")
 
 
+def code_now() -> str:
+    """A hash of this package's source files as they are on the disk. Any change counts, one of a comment too."""
+    whole, package = hashlib.blake2b(digest_size=4), Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        whole.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return whole.hexdigest()
+
+
+code = functools.cache(code_now)  # the program of this process, if it is called at the start
+
+
+@functools.cache
+def git() -> str | None:
+    """The commit that holds this package, with a + if files differ from it; None outside a repository."""
+    here = ["git", "-C", str(Path(__file__).parents[1])]
+
+    def ask(*words: str) -> str:
+        return subprocess.run([*here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        ask("ls-files", "--error-unmatch", "__init__.py")
+        return ask("rev-parse", "--short=10", "HEAD") + "+" * bool(ask("status", "--porcelain", "-uno", ".."))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def environment() -> dict[str, Any]:
-    """Versions, machine and this process's peak memory in MB."""
+    """Code, versions, machine and this process's peak memory in MB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
+        "git": git(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit,

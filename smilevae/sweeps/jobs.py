@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,8 @@ from filelock import FileLock, Timeout
 
 from smilevae import console, runs
 from smilevae.config import SAME_RESULT, Settings
-from smilevae.errors import ConfigError, UserError
+from smilevae.errors import ConfigError, Paused, UserError
+from smilevae.sweeps import plan
 
 ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
 MAX_FORECASTS = 4  # datasets
@@ -25,15 +27,15 @@ BUSY = 75  # exit code of a job that another sweep runs
 GRACE = 8.0  # seconds between a signal and the end
 
 
-def in_process(function: Callable[..., None], *arguments: Any) -> int:
-    """Call a function in a process forked from a server that has imported torch. Gives the exit code."""
+def in_process(function: Callable[..., None], *arguments: Any) -> Any:
+    """Call a function in a process forked from a server that has imported torch. Gives the ended process."""
     multiprocessing.set_start_method(None, force=True)  # joblib may have set its own
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["__main__", "smilevae.training.fit", "tensorboard"])
     process = server.Process(target=function, args=arguments)
     process.start()
     process.join()
-    return process.exitcode or 0
+    return process
 
 
 @console.one_sentence()
@@ -57,36 +59,68 @@ def forecast(points: list[Settings]) -> None:
 def run_job(settings: Settings, path: Path) -> float:
     """Train one point of a sweep in its own process. Gives val/nelbo of its best epoch.
 
+    In a sweep with rungs the process trains the job that is next, and the value is infinite if that is another one.
     Raises UserError if there is no result: a Hydra sweeper then counts a failure.
     """
-    sweep = os.environ.get(ID)
+    sweep, folder = os.environ.get(ID), path.parent
+    rungs = sweep is not None and plan.read_halving(folder) is not None
     known = sweep is not None or not (path / "config.yaml").exists()  # our sweeper has compared them
     if not known and runs.read_settings(path).result_settings() != settings.result_settings():
         raise ConfigError(f"{path} holds a run with other settings; choose another hydra.sweep.dir")
-    if not (path.parent / f".stop-{sweep}").exists() and runs.state(path)["status"] != "COMPLETED":
-        code = in_process(_job, settings, path, sweep)
-        if code != BUSY:
-            _record_death(path, code)
+    if not (folder / f".stop-{sweep}").exists() and (rungs or runs.state(path)["status"] != "COMPLETED"):
+        if sweep:
+            plan.check_code(folder)
+        process = in_process(_next_job if rungs else _job, settings, folder if rungs else path, sweep)
+        if process.exitcode != BUSY:
+            _record_death(list(plan.read(folder)) if rungs else [path.name], folder, process)
     if best := runs.read_result(path).get("best"):
         return best["val/nelbo"]
+    if rungs:
+        return math.inf
     raise UserError(f"{path} has no result; see its status.json and train.log")
 
 
-def _record_death(path: Path, code: int) -> None:
+def _record_death(names: list[str], folder: Path, process: Any) -> None:
     """Write the status of a job whose process ended without one."""
-    with contextlib.suppress(ConfigError):  # another sweep has claimed it
-        run = runs.Run(path)
-        if runs.state(path)["status"] in ("RUNNING", "STALE", "NEW"):
-            reason = f"the process ended with exit code {code} and without a result"
-            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason
-            run.status("FAILED", reason + ", as the system does when memory runs out" * (-code == signal.SIGKILL))
-        run.close()
+    for path in (folder / name for name in names):
+        state, code = runs.state(path), process.exitcode
+        if (state["status"] == "NEW" and len(names) == 1) or (state["status"], state["pid"]) == ("STALE", process.pid):
+            with contextlib.suppress(ConfigError):  # another sweep has claimed it
+                run = runs.Run(path)
+                reason = f"the process ended with exit code {code} and without a result"
+                reason = f"killed by {signal.Signals(-code).name}" if code < 0 else reason
+                run.status("FAILED", reason + ", as the system does when memory runs out" * (-code == signal.SIGKILL))
+                run.close()
+
+
+@console.one_sentence()
+def _next_job(settings: Settings, folder: Path, sweep: str | None) -> None:
+    """Train the next job of a sweep with rungs to the end of its rung. One process at a time chooses."""
+    halving, jobs = plan.read_halving(folder), plan.read(folder)
+    assert halving is not None
+    with FileLock(folder / ".next"):
+        if not (left := halving.left()):
+            return
+        name, epochs = left[0]
+        run = runs.Run(folder / name)
+    own = settings.with_values(jobs[name].settings.result_settings())
+    _train(own, run, sweep, epochs if epochs < own.epochs else None)
 
 
 @console.one_sentence()
 def _job(settings: Settings, path: Path, sweep: str | None) -> None:
-    """Train in this process. Its output goes to train.log."""
-    stop = runs.Stop()
+    """Train in this process."""
+    try:
+        run = runs.Run(path)
+    except ConfigError:
+        sys.exit(BUSY)
+    if runs.state(path)["status"] != "COMPLETED":
+        _train(settings, run, sweep)
+
+
+def _train(settings: Settings, run: runs.Run, sweep: str | None, until: int | None = None) -> None:
+    """Train in a claimed run folder. The output goes to train.log."""
+    path, stop = run.dir, runs.Stop()
     stop.install()
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     log = open(path / "train.log", "a", buffering=1)  # noqa: SIM115, open until the process ends
@@ -94,14 +128,12 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=log, force=True)
-    try:
-        run = runs.Run(path)
-    except ConfigError:
-        sys.exit(BUSY)
     run.sweep = sweep
-    if runs.state(path)["status"] == "COMPLETED":
-        return
-    with run.recording():
+    with contextlib.suppress(Paused), run.recording():
+        if not run.goes_on and (first := plan.prefix(path.parent, settings)):
+            print(f"the first epochs are those of {first.name}")
+            run.write_config(settings)
+            run.begin_from(first)
         if run.trained:
             settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values({"resume": str(path)})
         run.write_config(settings)
@@ -110,7 +142,7 @@ def _job(settings: Settings, path: Path, sweep: str | None) -> None:
         from smilevae.training.fit import fit
 
         console.quiet_lightning()
-        fit(settings, run, stop, _free_device(path.parent, torch.cuda.device_count()))
+        fit(settings, run, stop, _free_device(path.parent, torch.cuda.device_count()), until)
 
 
 def _stop_with_parent() -> None:
@@ -137,11 +169,15 @@ def _free_device(folder: Path, num: int) -> list[int] | None:
     return [os.getpid() % num]
 
 
-def stop_jobs(paths: list[Path], sweep: str, signum: int) -> None:
+def stop_jobs(folder: Path, names: list[str], sweep: str, signum: int) -> None:
     """Signal the jobs of a sweep on this machine; wait for their end, GRACE at most."""
-    (paths[0].parent / f".stop-{sweep}").touch()  # no other job begins
+    (folder / f".stop-{sweep}").touch()  # no other job begins
     here = {"status": "RUNNING", "host": os.uname().nodename, "sweep": sweep}
-    ours = {path: state["pid"] for path in paths if here.items() <= (state := runs.state(path)).items()}
+    ours = {
+        path: state["pid"]
+        for path in map(folder.joinpath, names)
+        if here.items() <= (state := runs.state(path)).items()
+    }
     for pid in ours.values():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signum)

@@ -1,10 +1,12 @@
 """The plan of a sweep: its jobs, which of them are left, and which settings may change when it goes on.
 
-sweep.json    the command, and every job's folder name with its overrides and settings
+sweep.json    the command, the program, and every job's folder name with its overrides and settings
 sweep.log     one line for every change        <job>/    a run folder
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import shlex
 from collections.abc import Iterable
@@ -14,7 +16,10 @@ from typing import NamedTuple
 from smilevae import runs
 from smilevae.config import BEFORE, PLACES, SAME_RESULT, Settings
 from smilevae.errors import ConfigError
+from smilevae.sweeps import halving
+from smilevae.sweeps.options import SweepOptions
 
+DEFAULT = SweepOptions()
 ONCE = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line does not repeat
 RESULT_BEFORE = {name: value for name, value in BEFORE.items() if name not in SAME_RESULT}
 
@@ -38,12 +43,23 @@ class Plan:
     Raises ConfigError if the folder holds something else, or if a fixed result setting was changed.
     """
 
-    def __init__(self, folder: Path, points: list[tuple[str, Job]], argv: list[str]):
+    def __init__(self, folder: Path, points: list[tuple[str, Job]], argv: list[str], options: SweepOptions = DEFAULT):
         self.folder, self.argv = folder, [word for word in argv if not word.startswith(ONCE)]
         self.jobs = read(folder) if folder.exists() else {}
-        if not self.jobs and folder.exists() and any(folder.iterdir()):
+        check_code(folder, options.mix)
+        if not (folder / "sweep.json").exists() and folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no sweep; choose another hydra.sweep.dir")
         self._refuse_changes([job for _, job in points])
+        self.wanted: list[str] = []
+        self.add(points)
+        self.rungs: list[halving.Rung] = []
+        if options.halving:
+            self.wanted = list(self.jobs)
+            every = {name: job.settings for name, job in self.jobs.items()}
+            self.rungs = halving.plan_rungs(every, options.halving, options.first)
+
+    def add(self, points: list[tuple[str, Job]]) -> list[str]:
+        """Let points join; gives their names. Raises ConfigError if they lie in other folders of faces."""
         names = {job.key: name for name, job in self.jobs.items()}
         new: dict[str, Job] = {}
         for name, job in points:
@@ -53,12 +69,13 @@ class Plan:
             if job.key not in names:
                 names[job.key] = name if name not in self.jobs else f"{name}_{job.key[:8]}"
             self.jobs[names[job.key]] = job
-        self.wanted = [names[key] for key in new]
+        self.wanted += [names[key] for key in new if names[key] not in self.wanted]
+        return [names[key] for key in new]
 
     def _refuse_changes(self, new: list[Job]) -> None:
         """Raise ConfigError if all old jobs share a value of a setting, and all new jobs another."""
         problems, before, after = [], _values(self.jobs.values()), _values(new)
-        for name in sorted(before | after) if self.jobs else ():
+        for name in sorted(before | after) if self.jobs and new else ():
             olds, news = before.get(name, {"null"}), after.get(name, {"null"})
             if len(olds) == len(news) == 1 and olds != news:
                 (then,), (now,) = olds, news
@@ -76,20 +93,73 @@ class Plan:
         try:
             if not file.exists():
                 self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
-            runs.write_text(file, json.dumps({"argv": self.argv, "jobs": jobs}, indent=1) + "\n")
+            content = {"argv": self.argv, "code": runs.code(), "rungs": self.rungs, "jobs": jobs}
+            runs.write_text(file, json.dumps(content, indent=1) + "\n")
         except FileExistsError:
             raise ConfigError(f"{self.folder} was made by another sweep just now; start again") from None
         except OSError as error:
             raise ConfigError(f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}") from None
+
+    @property
+    def halving(self) -> halving.Halving:
+        """The rungs and the jobs in them."""
+        return halving.Halving(self.folder, {name: job.settings for name, job in self.jobs.items()}, self.rungs)
 
     def left(self, retry_failed: bool) -> list[str]:
         """The wanted jobs that have not completed and, unless `retry_failed`, not failed."""
         done = {"COMPLETED"} if retry_failed else {"COMPLETED", "FAILED"}
         return [name for name in self.wanted if runs.state(self.folder / name)["status"] not in done]
 
+    def retry(self, names: list[str]) -> None:
+        """Let the failed jobs among these train again."""
+        for path in (self.folder / name for name in names):
+            if (state := runs.state(path))["status"] == "FAILED":
+                with contextlib.closing(runs.Run(path)) as run:
+                    run.status("INTERRUPTED", f"failed before: {state['reason']}")
+
+    def waves(self, names: list[str]) -> list[list[str]]:
+        """The jobs in groups that may run together: a job comes after those whose epochs are its first ones."""
+        groups: dict[str, list[str]] = {}
+        for name in sorted(names, key=lambda name: self.jobs[name].settings.epochs):
+            settings = self.jobs[name].settings
+            begins = settings.schedule == "plateau" and not settings.sharpen.epochs
+            groups.setdefault(Job([], settings.with_values({"epochs": 1})).key if begins else name, []).append(name)
+        return [[name for name in wave if name] for wave in itertools.zip_longest(*groups.values())]
+
     def resume_line(self) -> str:
         """The command that continues this sweep."""
         return f"{runs.program('train')} {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
+
+
+def check_code(folder: Path, mix: bool = False) -> None:
+    """Raise ConfigError if the program on the disk is not the one that the sweep was last started with."""
+    then, now = runs.read_json(folder / "sweep.json").get("code"), runs.code_now()
+    if then and then != now and not mix:
+        raise ConfigError(
+            f"the program changed during {folder} ({then}, now {now}): undo the change, start a new sweep, or"
+            " continue this one with sweep.mix=true"
+        )
+
+
+def read_halving(folder: Path) -> halving.Halving | None:
+    """The rungs of a sweep folder; None if all its jobs train to their end."""
+    rungs = [halving.Rung(*rung) for rung in runs.read_json(folder / "sweep.json").get("rungs") or ()]
+    return halving.Halving(folder, {n: job.settings for n, job in read(folder).items()}, rungs) if rungs else None
+
+
+def prefix(folder: Path, settings: Settings) -> Path | None:
+    """The completed job whose epochs are the first ones of a job with these settings; None without one.
+
+    With schedule=plateau a run does not know its number of epochs.
+    """
+    best, jobs = None, read(folder) if (folder / "sweep.json").exists() else {}
+    for name, job in jobs.items() if settings.schedule == "plateau" and not settings.sharpen.epochs else ():
+        same = job.settings.with_values({"epochs": settings.epochs}).result_settings() == settings.result_settings()
+        if same and job.settings.epochs < settings.epochs and (folder / name / "result.json").exists():
+            own = runs.read_settings(folder / name)
+            if own.threads == settings.threads and (not best or job.settings.epochs > best[0]):
+                best = job.settings.epochs, folder / name
+    return best[1] if best else None
 
 
 def read(folder: Path) -> dict[str, Job]:

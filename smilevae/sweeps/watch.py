@@ -3,23 +3,31 @@
 import collections
 import contextlib
 import datetime
+import json
 import math
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from smilevae import runs
+from smilevae.sweeps import halving
+from smilevae.sweeps.halving import RANK_BY
 from smilevae.sweeps.jobs import ID
+from smilevae.sweeps.options import SweepOptions
 from smilevae.sweeps.plan import Plan
 
-RANK_BY = "val/nelbo"  # comparable across beta
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
-ENDED = ("COMPLETED", "FAILED", "INTERRUPTED")
+ENDED = ("COMPLETED", "FAILED", "INTERRUPTED", "PAUSED")
+SPENT = "spent.json"  # the seconds that a sweep has run
+MAX_STEP = 5.0  # seconds: a longer one was a pause of the whole machine
+SAVE_EVERY = 10  # looks
 
 
 class Watch:
@@ -28,8 +36,10 @@ class Watch:
     It only reads run folders, so it works with every launcher.
     """
 
-    def __init__(self, plan: Plan):
-        self.plan, self.id = plan, secrets.token_hex(4)
+    def __init__(self, plan: Plan, options: SweepOptions):
+        self.plan, self.id, self.budget = plan, secrets.token_hex(4), options.seconds
+        self.trials = options.trials
+        self.spent = spent(plan.folder)
         self.states = {name: self._read(name) for name in plan.wanted}
         self.start, self.begun = time.monotonic(), self._sum("done")
         self.line = Console(stderr=True).status("starting")
@@ -40,7 +50,15 @@ class Watch:
         os.environ[ID], over = self.id, threading.Event()
 
         def loop() -> None:
+            last, looks = time.monotonic(), 0
             while not over.wait(0.5):
+                now, looks = time.monotonic(), looks + 1
+                self.spent, last = self.spent + min(now - last, MAX_STEP), now
+                if looks % SAVE_EVERY == 0:
+                    self._save_spent()
+                if self.budget and self.spent >= self.budget:
+                    self.budget = None
+                    os.kill(os.getpid(), signal.SIGALRM)  # the main thread stops the jobs
                 self.look()
 
         thread = threading.Thread(target=loop, daemon=True)
@@ -51,10 +69,17 @@ class Watch:
             finally:
                 over.set()
                 thread.join()
+                self._save_spent()
                 self.look()
+
+    def _save_spent(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
+            runs.write_text(self.plan.folder / SPENT, json.dumps({"seconds": round(self.spent, 1)}) + "\n")
 
     def look(self) -> None:
         """Print the changes since the last look."""
+        for name in [name for name in self.plan.wanted if name not in self.states]:  # a search has added it
+            self.states[name] = self._read(name)
         for name, before in list(self.states.items()):
             if before["status"] == "COMPLETED":
                 continue
@@ -64,6 +89,9 @@ class Watch:
                 continue
             if status == "RUNNING":
                 self.say(f"{name} started")
+            if status == "PAUSED":
+                lowest = halving.score(self.plan.folder / name, now["done"])
+                text = f"{text}, lowest {RANK_BY[4:]} {lowest:.5g}"
             if status == "COMPLETED":
                 text = ", ".join(f"{term[4:]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED)
             if status in ENDED:
@@ -86,7 +114,7 @@ class Watch:
         counts = collections.Counter(state["status"] for state in self.states.values())
         completed = counts.pop("COMPLETED", 0)
         parts = [f"{completed} of {len(self.states)} completed"]
-        for status in ("RUNNING", "FAILED", "INTERRUPTED"):
+        for status in ("RUNNING", "PAUSED", "FAILED", "INTERRUPTED"):
             if number := counts.pop(status, 0):
                 parts.append(f"{number} {status.lower()}")
         if left := counts.total():
@@ -94,7 +122,9 @@ class Watch:
         if completed and len({job.settings.image_size for job in self.plan.jobs.values()}) == 1:
             ended = {name: state["best"] for name, state in self.states.items() if state["status"] == "COMPLETED"}
             parts.append(f"best {min((best.get(RANK_BY, math.inf), name) for name, best in ended.items())[1]}")
-        done, total = self._sum("done"), self._sum("epochs")
+        done = self._sum("done")
+        total = self._sum("epochs") * max(1, (self.trials or 0) / max(1, len(self.states)))
+        total = self.plan.halving.total_epochs() if self.plan.rungs else total
         if self.begun < done < total:
             seconds = (total - done) * (time.monotonic() - self.start) / (done - self.begun)
             end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
@@ -110,3 +140,9 @@ class Watch:
 
     def _sum(self, name: str) -> int:
         return sum(state[name] for state in self.states.values())
+
+
+def spent(folder: Path) -> float:
+    """The seconds that a sweep has run, pauses excluded."""
+    seconds = runs.read_json(folder / SPENT).get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) else 0.0

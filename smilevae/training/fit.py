@@ -31,10 +31,12 @@ from smilevae.training.tensorboard import TensorBoard
 log = logging.getLogger(__name__)
 
 
-def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None) -> dict[str, Any]:
+def fit(
+    settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None, until: int | None = None
+) -> dict[str, Any]:
     """Train and record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
 
-    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted.
+    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
     """
     start, goes_on = time.perf_counter(), settings.resume and run.goes_on
     kept = settings.keep_memory and runs.keep_memory()
@@ -52,7 +54,7 @@ def fit(settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] |
     if isinstance(vae.beta, torch.Tensor):
         vae.beta.fill_(beta)
     module = VAEModule(vae, settings, faces.fingerprint)
-    record = train(module, faces, settings, run, stop, devices, bool(goes_on))
+    record = train(module, faces, settings, run, stop, devices, bool(goes_on), until)
     evaluated = sharpen(settings, faces, run, stop, devices) if settings.sharpen.epochs else run.dir
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
     seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
@@ -92,10 +94,11 @@ def train(
     stop: runs.Stop,
     devices: list[int] | None,
     goes_on: bool,
+    until: int | None = None,
 ) -> Record:
     """Train a module in a run folder, from its last checkpoint if it `goes_on`."""
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
-    record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None))
+    record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None), until)
     callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it

@@ -13,7 +13,7 @@ from lightning_fabric.plugins import CheckpointIO
 
 from smilevae import runs
 from smilevae.config import Settings
-from smilevae.errors import DataError, Interrupted
+from smilevae.errors import DataError, Interrupted, Paused
 from smilevae.runs import Run, Stop, checkpoint
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,12 @@ class Record(pl.callbacks.Checkpoint):
     Checkpoints are written after the first epoch, then `every` seconds, at a signal and at the end. The best ones are
     written before last.ckpt and removed after it: a resume finds those of its epoch.
 
-    Raises Interrupted after a checkpoint if `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over. Lightning's
-    timer counts a part of an epoch as whole.
+    Raises Interrupted after a checkpoint if `stop` holds a signal or `max_time` (DD:HH:MM:SS) is over, Paused after
+    the epoch `until`. Lightning's timer counts a part of an epoch as whole.
     """
 
-    def __init__(self, run: Run, stop: Stop, every: float, max_time: str | None = None):
-        self.run, self.stop, self.every, self.max_time = run, stop, every, max_time
+    def __init__(self, run: Run, stop: Stop, every: float, max_time: str | None = None, until: int | None = None):
+        self.run, self.stop, self.every, self.max_time, self.until = run, stop, every, max_time, until
         self.epochs: list[dict[str, Any]] = []
         self._end = self.checkpoint_due = math.inf  # in time.perf_counter()
         self._start = self.images_per_second = 0.0
@@ -111,6 +111,8 @@ class Record(pl.callbacks.Checkpoint):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved:
             self._interrupt()
+            if self.until and self.epochs and self.epochs[-1]["epoch"] >= self.until:
+                raise Paused(text=f"after epoch {self.epochs[-1]['epoch']} of {trainer.max_epochs}")
         self._start, self._seen = time.perf_counter(), 0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -140,7 +142,7 @@ class Record(pl.callbacks.Checkpoint):
         if self.epochs[-1] in self.best():
             trainer.save_checkpoint(self.run.checkpoints / runs.best_name(epoch), weights_only=False)
         self.io.kept = {path: kept for path, kept in self.io.kept.items() if path.name in self._best_names()}
-        at_end = epoch == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        at_end = epoch in (trainer.max_epochs, self.until) or trainer.global_step == trainer.max_steps
         due = not self.every or len(self.epochs) == 1 or at_end or self._due(self.checkpoint_due)
         if trainer.strategy.broadcast(due):  # one process decides
             self._save(trainer)

@@ -1,0 +1,104 @@
+"""Successive halving: every setting trains to the first rung, the best go on to the next, and so on.
+
+All decisions follow from the run folders, so that a kill at any moment loses none.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from smilevae import runs
+from smilevae.config import Settings
+from smilevae.errors import ConfigError
+
+RANK_BY = "val/nelbo"  # comparable across beta
+AVERAGED = ("seed", "data.split_seed")  # a setting is compared by its mean over them
+MIN_KEPT = 2  # settings that reach the last rung
+
+
+class Rung(NamedTuple):
+    """`num` settings train to `epochs`."""
+
+    epochs: int
+    num: int
+
+
+class Halving:
+    """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943; asynchronous as ASHA, Li et al. 1810.05934).
+
+    A setting is all jobs that differ in seed or split only. It goes on if it is among the best `num` of those that
+    finished a rung. The lowest rung comes first: one job at a time, a rung is full before the next begins; of several
+    jobs at a time, none waits, and at most as many settings more go on as there are jobs at a time.
+    """
+
+    def __init__(self, folder: Path, jobs: Mapping[str, Settings], rungs: list[Rung]):
+        self.folder, self.rungs = folder, rungs
+        self.settings: dict[str, list[str]] = {}  # a setting's jobs
+        for name, settings in jobs.items():
+            flat = {k: v for k, v in settings.result_settings().items() if k not in AVERAGED}
+            self.settings.setdefault(json.dumps(flat, sort_keys=True), []).append(name)
+
+    def allowed(self, number: int) -> list[str]:
+        """The jobs that may train in a rung, the best first."""
+        if number == 0:
+            return [name for names in self.settings.values() for name in names]
+        epochs = self.rungs[number - 1].epochs
+        means = {key: self._mean(names, epochs) for key, names in self.settings.items()}
+        order = sorted((key for key in means if means[key] < math.inf), key=lambda key: means[key])
+        return [name for key in order[: self.rungs[number].num] for name in self.settings[key]]
+
+    def _mean(self, names: list[str], epochs: int) -> float:
+        """A setting's mean score in a rung; infinite if one of its jobs has none."""
+        return sum(score(self.folder / name, epochs) for name in names) / len(names)
+
+    def left(self) -> list[tuple[str, int]]:
+        """(job, epochs) that can train now, in order. Jobs that failed or run are left out."""
+        done = {name: runs.epochs_done(self.folder / name) for names in self.settings.values() for name in names}
+        for number, rung in enumerate(self.rungs):
+            unfinished = [name for name in self.allowed(number) if not self._over(name, rung.epochs, done[name])]
+            if free := [name for name in unfinished if not runs.in_use(self.folder / name)]:
+                return [(name, rung.epochs) for name in free]
+        return []
+
+    def _over(self, name: str, epochs: int, done: int) -> bool:
+        """Whether a job has no more to do in a rung."""
+        if runs.state(self.folder / name)["status"] in ("FAILED", "COMPLETED"):
+            return True
+        return done >= epochs and epochs < self.rungs[-1].epochs
+
+    def num_left(self) -> int:
+        """How many trainings are left, at most."""
+        each = max(map(len, self.settings.values()))
+        finished = [
+            sum(self._mean(names, rung.epochs) < math.inf for names in self.settings.values()) for rung in self.rungs
+        ]
+        return max(1, sum(each * max(0, rung.num - num) for rung, num in zip(self.rungs, finished)))
+
+    def total_epochs(self) -> float:
+        """The epochs of all trainings."""
+        each = sum(map(len, self.settings.values())) / len(self.settings)
+        before = [0, *(rung.epochs for rung in self.rungs)]
+        return each * sum(rung.num * (rung.epochs - least) for rung, least in zip(self.rungs, before))
+
+
+def score(run: Path, epochs: int) -> float:
+    """The lowest val/nelbo of a run until an epoch; infinite if the run has not come so far."""
+    lines = runs.read_metrics(run)
+    if max((line["epoch"] for line in lines), default=0) < epochs:
+        return math.inf
+    return min(line.get(RANK_BY, math.inf) for line in lines if line["epoch"] <= epochs)
+
+
+def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> list[Rung]:
+    """The rungs of a sweep, the full length last. Raises ConfigError if its jobs cannot be compared in rungs."""
+    for name in ("epochs", "image_size"):
+        if len({getattr(settings, name) for settings in jobs.values()}) > 1:
+            raise ConfigError(f"sweep.halving compares jobs after equal epochs and at one size; give {name} one value")
+    longest, num = next(iter(jobs.values())).epochs, len(Halving(Path(), jobs, []).settings)
+    epochs, rungs = first or math.ceil(longest / factor**2), []
+    while epochs < longest and num > MIN_KEPT:
+        rungs.append(Rung(epochs, num))
+        epochs, num = epochs * factor, max(MIN_KEPT, math.ceil(num / factor))
+    return [*rungs, Rung(longest, num)]

@@ -1,0 +1,335 @@
+"""Sweeps that spend less: rungs, epochs that runs share, a budget, and a program that changes in between."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, slow
+from test_sweeps import KILLED, SETTINGS, plan, start, statuses, sweep, table, weights
+
+from smilevae import runs
+from smilevae.errors import ConfigError
+from smilevae.sweeps import halving
+from smilevae.sweeps.halving import Halving, Rung
+from smilevae.sweeps.options import parse
+from smilevae.sweeps.plan import prefix, read_halving
+from smilevae.sweeps.watch import SPENT
+
+BETAS = "beta=1,2,5,10,20,50"
+
+
+def epochs(folder: Path, name: str, *nelbo: float) -> None:
+    """The metrics of a job that has trained so many epochs."""
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"epoch": number + 1, "val/nelbo": value}) for number, value in enumerate(nelbo)]
+    (folder / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def jobs(num: int, seeds: int = 1, **more: int) -> dict:
+    return {
+        f"{beta}-{seed}": SETTINGS.with_values({"beta": beta + 1, "seed": seed} | more)
+        for beta in range(num)
+        for seed in range(seeds)
+    }
+
+
+@pytest.mark.parametrize(
+    ("num", "length", "factor", "first", "rungs"),
+    [
+        (36, 40, 3, None, [(5, 36), (15, 12), (40, 4)]),
+        (9, 150, 3, None, [(17, 9), (51, 3), (150, 2)]),
+        (9, 150, 2, 10, [(10, 9), (20, 5), (40, 3), (150, 2)]),
+        (2, 40, 3, None, [(40, 2)]),
+        (5, 1, 3, None, [(1, 5)]),
+    ],
+)
+def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(num, length, factor, first, rungs):
+    planned = halving.plan_rungs(jobs(num, epochs=length), factor, first)
+    assert planned == [Rung(*rung) for rung in rungs]
+
+
+def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
+    rungs = Halving(tmp_path, jobs(5), [Rung(1, 5), Rung(3, 2)])
+    assert rungs.left() == [(f"{k}-0", 1) for k in range(5)]
+    for k in range(4):
+        epochs(tmp_path, f"{k}-0", 10.0 - k)
+    assert rungs.left() == [("4-0", 1)]
+    epochs(tmp_path, "4-0", 9.5)
+    assert rungs.left() == [("3-0", 3), ("2-0", 3)]  # 7 and 8
+    epochs(tmp_path, "3-0", 7.0, 50.0, 60.0)  # the lowest counts, not the last
+    (tmp_path / "3-0" / "result.json").write_text("{}")
+    assert rungs.left() == [("2-0", 3)]
+    held = runs.Run(tmp_path / "2-0")
+    assert rungs.left() == []
+    held.status("FAILED", "as planned")
+    held.close()
+    assert rungs.left() == []
+
+
+def test_of_several_jobs_at_a_time_none_waits_and_a_late_better_one_goes_on_too(tmp_path):
+    rungs = Halving(tmp_path, jobs(4), [Rung(1, 4), Rung(3, 1)])
+    for k in range(3):
+        epochs(tmp_path, f"{k}-0", 10.0 - k)
+    late = runs.Run(tmp_path / "3-0")
+    assert rungs.left() == [("2-0", 3)]
+    epochs(tmp_path, "3-0", 1.0)
+    late.close()
+    assert rungs.left() == [("3-0", 3)]
+
+
+def test_a_setting_is_compared_by_its_mean_over_seeds(tmp_path):
+    rungs = Halving(tmp_path, jobs(3, seeds=2), [Rung(1, 3), Rung(3, 1)])
+    for name, value in {"0-0": 1, "0-1": 9, "1-0": 4, "1-1": 4, "2-0": 5, "2-1": 6}.items():
+        epochs(tmp_path, name, value)
+    assert rungs.left() == [("1-0", 3), ("1-1", 3)]  # 4; the luckiest single run has 1
+
+
+def test_jobs_that_rungs_cannot_compare_are_refused(tmp_path):
+    for changes in ({"epochs": 5}, {"image_size": 128}):
+        with pytest.raises(ConfigError, match=r"give (epochs|image_size) one value"):
+            halving.plan_rungs(jobs(2, epochs=9, image_size=64) | {"x": SETTINGS.with_values(changes)}, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"budget": "soon"}, "sweep.budget=soon must be a time such as 90s, 10m, 2h or 1d"),
+        ({"budget": 0}, "sweep.budget=0 must be a time such as 90s, 10m, 2h or 1d"),
+        ({"halving": 1}, "sweep.halving=1 must be a whole number from 2 to 10"),
+        ({"mix": "yes"}, "sweep.mix=yes must be true or false"),
+        ({"halvin": 3}, "sweep.halvin is not an option; did you mean sweep.halving?"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(options, sentence):
+    with pytest.raises(ConfigError) as error:
+        parse(False, options)
+    assert str(error.value) == sentence
+    assert parse(True, {"budget": "2h"}).seconds == 7200
+
+
+def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
+    folder = tmp_path / "s"
+    done = sweep(folder, "beta=1,20,50", "epochs=3", "sweep.halving=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rungs: 3 settings to epoch 1, 2 settings to epoch 3" in done.stdout
+    shown = statuses(folder)
+    assert sorted(shown.values()) == ["COMPLETED"] * 2 + ["PAUSED"]
+    assert {runs.epochs_done(folder / name) for name in shown if shown[name] == "PAUSED"} == {1}
+    first = {name: halving.score(folder / name, 1) for name in shown}
+    assert {name for name in shown if shown[name] == "COMPLETED"} == set(sorted(first, key=first.get)[:2])
+    alone = train("beta=1", "epochs=3")
+    name = "checkpoints/epoch-0003.ckpt"
+    assert weights(tmp_path)[f"{alone.name}/{name}"] == weights(folder)[f"beta-1/{name}"]
+
+
+@slow
+def test_new_points_join_the_rungs(tmp_path):
+    folder = tmp_path / "s"
+    first = sweep(folder, BETAS, "epochs=4", "sweep.halving=3")
+    more = sweep(folder, "beta=0.5,3", "epochs=4", "sweep.halving=3")
+    assert (first.returncode, more.returncode) == (0, 0), more.stdout + more.stderr
+    assert "8 settings to epoch 1, 3 settings to epoch 3, 2 settings to epoch 4" in more.stdout
+    assert len(statuses(folder)) == 8
+    assert "NEW" not in statuses(folder).values()
+    assert read_halving(folder).left() == []
+
+
+def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_path, call, monkeypatch):
+    folder = tmp_path / "s"
+    done = sweep(folder, "seed=0", "epochs=1")
+    assert done.returncode == 0, done.stderr
+    file = folder / "sweep.json"
+    content = json.loads(file.read_text())
+    assert content["code"] == runs.code_now() == runs.read_result(folder / "job")["code"]
+    file.write_text(json.dumps(content | {"code": "of another program"}))
+    code, errors = call("train", "-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1", "epochs=1")
+    assert (code, len(errors.strip().splitlines())) == (2, 1)
+    assert "the program changed during" in errors
+    assert "or continue this one with sweep.mix=true" in errors
+    monkeypatch.setenv("SMILEVAE_SWEEP", "x")  # the next job of a running sweep
+    from smilevae.sweeps import jobs
+
+    with pytest.raises(ConfigError, match="the program changed"):
+        jobs.run_job(SETTINGS, folder / "seed-1")
+    assert not (folder / "seed-1").exists()
+    mixed = sweep(folder, "seed=0,1", "epochs=1", "sweep.mix=true")
+    assert mixed.returncode == 0, mixed.stderr
+
+
+def test_code_is_a_hash_of_every_source_file(tmp_path, monkeypatch):
+    from smilevae.runs import machine
+
+    (tmp_path / "p" / "runs").mkdir(parents=True)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "p" / "runs" / "machine.py"))
+    (tmp_path / "p" / "loss.py").write_text("def loss(): return 1")
+    first = machine.code_now()
+    (tmp_path / "p" / "notes.txt").write_text("not a program")
+    assert machine.code_now() == first
+    (tmp_path / "p" / "loss.py").write_text("def loss(): return 2")
+    assert machine.code_now() != first
+
+
+def test_a_run_names_every_program_that_trained_it(tmp_path):
+    run = runs.Run(tmp_path)
+    run.write_json("status.json", {"status": "INTERRUPTED", "code": "older"})
+    run.status("RUNNING")
+    run.complete({})
+    run.close()
+    assert runs.read_result(tmp_path)["code"] == f"older {runs.code()}"
+
+
+def test_a_longer_run_begins_with_the_epochs_of_a_shorter_one(tmp_path, train):
+    """Three complete folders, each epoch trained once, the same bits as three separate runs."""
+    folder = tmp_path / "s"
+    done = sweep(folder, "epochs=3,1,2", "schedule=plateau")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = 0
+    for number in (1, 2, 3):
+        log = (folder / f"epochs-{number}" / "train.log").read_text()
+        trained += len(re.findall(r"^epoch \d+/", log, re.MULTILINE))
+        alone = train(f"epochs={number}", to=f"alone-{number}")
+        ours, theirs = (
+            {path.removeprefix(f"{place}/"): value for path, value in weights(top).items() if path.startswith(place)}
+            for top, place in ((folder, f"epochs-{number}"), (tmp_path, alone.name))
+        )
+        assert ours == theirs
+        assert len(ours) == min(2, number)
+        ours, theirs = (runs.read_metrics(path) for path in (folder / f"epochs-{number}", alone))
+        assert [line | {"images_per_second": 0} for line in ours] == [
+            line | {"images_per_second": 0} for line in theirs
+        ]
+        assert runs.read_result(folder / f"epochs-{number}")["final"]["epoch"] == number
+    assert trained == 3
+
+
+def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
+    made = plan(tmp_path / "s", *({"epochs": n, "schedule": "cosine"} for n in (1, 2)))
+    run = runs.Run(tmp_path / "s" / made.wanted[0])
+    run.write_config(made.jobs[made.wanted[0]].settings)
+    run.complete({})
+    run.close()
+    longer = made.jobs[made.wanted[1]].settings
+    assert prefix(tmp_path / "s", longer) is None
+    assert prefix(tmp_path / "s", longer.with_values({"schedule": "plateau"})) is None
+    assert made.waves(made.wanted) == [made.wanted]
+
+
+def test_waves_hold_back_longer_runs(tmp_path):
+    made = plan(tmp_path / "s", *({"epochs": n, "beta": b} for b in (1, 2) for n in (3, 1)))
+    shown = [
+        [(made.jobs[n].settings.epochs, made.jobs[n].settings.beta) for n in wave] for wave in made.waves(made.wanted)
+    ]
+    assert shown == [[(1, 1), (1, 2)], [(3, 1), (3, 2)]]
+
+
+def test_a_budget_ends_a_sweep_with_a_page_and_pauses_do_not_count(tmp_path):
+    folder = tmp_path / "s"
+    words = ("seed=0,1,2", "epochs=4000")
+    done = sweep(folder, *words, "sweep.budget=6s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sweep.budget=6s is spent" in done.stdout
+    seconds = runs.read_json(folder / SPENT)["seconds"]
+    assert 6 <= seconds < 6 + 10
+    assert (folder / "checkpoints").exists() or (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
+    again = sweep(folder, *words, "sweep.budget=6s")
+    assert again.returncode == 2
+    assert "pass a larger one" in again.stderr
+    assert runs.read_json(folder / SPENT)["seconds"] == seconds
+
+
+@slow
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[slow, KILLED])])
+def test_rungs_survive_kills(tmp_path, kills, record_property):
+    """One job at a time: the same promotions, weights and table as without a kill."""
+    words = (BETAS, "seed=0,1", "epochs=60", "sweep.halving=3", "checkpoint_every=1")
+    whole = sweep(tmp_path / "whole", *words, timeout=1500)
+    assert whole.returncode == 0, whole.stderr
+    _killed(tmp_path / "cut", words, kills)
+    assert statuses(tmp_path / "cut") == statuses(tmp_path / "whole")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    record_property("figure", f"{kills} kills of a sweep with rungs")
+
+
+@slow
+def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
+    """No job is lost, none runs twice, and the files explain every decision."""
+    words = (BETAS, "epochs=60", "sweep.halving=3", "checkpoint_every=1", "hydra/launcher=local")
+    _killed(tmp_path / "cut", words, 6)
+    shown = statuses(tmp_path / "cut")
+    rungs = read_halving(tmp_path / "cut")
+    assert set(shown.values()) == {"COMPLETED", "PAUSED"}
+    completed = {name for name in shown if shown[name] == "COMPLETED"}
+    assert set(rungs.allowed(len(rungs.rungs) - 1)) <= completed
+    assert len(completed) <= rungs.rungs[-1].num + 1
+    for name in completed:
+        log = (tmp_path / "cut" / name / "train.log").read_text()
+        assert re.findall(r"^epoch (\d+)/60", log, re.MULTILINE).count("60") == 1
+
+
+def _killed(folder: Path, words: tuple[str, ...], kills: int) -> None:
+    """Start a sweep until it ends; kill -9 the whole process group at so many random moments."""
+    rng, command = random.Random(0), [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *words]
+    finished: dict[Path, int] = {}
+    while True:
+        process = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            printed, _ = process.communicate(timeout=rng.uniform(3, 9) if kills else 600)
+            assert not kills, "it was over before the kills"
+            assert process.returncode == 0, printed
+            return
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills -= 1
+        for path, before in finished.items():
+            assert path.stat().st_mtime_ns == before, path
+        finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+
+
+SPACE = ("beta=tag(log,interval(1,2000))", "latent_dim=interval(4,16)", "normalize=true,false", "epochs=1")
+
+
+def test_a_search_goes_on_with_the_points_that_it_would_have_proposed(tmp_path):
+    """Stopped after 4 of 6 points, one of them open: the same six points, none trained twice."""
+    pytest.importorskip("optuna")
+    whole = sweep(tmp_path / "whole", *SPACE, "sweep.trials=6")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    first = sweep(tmp_path / "cut", *SPACE, "sweep.trials=4")
+    assert first.returncode == 0, first.stderr
+    last = sorted((tmp_path / "cut").glob("trial-*"))[-1]
+    log = (tmp_path / "cut" / "search.log").read_text().splitlines()
+    (tmp_path / "cut" / "search.log").write_text("\n".join(log[:-1]) + "\n")  # killed before it was reported
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*/result.json")}
+    again = sweep(tmp_path / "cut", *SPACE, "sweep.trials=6")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert last / "result.json" in before
+    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+    assert 1 < len(table(tmp_path / "cut")) < 6 + 1
+    other = sweep(tmp_path / "cut", "beta=interval(1,2)", *SPACE[1:], "sweep.trials=6")
+    assert other.returncode == 2
+    assert "searched other intervals" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("beta=interval(1,50)",), "say how many points with sweep.trials=N"),
+        (("beta=interval(-5,50)", "sweep.trials=3"), "beta=-5.0 must be a number from 0"),
+        (("lr=tag(log,interval(0,1))", "sweep.trials=3"), "lr=interval(0,1) is no space to search"),
+        (("sparkle=interval(0,1)", "sweep.trials=3"), "sparkle is not a knob"),
+    ],
+)
+def test_a_mistake_in_a_search_is_one_sentence_and_leaves_nothing(call, tmp_path, words, sentence):
+    pytest.importorskip("optuna")
+    code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, *words)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert sentence in errors
+    assert not (tmp_path / "s").exists()
