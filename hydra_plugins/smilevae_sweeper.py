@@ -81,7 +81,12 @@ class ResumableSweeper(BasicSweeper):
         if options.seconds and watch.spent >= options.seconds:
             spent = f"{runs.short(folder)} has run for {watch.spent:.0f} s"
             raise ConfigError(f"sweep.budget={options.budget} is spent: {spent}; pass a larger one")
-        if (left or search) and (code := jobs.in_process(jobs.forecast, [job.settings for _, job in points]).exitcode):
+        settings = [job.settings for _, job in points] if search else [plan.jobs[name].settings for name in plan.wanted]
+        epochs = (
+            [(options.trials or 0) / 2 * one.epochs for one in settings] if search else plan.epochs_left(plan.wanted)
+        )
+        code = jobs.in_process(jobs.forecast, settings, epochs, self._at_once).exitcode if left or search else 0
+        if code:
             sys.exit(code)  # the process has printed why no job can run
         plan.claim()
         if search:
@@ -168,10 +173,8 @@ class ResumableSweeper(BasicSweeper):
         self, search: Search, fixed: list[str], plan: Plan, watch: Watch, launch: Callable[[list[str]], None]
     ) -> None:
         """Train the points that a search proposes, as many at a time as there are jobs at a time."""
-        cores, threads = os.cpu_count() or 1, threads_per_job(self.config.hydra.launcher)
-        most = max(1, cores // threads) if threads else 1
         batch = search.unfinished()
-        while batch := batch or search.propose(most):
+        while batch := batch or search.propose(self._at_once):
             names: dict[int, str] = {}
             for number, values in batch:
                 ((_, job),) = self._points([self._trial(fixed, values)])
@@ -185,6 +188,12 @@ class ResumableSweeper(BasicSweeper):
             for number, name in names.items():
                 search.end(number, plan.folder / name)
             batch = []
+
+    @property
+    def _at_once(self) -> int:
+        """How many jobs the launcher runs at a time."""
+        threads = threads_per_job(self.config.hydra.launcher)
+        return max(1, (os.cpu_count() or 1) // threads) if threads else 1
 
     def _trial(self, fixed: list[str], values: dict[str, Any]) -> list[str]:
         """The overrides of a trial; those of the first point of the grid have the lower ends of the intervals."""

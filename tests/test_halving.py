@@ -208,6 +208,32 @@ def test_a_longer_run_begins_with_the_epochs_of_a_shorter_one(tmp_path, train):
     assert trained == 3
 
 
+def test_the_epochs_of_a_sweep_are_counted_before_it_trains(tmp_path):
+    grid = [{"epochs": n, "beta": b} for b in (1, 2) for n in (3, 9, 5)]
+    made = plan(tmp_path / "s", *grid)
+    left = dict(zip(((c["beta"], c["epochs"]) for c in grid), made.epochs_left(made.wanted)))
+    assert left == {(b, n): e for b in (1, 2) for n, e in ((3, 3), (5, 2), (9, 4))}
+    cosine = plan(tmp_path / "c", *(change | {"schedule": "cosine"} for change in grid))
+    assert cosine.epochs_left(cosine.wanted) == [3, 9, 5, 3, 9, 5]
+    epochs(tmp_path / "c", cosine.wanted[1], *range(4))
+    assert cosine.epochs_left(cosine.wanted) == [3, 5, 5, 3, 9, 5]
+
+
+def test_the_expected_time_is_near_the_measured_one(tmp_path):
+    from smilevae.config import Settings
+    from smilevae.data import load_faces
+    from smilevae.training.speed import seconds_per_epoch
+
+    small, large = (
+        Settings().with_values({"image_size": 64, "model.network": "patch", "batch_size": size, "threads": 1})
+        for size in (16, 64)
+    )
+    faces = load_faces(small.data.model_copy(update={"num_smiling": 40, "num_not_smiling": 40, "num_test": 1}), 64)
+    assert 0 < seconds_per_epoch(large, faces) < 3 * seconds_per_epoch(small, faces)  # as many faces, fewer steps
+    done = sweep(tmp_path / "s", "seed=0,1")
+    assert re.search(r"^about \d+ s, from a few timed steps", done.stdout, re.MULTILINE)
+
+
 def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
     made = plan(tmp_path / "s", *({"epochs": n, "schedule": "cosine"} for n in (1, 2)))
     run = runs.Run(tmp_path / "s" / made.wanted[0])

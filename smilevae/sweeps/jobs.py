@@ -23,6 +23,7 @@ from smilevae.sweeps import plan
 
 ID = "SMILEVAE_SWEEP"  # environment variable: the sweep that a job belongs to
 MAX_FORECASTS = 4  # datasets
+MAX_KINDS = 8  # of steps that differ in speed
 BUSY = 75  # exit code of a job that another sweep runs
 GRACE = 8.0  # seconds between a signal and the end
 
@@ -39,8 +40,8 @@ def in_process(function: Callable[..., None], *arguments: Any) -> Any:
 
 
 @console.one_sentence()
-def forecast(points: list[Settings]) -> None:
-    """Print the forecast of every point. Raises DataError if the faces cannot be read."""
+def forecast(points: list[Settings], epochs: list[float], at_once: int) -> None:
+    """Print the forecast of every point, and how long their `epochs` take. Raises DataError for faces not readable."""
     from smilevae.data import load_faces, spectrum_of
     from smilevae.models import linear
 
@@ -54,6 +55,30 @@ def forecast(points: list[Settings]) -> None:
         spectrum = spectrum_of(load_faces(data, image_size), least, data.cache)
         for target in targets:
             print(linear.forecast(spectrum, *target), flush=True)
+    if seconds := _duration(points, epochs, at_once):
+        print(f"about {_rounded(seconds)}, from a few timed steps; evaluations are not counted", flush=True)
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _duration(points: list[Settings], epochs: list[float], at_once: int) -> float | None:
+    """The expected seconds of a sweep; None on a GPU, for second phases, and for many different steps."""
+    import torch
+
+    from smilevae.data import load_faces
+    from smilevae.training.speed import START, seconds_per_epoch
+
+    kinds = [(p.model.network, *p.model.widths, p.image_size, p.batch_size) for p in points]
+    if torch.cuda.is_available() or len(set(kinds)) > MAX_KINDS or any(p.sharpen.epochs for p in points):
+        return None
+    runs.keep_memory()
+    faces = load_faces(points[0].data, points[0].image_size)
+    epoch = {kind: seconds_per_epoch(settings, faces) for kind, settings in dict(zip(kinds, points)).items()}
+    return sum(START + epoch[kind] * num for kind, num in zip(kinds, epochs) if num) / at_once
 
 
 def run_job(settings: Settings, path: Path) -> float:

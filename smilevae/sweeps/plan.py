@@ -117,14 +117,33 @@ class Plan:
                 with contextlib.closing(runs.Run(path)) as run:
                     run.status("INTERRUPTED", f"failed before: {state['reason']}")
 
-    def waves(self, names: list[str]) -> list[list[str]]:
-        """The jobs in groups that may run together: a job comes after those whose epochs are its first ones."""
+    def _growing(self, names: list[str]) -> list[list[str]]:
+        """Groups of jobs that differ in epochs only, the shortest first: each begins with the epochs before it."""
         groups: dict[str, list[str]] = {}
         for name in sorted(names, key=lambda name: self.jobs[name].settings.epochs):
             settings = self.jobs[name].settings
             begins = settings.schedule == "plateau" and not settings.sharpen.epochs
             groups.setdefault(Job([], settings.with_values({"epochs": 1})).key if begins else name, []).append(name)
-        return [[name for name in wave if name] for wave in itertools.zip_longest(*groups.values())]
+        return [*groups.values()]
+
+    def waves(self, names: list[str]) -> list[list[str]]:
+        """The jobs in groups that may run together: a job comes after those whose epochs are its first ones."""
+        return [[name for name in wave if name] for wave in itertools.zip_longest(*self._growing(names))]
+
+    def epochs_left(self, names: list[str]) -> list[float]:
+        """How many epochs each job has to train; with rungs, their mean."""
+        done = {name: runs.epochs_done(self.folder / name) for name in names}
+        if self.rungs:
+            each = max(0.0, (self.halving.total_epochs() - sum(done.values())) / len(names))
+            return [each for _ in names]
+        left = {}
+        for group in self._growing(names):
+            before = 0
+            for name in group:
+                epochs = self.jobs[name].settings.epochs
+                left[name] = max(0, epochs - max(before, done[name]))
+                before = epochs
+        return [left[name] for name in names]
 
     def resume_line(self) -> str:
         """The command that continues this sweep."""
