@@ -121,7 +121,7 @@ def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     shown = statuses(folder)
     assert sorted(shown.values()) == ["COMPLETED"] * 2 + ["PAUSED"]
     assert {runs.epochs_done(folder / name) for name in shown if shown[name] == "PAUSED"} == {1}
-    first = {name: halving.score(folder / name, 1) for name in shown}
+    first = {name: read_halving(folder).score(name, 1) for name in shown}
     assert {name for name in shown if shown[name] == "COMPLETED"} == set(sorted(first, key=first.get)[:2])
     alone = train("beta=1", "epochs=3")
     name = "checkpoints/epoch-0003.ckpt"

@@ -51,22 +51,31 @@ class Halving:
 
     def _mean(self, names: list[str], epochs: int) -> float:
         """A setting's mean score in a rung; infinite if one of its jobs has none."""
-        return sum(score(self.folder / name, epochs) for name in names) / len(names)
+        return sum(self.score(name, epochs) for name in names) / len(names)
 
-    def left(self) -> list[tuple[str, int]]:
-        """(job, epochs) that can train now, in order. Jobs that failed or run are left out."""
-        done = {name: runs.epochs_done(self.folder / name) for names in self.settings.values() for name in names}
-        for number, rung in enumerate(self.rungs):
-            unfinished = [name for name in self.allowed(number) if not self._over(name, rung.epochs, done[name])]
-            if free := [name for name in unfinished if not runs.in_use(self.folder / name)]:
-                return [(name, rung.epochs) for name in free]
-        return []
+    def score(self, name: str, epochs: int) -> float:
+        """The lowest val/nelbo of a job until an epoch; infinite if it has not come so far."""
+        lines = runs.read_metrics(self.folder / name)
+        if max((line["epoch"] for line in lines), default=0) < epochs:
+            return math.inf
+        return min(line.get(RANK_BY, math.inf) for line in lines if line["epoch"] <= epochs)
 
-    def _over(self, name: str, epochs: int, done: int) -> bool:
+    def finished(self, name: str, rung: Rung) -> bool:
         """Whether a job has no more to do in a rung."""
         if runs.state(self.folder / name)["status"] in ("FAILED", "COMPLETED"):
             return True
-        return done >= epochs and epochs < self.rungs[-1].epochs
+        return runs.epochs_done(self.folder / name) >= rung.epochs and rung != self.rungs[-1]
+
+    def running(self, name: str) -> bool:
+        return runs.in_use(self.folder / name)
+
+    def left(self) -> list[tuple[str, int]]:
+        """(job, epochs) that can train now, in order. Jobs that failed or run are left out."""
+        for number, rung in enumerate(self.rungs):
+            left = [name for name in self.allowed(number) if not self.finished(name, rung) and not self.running(name)]
+            if left:
+                return [(name, rung.epochs) for name in left]
+        return []
 
     def num_left(self) -> int:
         """How many trainings are left, at most."""
@@ -81,14 +90,6 @@ class Halving:
         each = sum(map(len, self.settings.values())) / len(self.settings)
         before = [0, *(rung.epochs for rung in self.rungs)]
         return each * sum(rung.num * (rung.epochs - least) for rung, least in zip(self.rungs, before))
-
-
-def score(run: Path, epochs: int) -> float:
-    """The lowest val/nelbo of a run until an epoch; infinite if the run has not come so far."""
-    lines = runs.read_metrics(run)
-    if max((line["epoch"] for line in lines), default=0) < epochs:
-        return math.inf
-    return min(line.get(RANK_BY, math.inf) for line in lines if line["epoch"] <= epochs)
 
 
 def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> list[Rung]:

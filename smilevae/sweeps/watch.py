@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console
 
 from smilevae import runs
-from smilevae.sweeps import halving
 from smilevae.sweeps.halving import RANK_BY
 from smilevae.sweeps.jobs import ID
 from smilevae.sweeps.options import SweepOptions
@@ -90,7 +89,7 @@ class Watch:
             if status == "RUNNING":
                 self.say(f"{name} started")
             if status == "PAUSED":
-                lowest = halving.score(self.plan.folder / name, now["done"])
+                lowest = self.plan.halving.score(name, now["done"])
                 text = f"{text}, lowest {RANK_BY[4:]} {lowest:.5g}"
             if status == "COMPLETED":
                 text = ", ".join(f"{term[4:]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED)
