@@ -21,6 +21,8 @@ KINDS = ("completed", "running", "not started", "paused", "interrupted", "stale"
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
 HIDDEN = {"threads", *SAME_RESULT} - {"data.unlabelled", "data.attributes"}
+REPEATS = ("seed", "data.split_seed")  # a setting is averaged over them
+COST = runs.COST
 # of an evaluated run, x 1000, in the space of landmarks
 DISTANCES = {"distance of reconstructions": "reconstructions", "distance of new faces": "new faces"}
 MAX_PREVIEW = 4_000_000  # bytes
@@ -66,8 +68,9 @@ def collect(folders: list[Path]) -> Sweep:
     frame = pd.DataFrame(rows).reindex(columns=[*_columns(rows)])
     frame = frame.drop_duplicates("path").sort_values("run", kind="stable", ignore_index=True)
     done = frame[frame["status"] == "completed"]
-    codes: dict[tuple[int, ...], str] = {}  # knobs that vary together (seed and data.split_seed) count as the first
-    for knob in (c for c in frame.columns if c not in (*METRICS, *_FIXED, *HIDDEN)):
+    codes: dict[tuple[int, ...], str] = {}  # knobs that vary together count as the first, and seeds come last
+    columns = sorted(frame.columns, key=lambda c: c in REPEATS)
+    for knob in (c for c in columns if c not in (*METRICS, *_FIXED, *HIDDEN)):
         code, levels = pd.factorize(done[knob].astype(str))
         if len(levels) > 1:
             codes.setdefault(tuple(code), knob)
@@ -76,7 +79,7 @@ def collect(folders: list[Path]) -> Sweep:
 
 _FIXED = (
     *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta", *DISTANCES),
-    *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb"),
+    *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb", *COST),
 )
 
 
@@ -142,6 +145,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": float(result["final"].get("images_per_second", math.nan)),
         "used_threads": int(result["threads"]),
         "peak_memory_mb": float(result["peak_memory_mb"]),
+        **cost(result),
         **numbers,
     }
 
@@ -154,7 +158,14 @@ def _unfinished(path: Path) -> dict[str, Any]:
     reason = state["reason"] or ("status.json says COMPLETED, but there is no result" if kind == "corrupt" else "")
     if kind not in KINDS:
         kind, reason = "corrupt", "status.json is not whole"
-    return {"status": kind, "reason": text(str(reason)).splitlines()[0][:300] if reason else ""}
+    reason = text(str(reason)).splitlines()[0][:300] if reason else ""
+    return {"status": kind, "reason": reason, **cost(runs.read_json(path / "cost.json"))}
+
+
+def cost(content: dict[str, Any]) -> dict[str, float]:
+    """The cost in a result.json or cost.json, as far as it is known."""
+    numbers = {name: content.get(name) for name in COST}
+    return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy.special import stdtrit
 
-from multirun_analysis.collect import Sweep
+from multirun_analysis.collect import REPEATS, Sweep
 from smilevae.errors import ConfigError
 
 BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
@@ -75,7 +75,7 @@ def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     if frame.empty or not keys:
         return [({}, frame)] if len(frame) else []
     return [
-        (dict(zip(keys, map(_plain, values))), part) for values, part in frame.groupby(keys, dropna=False, sort=True)
+        (dict(zip(keys, map(plain, values))), part) for values, part in frame.groupby(keys, dropna=False, sort=True)
     ]
 
 
@@ -86,8 +86,8 @@ def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
     """
     frame = sweep.completed
     result = []
-    for knob in (knob for knob in sweep.swept if knob != "seed"):  # seeds are what knobs are compared over
-        levels = sorted(map(_plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
+    for knob in (knob for knob in sweep.swept if knob not in REPEATS):  # knobs are compared over these
+        levels = sorted(map(plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
         if len(levels) > MAX_LEVELS:
             continue
         others = [k for k in (*sweep.swept, "data_fingerprint") if k != knob]
@@ -103,23 +103,27 @@ def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: lis
     grid = two.pivot_table(index=blocks, columns=two[knob], values=metric, aggfunc="mean", observed=True)
     if level in grid and versus in grid and not grid.isna().any(axis=None):
         d = grid[level] - grid[versus]
-        return Effect(knob, level, versus, metric, *_interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), True)
+        return Effect(knob, level, versus, metric, *interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), True)
     a, b = (two.loc[two[knob] == value, metric] for value in (level, versus))
-    sa, sb = a.var() / len(a), b.var() / len(b)
-    df = (
-        (sa + sb) ** 2 / (sa**2 / (len(a) - 1) + sb**2 / (len(b) - 1)) if min(len(a), len(b)) > 1 and sa + sb > 0 else 0
-    )
+    error, df = welch(a.var(), len(a), b.var(), len(b))
     n = len(a) + len(b) if df else 1
-    return Effect(knob, level, versus, metric, *_interval(a.mean() - b.mean(), sa + sb, df), n, False)
+    return Effect(knob, level, versus, metric, *interval(a.mean() - b.mean(), error, df), n, False)
 
 
-def _plain(level: Any) -> Any:
+def welch(var_a: float, n_a: int, var_b: float, n_b: int) -> tuple[float, float]:
+    """Squared error and degrees of freedom of a difference of two means (Welch 1947); 0 degrees if nothing varies."""
+    a, b = var_a / n_a, var_b / n_b
+    return a + b, (a + b) ** 2 / (a**2 / (n_a - 1) + b**2 / (n_b - 1)) if min(n_a, n_b) > 1 and a + b > 0 else 0
+
+
+def plain(level: Any) -> Any:
     """A value as the user typed it: 64, not the 64.0 of a column with gaps."""
     level = level.item() if hasattr(level, "item") else level
     return int(level) if isinstance(level, float) and level.is_integer() else level
 
 
-def _interval(mean: float, squared_error: float, df: float) -> tuple[float, float, float]:
+def interval(mean: float, squared_error: float, df: float) -> tuple[float, float, float]:
+    """A mean with its 95% t interval; infinite without degrees of freedom."""
     mean = float(mean)
     if df <= 0:
         return mean, -math.inf, math.inf

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from multirun_analysis import collect, plots, rank
+from multirun_analysis import collect, diff, plots, rank, settings
 from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
 
@@ -28,6 +28,9 @@ DIFFERENCE = (
 
 def main(options: AnalyseOptions) -> None:
     """The command. Raises ConfigError."""
+    if options.folders[0] == "diff":
+        print(diff.diff(options.folders[1:]))
+        return
     folders = [Path(os.path.expanduser(folder)) for folder in options.folders]
     print(analyse(folders, options.rank_by, Path(os.path.expanduser(options.out or folders[0] / "analysis"))))
 
@@ -38,17 +41,22 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     rank.check_rank_by(sweep, rank_by)
     rank_by = rank.usable(sweep, rank_by)
     top = rank.best(sweep.completed, rank_by)
+    ranked = settings.rank_settings(sweep, rank_by)
     effects = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
     lines = conclusions(sweep, rank_by, effects)
     figures = plots.draw_all(sweep, rank_by)
     first = rank.best(sweep.completed, rank_by, MAX_PREVIEWS)
     previews = [(name, collect.preview(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
     shown = [(name, png) for name, png in previews if png and plots.openable(png)]
+    rows = [_setting(setting, rank_by) for setting in ranked]
     by_loss = [(group, rank.best(part, "val/loss")) for group, part in rank.groups(sweep)]
     summary = {
         "rank_by": rank_by,
         "counts": sweep.counts | {"total": len(sweep.runs)},
         "swept": sweep.swept,
+        "cost": {name: float(sweep.runs[name].sum()) for name in collect.COST if name in sweep.runs},
+        "settings": rows,
+        "best_setting": settings.conclusion(ranked, rank_by, MAX_NAMED) if ranked else "",
         "top": [_entry(run, rank_by) for _, run in top.iterrows()],
         "top_by_loss": [
             {"among": group, "runs": [_entry(run, "val/loss") for _, run in part.iterrows()]} for group, part in by_loss
@@ -62,7 +70,8 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
         runs.write_bytes(out / f"{name}.png", png)
     if sheet := plots.contact_sheet(shown):
         runs.write_bytes(out / "contact_sheet.png", sheet)
-    runs.write_text(out / "runs.csv", _csv(sweep))
+    runs.write_text(out / "runs.csv", _csv(_table(sweep)))
+    runs.write_text(out / "settings.csv", _csv(pd.DataFrame([row | {"best": row["best"]["run"]} for row in rows])))
     runs.write_text(out / "top.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     runs.write_text(out / "index.html", _page(sweep, summary, effects, figures, shown, folders))
     return _terminal(sweep, summary, effects, out)
@@ -122,17 +131,21 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
     }
 
 
+def _setting(setting: settings.Setting, metric: str) -> dict[str, Any]:
+    numbers = _finite(setting._asdict()) | {"runs": len(setting.runs), "apart": setting.apart}
+    return {"setting": numbers.pop("name"), "metric": metric, **numbers, "best": _entry(setting.runs.iloc[0], metric)}
+
+
 def _table(sweep: collect.Sweep) -> pd.DataFrame:
     usual = ["beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "model.network"]
     columns = ["run", "status", "reason", *dict.fromkeys([*sweep.swept, *usual]), *collect.METRICS, *collect.DISTANCES]
     columns += ["epoch", "epochs_done", "images_per_second", "wall_seconds", "used_threads", "peak_memory_mb"]
-    columns += ["data_fingerprint", "checkpoint"]
+    columns += [*collect.COST, "data_fingerprint", "checkpoint"]
     return sweep.runs[[c for c in columns if c in sweep.runs]]
 
 
-def _csv(sweep: collect.Sweep) -> str:
-    """Every run. A text that a spreadsheet would execute as a formula begins with a quote."""
-    table = _table(sweep)
+def _csv(table: pd.DataFrame) -> str:
+    """A text that a spreadsheet would execute as a formula begins with a quote."""
 
     def harmless(value: Any) -> Any:
         return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
@@ -173,6 +186,7 @@ def _page(
         constant={
             c: _cell(sweep.completed[c].iloc[0])[0] for c in constant if c in sweep.completed and len(sweep.completed)
         },
+        cost=cost_lines(sweep),
         now=f"{datetime.now():%Y-%m-%d %H:%M}",
         version=__version__,
     )
@@ -196,6 +210,12 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
         lines.append(f"  {run}: {status}{', ' if reason else ''}{reason}")
     if len(other) > MAX_NAMED:
         lines.append(f"  and {len(other) - MAX_NAMED} more; see runs.csv")
+    lines += cost_lines(sweep)
+    if summary["best_setting"]:
+        lines.append(summary["best_setting"])
+    if any(setting["runs"] > 1 for setting in summary["settings"]):
+        lines += [f"top two settings by {summary['rank_by']}, each with its best checkpoint:"]
+        lines += [f"  {_words(setting)}  {setting['best']['evaluate']}" for setting in summary["settings"][:2]]
     lines += [f"top two by {summary['rank_by']}, over the whole sweep:", *map(_line, summary["top"])]
     for group in summary["top_by_loss"][:6]:
         among = ", ".join(f"{knob} {value}" for knob, value in group["among"].items())
@@ -204,6 +224,24 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
     rest = [e.sentence() for e in effects if e.metric == summary["rank_by"]]
     lines += [text for text in rest if not any(text in line for line in summary["conclusions"])]
     return "\n".join([*lines, f"page: {runs.short(out / 'index.html')}"])
+
+
+def cost_lines(sweep: collect.Sweep) -> list[str]:
+    """The cost of the runs that measured it."""
+    known = sweep.runs[[name for name in collect.COST if name in sweep.runs]].dropna(how="all")
+    units = {"cpu_seconds": (3600, "CPU hours"), "gpu_seconds": (3600, "GPU hours"), "joules": (1000, "kJ")}
+    totals = [f"{known[name].sum() / size:.3g} {unit}" for name, (size, unit) in units.items() if name in known]
+    return [f"cost of {len(known)} of {len(sweep.runs)} runs: {', '.join(totals)}"] if totals else []
+
+
+def _words(setting: dict[str, Any]) -> str:
+    """A setting's mean, interval, number of runs and probability."""
+    words = f"{setting['setting']}: mean {setting['mean']:.6g}"
+    if setting["low"] is not None:
+        words += f" (95% {setting['low']:.6g} to {setting['high']:.6g})"
+    words += f", {setting['runs']} runs" + f" on {setting['num_splits']} splits" * (setting["num_splits"] > 1)
+    known = setting["probability"] is not None
+    return words + (f", the best with probability {setting['probability']:.0%}" if known else "")
 
 
 def _line(entry: dict[str, Any]) -> str:

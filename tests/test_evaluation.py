@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from smilevae import runs
@@ -19,7 +20,7 @@ from smilevae.data import batches, dataset, load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import dials, directions
 from smilevae.errors import CheckpointError, ConfigError
-from smilevae.evaluation import figures, measure, report
+from smilevae.evaluation import figures, measure, paired, report
 from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.axes import linear_vae_weights, mirrored_axes, principal_axes, streamed_axes
@@ -164,7 +165,7 @@ def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
 def test_every_picture_is_there_and_the_gif_moves(evaluated):
     run, _ = evaluated
     out = run / "evaluation" / "best"
-    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json", "sampler.json"}
+    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json", "faces.json", "sampler.json"}
     for name in PICTURES:
         with Image.open(out / name) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -223,7 +224,7 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
     )
     assert code == 0, errors
     found = {p.name for p in (run / "evaluation" / "best").iterdir()}
-    assert found == PICTURES - {"edit_strip.png", "edit.gif"} | {"metrics.json", "sampler.json"}
+    assert found == PICTURES - {"edit_strip.png", "edit.gif"} | {"metrics.json", "faces.json", "sampler.json"}
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
@@ -397,3 +398,41 @@ def test_a_grid_is_that_of_plain_slices():
             expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(0, 1)
     assert torch.equal(tile(images), expected)
     assert tile(images[:1, :1]).shape == (3, 12, 12)
+
+
+def test_each_face_has_numbers_whose_means_are_the_table_s(model):
+    vae, faces = model
+    metrics = measure.measure(vae, faces, seed=0)
+    psnr, nelbo = (np.array(metrics["faces"][key]) for key in ("psnr", "nelbo"))
+    assert len(psnr) == len(faces.rows("val"))
+    assert (10 ** (-psnr / 10)).mean() == pytest.approx(metrics["model"]["mse"], rel=1e-5)
+    assert nelbo.mean() == pytest.approx(metrics["nelbo"])
+
+
+def evaluation(folder, psnr, people, fingerprint="f", first=0):
+    """An evaluation folder with faces.json, as compare needs it."""
+    folder.mkdir()
+    rows = {
+        f"{first + i}": {"person": str(who), "psnr": v, "nelbo": -v} for i, (who, v) in enumerate(zip(people, psnr))
+    }
+    (folder / paired.NAME).write_text(json.dumps(rows))
+    return {"data_fingerprint": fingerprint, "image_size": 64}, folder
+
+
+def test_two_models_are_compared_on_the_same_faces_over_people(tmp_path):
+    rng = np.random.default_rng(0)
+    people, hard = np.arange(60) // 2, rng.normal(20, 3, 60)
+    a, b = hard + rng.normal(0.3, 0.2, 60), hard + rng.normal(0, 0.2, 60)
+    evaluations = {"A": evaluation(tmp_path / "a", a, people), "B": evaluation(tmp_path / "b", b, people)}
+    sentence = paired.compare(evaluations)
+    expected = stats.ttest_1samp((a - b).reshape(30, 2).mean(1), 0)
+    interval = expected.confidence_interval(0.95)
+    numbers = f"PSNR {(a - b).mean():+.3g} dB (95% {interval.low:+.3g} to {interval.high:+.3g})"
+    assert f"A minus B, 60 faces of 30 people; {numbers}: A is better; nELBO -" in sentence
+    assert sentence.endswith(": A is better")
+    again = paired.compare({"A": evaluations["A"], "C": evaluation(tmp_path / "c", b[20:], people[20:], first=20)})
+    assert "40 faces of 20 people" in again
+    assert "cannot tell" in paired.compare({"A": evaluations["A"], "A2": evaluations["A"]})
+    for name, change in {"d": {"fingerprint": "g"}, "e": {"first": 900}}.items():
+        other = {"A": evaluations["A"], "D": evaluation(tmp_path / name, b, people, **change)}
+        assert paired.compare(other) == "A and D hold out different faces, so they are not compared face by face"

@@ -88,7 +88,7 @@ def test_the_result_comes_before_the_word_completed(tmp_path, monkeypatch):
     run, order = Run(tmp_path), []
     monkeypatch.setattr(folder, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text)))
     run.complete({"a": 1})
-    assert order == [("result.json", False), ("status.json", True)]
+    assert order == [("cost.json", False), ("result.json", False), ("status.json", True)]
     run.close()
 
 

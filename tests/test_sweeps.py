@@ -314,8 +314,11 @@ def test_a_sweep_from_start_to_table_equals_single_runs_and_skips_what_is_done(t
     assert (folder / "analysis" / "index.html").exists()
     compared = script("evaluate", f"ckpt={folder}")
     assert compared.returncode == 0, compared.stderr
-    top = [entry["run"] for entry in json.loads((folder / "analysis" / "top.json").read_text())["top"]]
-    assert all(name in compared.stdout for name in (*top, "mean face", "PCA-8", "side by side"))
+    settings = json.loads((folder / "analysis" / "top.json").read_text())["settings"]
+    assert [setting["runs"] for setting in settings] == [2, 2]
+    one, two = (setting["best"]["run"] for setting in settings)
+    assert f"{one} minus {two}, " in compared.stdout
+    assert all(name in compared.stdout for name in ("mean face", "PCA-8", "side by side"))
     assert {p.name for p in (folder / "evaluation").iterdir()} == {
         *("reconstructions.png", "samples.png", "edit_strip.png"),
     }

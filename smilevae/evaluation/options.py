@@ -10,8 +10,8 @@ Sampler = Literal["auto", "prior", "mixture"]
 class EvaluateOptions(BaseModel):
     """python evaluate.py ckpt=RUN|FILE|SWEEP [option=value ...]
 
-    Measures and draws a checkpoint: a run's best, one file, or the best two of a sweep side by side. Prints a table
-    and writes pictures into the run's evaluation folder.
+    Measures and draws a checkpoint: a run's best, one file, or those of the best two settings of a sweep side by side.
+    Prints a table and writes pictures into the run's evaluation folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -14,7 +14,7 @@ from smilevae.data.dataset import load_faces
 from smilevae.editing import dials, fitting
 from smilevae.editing.classifier import AttributeClassifier, import_classifier
 from smilevae.errors import CheckpointError, ConfigError
-from smilevae.evaluation import edits, edits_page, edits_text, realism, samplers
+from smilevae.evaluation import edits, edits_page, edits_text, paired, realism, samplers
 from smilevae.evaluation.figures import draw
 from smilevae.evaluation.measure import NUM_IMPORTANCE, measure
 from smilevae.evaluation.options import EvaluateOptions
@@ -50,6 +50,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         "num_images": len(faces.rows("val")),
         "image_size": settings.image_size,
         "native_size": faces.native_size,
+        "data_fingerprint": fingerprint,
         "weights": checkpoint.digest(vae),
         "refine": options.refine,
     }
@@ -59,6 +60,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         if options.edits:
             fitted = fitting.fit_dials(vae, faces, options.attribute, make_classifier)
     metrics |= measures.result()
+    paired.write(out, faces, metrics.pop("faces"))
     if options.edits or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
         for name in (dials.NAME, edits_page.NAME, *STRIPS, *OLDER):  # of an earlier evaluation
             (out / name).unlink(missing_ok=True)
@@ -101,6 +103,8 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
     if len({m["num_images"] for m, _ in evaluations.values()}) > 1:
         lines.append("these hold out different people; the references are those of the first")
+    if len(evaluations) == 2:
+        lines.append(paired.compare(evaluations))
     tables = {name: m.get("realism", {}) for name, (m, _) in evaluations.items()}
     if real := {f"{name}: {kind}": row for name, table in tables.items() for kind, row in table.items()}:
         lines.append(realism.format_realism(real))

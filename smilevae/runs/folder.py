@@ -18,12 +18,12 @@ from smilevae.errors import ConfigError, Interrupted, Paused, UserError
 from smilevae.runs.checkpoint_files import link, ranked
 from smilevae.runs.commands import program, resume_line, short, typed
 from smilevae.runs.files import write_bytes, write_text
-from smilevae.runs.machine import code
+from smilevae.runs.machine import Meter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
 SHARP = "sharp"  # the folder of a run's second phase
 BEFORE_TRAINING = (  # what a run writes before its first checkpoint
-    *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", LOCK),
+    *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", "cost.json", LOCK),
 )
 
 
@@ -37,6 +37,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.dir, self.new = Path(path), False
         self.sweep: str | None = None  # the id of the sweep that may stop this run
+        self.meter = Meter(self.dir / "cost.json")
         self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
         if not self.leads:
             return
@@ -156,9 +157,17 @@ class Run:
         """Replace metrics.jsonl: one JSON object an epoch."""
         write_text(self.dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in epochs))
 
+    def write_cost(self) -> dict[str, float]:
+        """Write cost.json, the cost of all parts of the run up to now; the run goes on where that fails."""
+        cost = self.meter.read()
+        with contextlib.suppress(OSError):
+            if self.leads:
+                write_text(self.meter.file, json.dumps(cost) + "\n")
+        return cost
+
     def complete(self, result: dict[str, Any]) -> None:
-        """Write result.json, then the status: a run with a result is COMPLETED."""
-        self.write_json("result.json", result | {"code": self.code})
+        """Write the cost and result.json, then the status: a run with a result is COMPLETED."""
+        self.write_json("result.json", result | self.write_cost() | {"code": self.code})
         self.status("COMPLETED")
 
 

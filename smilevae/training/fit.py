@@ -69,7 +69,7 @@ def fit(
 def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None) -> Path:
     """The second phase, from a run's best checkpoint; gives its own run folder within the run's."""
     with contextlib.closing(runs.Run(run.dir / runs.SHARP)) as inner:
-        inner.sweep = run.sweep
+        inner.sweep, inner.meter = run.sweep, run.meter
         if runs.read_result(inner.dir):
             return inner.dir
         log.info(f"a sharper decoder, {settings.sharpen.epochs} epochs, into {runs.short(inner.dir)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from smilevae import runs
@@ -91,6 +92,9 @@ class Record(pl.callbacks.Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start, self._seen = time.perf_counter(), 0
+        if trainer.strategy.root_device.type == "cuda":
+            devices = map(torch.cuda.get_device_properties, trainer.device_ids)
+            self.run.meter.use_gpus([str(getattr(device, "uuid", "")) for device in devices])
         if self.max_time:
             days, hours, minutes, seconds = map(int, self.max_time.split(":"))
             self._end = self._start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -107,6 +111,7 @@ class Record(pl.callbacks.Checkpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         with contextlib.suppress(OSError):  # the first error is told
             self.io.write_kept()
+        self.run.write_cost()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._saved:
@@ -157,6 +162,7 @@ class Record(pl.callbacks.Checkpoint):
             runs.link(last, last.with_name("previous.ckpt"))
         trainer.save_checkpoint(last, weights_only=False)  # with the optimizer, for a resume
         self.remove_others()
+        self.run.write_cost()
         self._saved, self.checkpoint_due = True, time.perf_counter() + (self.every or math.inf)
 
     def _best_names(self) -> set[str]:

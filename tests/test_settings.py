@@ -1,0 +1,227 @@
+"""The ranking of settings against independent computations and simulated sweeps; the differences of two runs."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from scipy import stats
+from test_analysis import HOSTILE, Page, grid, run_analysis, write_run
+
+from multirun_analysis import collect, settings
+from smilevae.config import Settings
+
+
+def simulated(y, unshared=False) -> collect.Sweep:
+    """A sweep of val/psnr values, (settings, splits, seeds); `unshared`: no seed is used twice."""
+    knob, split, seed = (axis.ravel() for axis in np.indices(y.shape))
+    frame = pd.DataFrame({"knob": knob, "data.split_seed": split, "seed": seed, "val/psnr": y.ravel()})
+    frame["seed"] = np.arange(len(frame)) if unshared else seed
+    frame = frame.assign(run=[f"r{i}" for i in range(len(frame))], status="completed", data_fingerprint="f")
+    return collect.Sweep(frame, ["knob", "data.split_seed", "seed"])
+
+
+def noisy(rng, num, splits, seeds, split_sd, seed_sd, effects=0.0, shared=True):
+    """Values of `num` settings: effects, an effect of each split, and noise of each seed."""
+    of_split = rng.normal(0, split_sd, (1 if shared else num, splits, 1))
+    return of_split + rng.normal(0, seed_sd, (num, splits, seeds)) + np.reshape(effects, (-1, 1, 1))
+
+
+def ranked(y, **options):
+    return settings.rank_settings(simulated(y, **options), "val/psnr")
+
+
+@pytest.mark.parametrize("split_sd", [0, 0.3])
+@pytest.mark.parametrize(("splits", "seeds"), [(3, 3), (1, 3), (5, 2), (4, 1)])
+def test_the_interval_of_a_mean_covers_it_in_95_percent_of_simulated_sweeps(splits, seeds, split_sd):
+    """2,000 settings of one sweep, each with splits of its own; the mean of one split alone is that split's."""
+    y = noisy(np.random.default_rng(1), 2000, splits, seeds, split_sd if splits > 1 else 0, 0.1, shared=False)
+    assert 0.93 < np.mean([s.low <= 0 <= s.high for s in ranked(y)]) < 0.97
+
+
+def test_runs_of_one_split_are_not_independent():
+    """The interval over nine runs covers the mean far too rarely: the reason for the interval over splits."""
+    y = noisy(np.random.default_rng(1), 2000, 3, 3, 0.3, 0.1, shared=False).reshape(2000, 9)
+    half = stats.t.ppf(0.975, 8) * y.std(1, ddof=1) / 3
+    assert np.mean(abs(y.mean(1)) < half) < 0.85
+
+
+@pytest.mark.parametrize(("splits", "unshared"), [(3, False), (1, False), (1, True)])
+def test_ten_names_of_one_setting_are_nearly_always_the_same(splits, unshared):
+    rng, apart = np.random.default_rng(2), 0
+    for _ in range(100):
+        apart += any(s.apart for s in ranked(noisy(rng, 10, splits, 3, 0.3, 0.1), unshared=unshared))
+    assert apart <= 10  # 5 at most expected
+
+
+def test_half_a_decibel_is_seen_with_three_seeds_and_three_splits():
+    rng = np.random.default_rng(3)
+    results = [ranked(noisy(rng, 2, 3, 3, 0.3, 0.1, [0, 0.5])) for _ in range(100)]
+    assert sum(second.apart and best.name == "knob=1" for best, second in results) >= 95
+    one_seed = [ranked(noisy(rng, 2, 1, 1, 0.3, 0.1, [0, 0.5]))[1].apart for _ in range(20)]
+    assert not any(one_seed)
+
+
+def test_two_settings_are_compared_as_scipy_does():
+    rng = np.random.default_rng(4)
+    y = noisy(rng, 2, 3, 3, 0.3, 0.1, [0, 0.1])
+    best, other = ranked(y)
+    a, b = (y[int(s.name.removeprefix("knob="))].mean(1) for s in (best, other))
+    expected = stats.ttest_rel(a, b)
+    interval = expected.confidence_interval(0.95)
+    assert (other.ahead, other.ahead_low) == pytest.approx(((a - b).mean(), interval.low))
+    assert best.probability == pytest.approx(stats.t.cdf(expected.statistic, 2), abs=0.03)
+    mean = stats.t.interval(0.95, 2, a.mean(), stats.sem(a))
+    assert (best.mean, best.low, best.high, best.num_splits) == pytest.approx((a.mean(), *mean, 3))
+
+    y = noisy(rng, 2, 1, 4, 0, 0.1, [0, 0.1])
+    best, other = ranked(y, unshared=True)
+    a, b = (y[int(s.name.removeprefix("knob="))].ravel() for s in (best, other))
+    own, pooled = (stats.ttest_ind(a, b, equal_var=equal).confidence_interval(0.95).low for equal in (False, True))
+    assert other.ahead_low == pytest.approx(min(own, pooled))
+
+
+def test_many_settings_without_common_seeds_are_compared_as_tukey_does():
+    y = noisy(np.random.default_rng(5), 4, 1, 5, 0, 0.1, [0, 0.1, 0.2, 0.3])
+    result = ranked(y, unshared=True)
+    expected = stats.tukey_hsd(*y[:, 0])
+    best, *others = (int(s.name.removeprefix("knob=")) for s in result)
+    for setting, index in zip(result[1:], others):
+        low = expected.confidence_interval(0.95).low[best, index]
+        assert setting.ahead_low <= low + 1e-6  # Welch's, where it is wider
+        assert setting.ahead_low == pytest.approx(low, abs=0.05)
+
+
+def test_a_lucky_setting_of_one_run_and_a_setting_without_noise():
+    table = simulated(np.array([[[1.0, 1.1, 1.2]], [[0.5, 0.6, 0.7]]])).runs
+    lucky = table.tail(1).assign(knob=9, run="lucky", **{"val/psnr": 3.0})
+    result = settings.rank_settings(
+        collect.Sweep(pd.concat([table, lucky], ignore_index=True), ["knob", "seed"]), "val/psnr"
+    )
+    assert [s.name for s in result] == ["knob=9", "knob=0", "knob=1"]
+    assert not any(s.apart for s in result)
+    assert np.isinf(result[0].low)
+    assert np.isnan(result[0].probability)
+    exact = ranked(np.array([[[1.0, 1.1]], [[0.5, 0.6]], [[1.0, 1.1]]]))
+    assert [s.apart for s in exact] == [False, False, True]
+
+
+def test_one_run_twice_is_one_run(tmp_path):
+    for copy in "ab":
+        for seed in (0, 1):
+            write_run(tmp_path / "s" / f"{copy}{seed}", seed=seed, nelbo=-seed)
+    (only,) = settings.rank_settings(collect.collect([tmp_path / "s"]), "val/nelbo")
+    assert (only.name, len(only.runs)) == ("all runs", 4)
+    assert (only.low, only.high) == pytest.approx(stats.t.interval(0.95, 1, -0.5, 0.5))
+
+
+def test_knobs_that_vary_with_the_seed_are_knobs(tmp_path):
+    for index in range(3):
+        write_run(tmp_path / "s" / str(index), seed=index, lr=index)
+    sweep = collect.collect([tmp_path / "s"])
+    assert sweep.swept == ["lr"]
+    assert [s.name for s in settings.rank_settings(sweep, "val/nelbo")] == ["lr=0", "lr=1", "lr=2"]
+
+
+def test_the_files_the_page_and_the_terminal_name_the_best_two_settings(tmp_path, capsys):
+    root = grid(tmp_path / "s", beta=[1, 10, 50], seed=[0, 1, 2], **{"data.split_seed": [0, 1]})
+    assert run_analysis(root) == 0
+    printed = capsys.readouterr().out
+    top = json.loads((root / "analysis" / "top.json").read_text())
+    table = pd.read_csv(root / "analysis" / "runs.csv")
+    means = table.groupby("beta")["val/nelbo"].mean().sort_values()
+    assert [s["setting"] for s in top["settings"]] == [f"beta={int(beta)}" for beta in means.index]
+    assert [s["mean"] for s in top["settings"]] == pytest.approx(means.tolist())
+    assert sum(s["probability"] for s in top["settings"]) == pytest.approx(1)
+    for setting in top["settings"][:2]:
+        beta = int(setting["setting"].removeprefix("beta="))
+        assert setting["best"]["run"] == table.loc[table[table["beta"] == beta]["val/nelbo"].idxmin(), "run"]
+        assert f"  {setting['setting']}: mean" in printed
+        assert setting["best"]["evaluate"] in printed
+    assert "The best setting of 3 by val/nelbo is beta=1" in printed
+    assert "6 runs on 2 splits" in printed
+    assert printed.index("top two settings") < printed.index("top two by val/nelbo")
+    written = pd.read_csv(root / "analysis" / "settings.csv")
+    assert written["mean"].tolist() == pytest.approx(means.tolist())
+    words = " ".join(Page((root / "analysis" / "index.html").read_text()).words)
+    assert all(f"beta={beta}" in words for beta in (1, 10, 50))
+
+
+def test_one_run_a_setting_is_ranked_as_before(tmp_path, capsys):
+    assert run_analysis(grid(tmp_path / "s", beta=[1, 10])) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Each setting has one run, so a difference may be luck; add seed=0,1,2.") == 1
+    assert "top two settings" not in printed
+    assert "Ahead" not in (tmp_path / "s" / "analysis" / "index.html").read_text()
+
+
+def test_the_two_checkpoints_to_evaluate_are_of_two_settings_on_one_split(tmp_path):
+    y = np.array([[[3.0, 5.0], [1.0, 1.0]], [[2.0, 2.0], [1.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert settings.candidates(simulated(y), "val/psnr")["run"].tolist() == ["r1", "r4"]
+    assert settings.candidates(simulated(y[:, :1, :1]), "val/psnr")["run"].tolist() == ["r0", "r1"]
+    assert settings.candidates(simulated(y[:1]), "val/psnr")["run"].tolist() == ["r1", "r0"]  # one setting
+
+
+def test_the_cost_of_a_sweep_is_that_of_its_runs_and_says_of_how_many(tmp_path, capsys):
+    root = grid(tmp_path / "s", beta=[1, 10, 50])
+    for name, cost in {"beta-1": {"cpu_seconds": 5400}, "beta-10": {"cpu_seconds": 1800, "joules": 2500}}.items():
+        result = json.loads((root / name / "result.json").read_text())
+        (root / name / "result.json").write_text(json.dumps(result | cost))
+    (root / "cut").mkdir()
+    (root / "cut" / "status.json").write_text('{"status": "INTERRUPTED"}')
+    (root / "cut" / "cost.json").write_text(json.dumps({"cpu_seconds": 3600, "joules": HOSTILE, "more": 1}))
+    assert run_analysis(root) == 0
+    assert "cost of 3 of 4 runs: 3 CPU hours, 2.5 kJ\n" in capsys.readouterr().out
+    table = pd.read_csv(root / "analysis" / "runs.csv").set_index("run")
+    assert table.loc["cut", "cpu_seconds"] == 3600
+    assert json.loads((root / "analysis" / "top.json").read_text())["cost"] == {"cpu_seconds": 10800, "joules": 2500}
+
+
+# the differences of two runs
+
+
+def test_a_diff_names_what_differs_and_nothing_else(tmp_path, capsys):
+    one, two = write_run(tmp_path / "one", beta=1), write_run(tmp_path / "two", beta=10, psnr=21.5, faces=HOSTILE)
+    for path, more in {one: {"code": "abc", "versions": {"torch": "2.1"}}, two: {"versions": {"torch": "2.2"}}}.items():
+        result = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps(result | more | {"machine": "Linux"}))
+    assert run_analysis("diff", one, two) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["one", "two"]
+    rows = [(line[: title.index("one")].strip(), *line[title.index("one") :].split()) for line in lines]
+    assert rows == [
+        ("settings beta", "1", "10"),
+        ("code code", "abc", "-"),
+        ("data data_fingerprint", "f", HOSTILE),
+        ("versions torch", "2.1", "2.2"),
+        ("metrics val/kl", "50", "9.09091"),
+        ("metrics val/psnr", "20", "21.5"),
+    ]
+    assert run_analysis("diff", one, f"{one}/") == 0
+    assert "equal in all of settings, status, code, data, versions, machine, metrics, cost" in capsys.readouterr().out
+
+
+def test_a_run_without_a_result_is_compared_by_its_settings_and_epochs(tmp_path, capsys):
+    for name, epochs in {"one": 3, "two": 5}.items():
+        path = write_run(tmp_path / name, epochs=epochs)
+        (path / "result.json").unlink()
+        (path / "status.json").write_text('{"status": "INTERRUPTED"}')
+        (path / "config.yaml").write_text(yaml.safe_dump(Settings(epochs=epochs).plain()))
+    assert run_analysis("diff", tmp_path / "one", tmp_path / "two") == 0
+    printed = capsys.readouterr().out
+    assert "settings epochs" in printed
+    assert "metrics epoch" in printed
+    assert "status" not in printed
+
+
+@pytest.mark.parametrize("words", [["diff"], ["diff", "a"], ["diff", "a", "b", "c"], ["diff", "docs", "tests"]])
+def test_a_diff_of_anything_but_two_runs_is_one_sentence(words):
+    command = [sys.executable, "-c", "import sys; from smilevae.cli import main; main(sys.argv[1:])", "analyse", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "diff RUN RUN" in done.stderr or "not a run folder" in done.stderr
