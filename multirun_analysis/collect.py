@@ -55,7 +55,7 @@ def collect(folders: list[Path]) -> Sweep:
         paths = [folder] if _is_run(str(folder)) else _inside(folder)
         rows += [{"run": prefix + text(path.name or path.resolve().name), "path": path} | read(path) for path in paths]
         planned = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
             planned = dict(json.loads((folder / "sweep.json").read_bytes())["jobs"])
         begun = {path.name for path in paths}
         rows += [
@@ -67,18 +67,23 @@ def collect(folders: list[Path]) -> Sweep:
         raise ConfigError(f"{folders[0]} holds no runs; pass a sweep's folder, such as multirun/<time>")
     frame = pd.DataFrame(rows).reindex(columns=[*_columns(rows)])
     frame = frame.drop_duplicates("path").sort_values("run", kind="stable", ignore_index=True)
+    return Sweep(frame, swept(frame))
+
+
+def swept(frame: pd.DataFrame) -> list[str]:
+    """The knobs that differ among the completed runs. Of knobs that vary together the first counts; seeds come last."""
     done = frame[frame["status"] == "completed"]
-    codes: dict[tuple[int, ...], str] = {}  # knobs that vary together count as the first, and seeds come last
+    codes: dict[tuple[int, ...], str] = {}
     columns = sorted(frame.columns, key=lambda c: c in REPEATS)
     for knob in (c for c in columns if c not in (*METRICS, *_FIXED, *HIDDEN)):
         code, levels = pd.factorize(done[knob].astype(str))
         if len(levels) > 1:
             codes.setdefault(tuple(code), knob)
-    return Sweep(frame, list(codes.values()))
+    return list(codes.values())
 
 
 _FIXED = (
-    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta", *DISTANCES),
+    *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta", "code", *DISTANCES),
     *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb", *COST),
 )
 
@@ -122,7 +127,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("a metric is not finite")
     if not CHECKPOINT.fullmatch(checkpoint):
         raise ValueError("a checkpoint of another name")
-    knobs = {text(str(name)): _plain(value) for name, value in result["settings"].items()}
+    knobs = {text(str(name)): plain(value) for name, value in result["settings"].items()}
     if clash := set(knobs) & {*_FIXED, *METRICS}:
         raise ValueError(f"a knob named {min(clash)}")
     beta = best["beta"] if knobs["beta"] == "auto" else knobs["beta"]
@@ -139,6 +144,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": checkpoint,
         "epoch": int(best["epoch"]),
         "used_beta": float(beta),
+        "code": text(str(result.get("code", ""))),
         "epochs_done": int(result["final"]["epoch"]),
         "data_fingerprint": text(str(result["data_fingerprint"])),
         "wall_seconds": float(result["wall_seconds"]),
@@ -168,7 +174,7 @@ def cost(content: dict[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float)) else "none" if value is None else text(str(value))[:100]
 
 

@@ -15,6 +15,7 @@ COMPARABLE = (  # for val/loss
 )
 UNITS = {"val/psnr": " dB", "val/kl": " nats", "val/nelbo": " nats"}
 MAX_LEVELS = 12  # of a knob whose levels are compared one by one
+MIN_REPEATED = 4  # levels: of more, one needs two runs
 SETTLED = 0.01  # a run has settled once val/loss is within this share of its best
 
 
@@ -88,7 +89,7 @@ def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
     result = []
     for knob in (knob for knob in sweep.swept if knob not in REPEATS):  # knobs are compared over these
         levels = sorted(map(plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
-        if len(levels) > MAX_LEVELS:
+        if len(levels) > MAX_LEVELS or MIN_REPEATED < len(levels) == len(frame):  # as a search draws them
             continue
         others = [k for k in (*sweep.swept, "data_fingerprint") if k != knob]
         for level in levels[1:]:

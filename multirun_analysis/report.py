@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from multirun_analysis import collect, diff, plots, rank, settings
+from multirun_analysis import collect, diff, plots, rank, rungs, settings
 from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
 
@@ -42,8 +42,11 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     rank_by = rank.usable(sweep, rank_by)
     top = rank.best(sweep.completed, rank_by)
     ranked = settings.rank_settings(sweep, rank_by)
-    effects = rank.effects(sweep, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
-    lines = conclusions(sweep, rank_by, effects)
+    planned = rungs.of(folders[0]) if len(folders) == 1 else []
+    stages = rungs.explain(sweep, planned)
+    compared = rungs.after(sweep, planned[0][0]) if stages else sweep
+    effects = rank.effects(compared, tuple(dict.fromkeys((rank_by, *EFFECTS_ON))))
+    lines = [*conclusions(sweep, rank_by, effects), *stages, *programs(sweep)]
     figures = plots.draw_all(sweep, rank_by)
     first = rank.best(sweep.completed, rank_by, MAX_PREVIEWS)
     previews = [(name, collect.preview(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
@@ -113,6 +116,19 @@ def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) 
     if len({str(f) for f in done["data_fingerprint"]}) > 1 or done.get("data.split_seed", pd.Series([0])).nunique() > 1:
         lines.append("Runs hold out different people: compare means over runs, not single runs.")
     return lines
+
+
+def programs(sweep: collect.Sweep) -> list[str]:
+    """A warning if the runs were trained by several programs."""
+    codes = sweep.completed.get("code", pd.Series(dtype=str))
+    names = {code: [*sweep.completed["run"][codes == code]] for code in codes.unique() if code}
+    if len(names) < 2 and not any(" " in code for code in names):
+        return []
+    each = "; ".join(
+        f"{code.replace(' ', ' then ')}: {', '.join(runs_[:MAX_NAMED])}{' and more' * (len(runs_) > MAX_NAMED)}"
+        for code, runs_ in names.items()
+    )
+    return [f"These runs were trained by different programs, so their differences may come from the code: {each}."]
 
 
 def _entry(run: Any, metric: str) -> dict[str, Any]:
@@ -204,7 +220,7 @@ def _cell(value: Any) -> tuple[str, float | str]:
 def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.Effect], out: Path) -> str:
     counts = ", ".join(f"{number} {kind}" for kind, number in sweep.counts.items())
     lines = [f"{len(sweep.runs)} runs: {counts}"]
-    other = sweep.runs[sweep.runs["status"] != "completed"]
+    other = sweep.runs[~sweep.runs["status"].isin(["completed", "paused"])]
     named = other.head(MAX_NAMED)
     for run, status, reason in zip(named["run"], named["status"], named["reason"]):
         lines.append(f"  {run}: {status}{', ' if reason else ''}{reason}")
@@ -217,8 +233,9 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
         lines += [f"top two settings by {summary['rank_by']}, each with its best checkpoint:"]
         lines += [f"  {_words(setting)}  {setting['best']['evaluate']}" for setting in summary["settings"][:2]]
     lines += [f"top two by {summary['rank_by']}, over the whole sweep:", *map(_line, summary["top"])]
-    for group in summary["top_by_loss"][:6]:
-        among = ", ".join(f"{knob} {value}" for knob, value in group["among"].items())
+    by_loss = summary["top_by_loss"]
+    for group in by_loss[:6] if len(by_loss) <= 6 else [group for group in by_loss if len(group["runs"]) > 1][:6]:
+        among = ", ".join(f"{knob} {_cell(value)[0]}" for knob, value in group["among"].items())
         lines += [f"top two by val/loss{', ' + among if among else ''}:", *map(_line, group["runs"])]
     lines += [DIFFERENCE.format(rank_by=summary["rank_by"]), *summary["conclusions"][1:]]
     rest = [e.sentence() for e in effects if e.metric == summary["rank_by"]]

@@ -10,6 +10,7 @@
 smilevae COMMAND --help shows the options of each.
 """
 
+import importlib.util
 import inspect
 import logging
 import os
@@ -144,6 +145,10 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     settings = checked(content)
     if settings.data.source == "folder" and not (settings.data.root or settings.data.positive or settings.resume):
         raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
+    if settings.logger not in ("tensorboard", "csv") and importlib.util.find_spec(settings.logger) is None:
+        raise ConfigError(
+            f'logger={settings.logger} needs a package; install it with pip install -e ".[{settings.logger}]"'
+        )
     paths = {f"data.{name}": getattr(settings.data, name) for name in PLACES}
     paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
     settings = settings.with_values(paths)

@@ -144,6 +144,9 @@ class Settings(Section):
     checkpoint_every: Number = added(60, "seconds between checkpoints", 0, MANY, same_result=True)
     num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
     log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow", "trackio"] = added(
+        "tensorboard", "a tracker beside TensorBoard", same_result=True
+    )
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)
     resume: Text | None = knob(None, "a run folder to continue", same_result=True)
     data: Data = Data()

@@ -21,7 +21,7 @@ from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae
 from smilevae.runs import checkpoint
-from smilevae.training import sharp
+from smilevae.training import sharp, trackers
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
@@ -100,6 +100,7 @@ def train(
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None), until)
     callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
+    callbacks += [trackers.Tracker(record, settings)] if run.leads and settings.logger != "tensorboard" else []
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it
     first = not module.automatic_optimization or settings.warm_start == "ppca"

@@ -1,5 +1,6 @@
 """TensorBoard: curves, KL per dimension, figures, HParams with metrics, the projector."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces
 from smilevae.data.batches import gather, to_unit
@@ -16,6 +18,7 @@ from smilevae.evaluation.measure import encode
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
+USUAL = ("beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed")
 HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
 
 
@@ -27,8 +30,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
 
     def __init__(self, record: Record, faces: Faces, settings: Settings, num: int = 8):
         self.record, self.faces, self.every = record, faces, settings.log_images_every
-        columns = settings.result_settings().items()
-        self.hparams = {name: value for name, value in columns if isinstance(value, int | float | str)}
+        values = settings.result_settings()
+        self.hparams = {k: values[k] for k in columns(record.run.dir) if isinstance(values.get(k), int | float | str)}
         self.rows = np.random.default_rng(0).permutation(faces.rows("val"))[:num]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -37,8 +40,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
 
         epoch = trainer.current_epoch + 1
         self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
-        names = [f"hp/val_{name}" for name in HP_METRICS]
-        for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # the table needs metrics
+        names = [f"val/{name}" for name in HP_METRICS]
+        for summary in hparams(self.hparams, dict.fromkeys(names, float("nan"))):  # the table shows their last values
             self.board.file_writer.add_summary(summary)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -68,9 +71,7 @@ class TensorBoard(pl.callbacks.Checkpoint):
             self.board.close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        board, best = self.board, self.record.best()[0]
-        for name in HP_METRICS:
-            board.add_scalar(f"hp/val_{name}", best[f"val/{name}"], trainer.current_epoch)
+        board = self.board
         rows = np.random.default_rng(0).permutation(self.faces.rows("val"))[:MAX_ENCODED]
         mu, _ = encode(pl_module.epoch.eval_model, self.faces, rows)
         images = to_unit(torch.from_numpy(gather(self.faces.images, rows)))
@@ -78,3 +79,11 @@ class TensorBoard(pl.callbacks.Checkpoint):
         labels = [self.faces.classes[int(smile)] for smile in self.faces.smile[rows]]
         board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
         board.close()
+
+
+def columns(run: Path) -> list[str]:
+    """The settings that HParams shows: those that differ among the jobs of the run's sweep, else the usual knobs."""
+    jobs = runs.read_json(run.parent / "sweep.json").get("jobs", {}).values()
+    rows = [job["settings"] for job in jobs]
+    varied = [name for name in (rows[0] if rows else ()) if len({str(row.get(name)) for row in rows}) > 1]
+    return varied or [*USUAL]
