@@ -17,8 +17,9 @@ from smilevae import runs
 from smilevae.errors import ConfigError
 from smilevae.sweeps import halving
 from smilevae.sweeps.halving import Halving, Rung
-from smilevae.sweeps.options import parse
-from smilevae.sweeps.plan import prefix, read_halving
+from smilevae.sweeps.jobs import run_job
+from smilevae.sweeps.options import SweepOptions, parse
+from smilevae.sweeps.plan import Plan, prefix, read_halving
 from smilevae.sweeps.watch import SPENT
 
 BETAS = "beta=1,2,5,10,20,50"
@@ -118,6 +119,7 @@ def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     done = sweep(folder, "beta=1,20,50", "epochs=3", "sweep.halving=3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rungs: 3 settings to epoch 1, 2 settings to epoch 3" in done.stdout
+    assert re.search(r"^about \d+ s, from a few timed steps", done.stdout, re.MULTILINE)
     shown = statuses(folder)
     assert sorted(shown.values()) == ["COMPLETED"] * 2 + ["PAUSED"]
     assert {runs.epochs_done(folder / name) for name in shown if shown[name] == "PAUSED"} == {1}
@@ -140,26 +142,23 @@ def test_new_points_join_the_rungs(tmp_path):
     assert read_halving(folder).left() == []
 
 
-def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_path, call, monkeypatch):
+def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_path, call, monkeypatch, tiny_run):
     folder = tmp_path / "s"
-    done = sweep(folder, "seed=0", "epochs=1")
-    assert done.returncode == 0, done.stderr
-    file = folder / "sweep.json"
-    content = json.loads(file.read_text())
-    assert content["code"] == runs.code_now() == runs.read_result(folder / "job")["code"]
-    file.write_text(json.dumps(content | {"code": "of another program"}))
-    code, errors = call("train", "-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1", "epochs=1")
+    plan(folder, {"beta": 1})
+    content = json.loads((folder / "sweep.json").read_text())
+    assert content["code"] == runs.code_now() == runs.read_result(tiny_run)["code"]
+    (folder / "sweep.json").write_text(json.dumps(content | {"code": "of another program"}))
+    code, errors = call("train", "-m", f"hydra.sweep.dir={folder}", *TINY, "beta=1,10")
     assert (code, len(errors.strip().splitlines())) == (2, 1)
     assert "the program changed during" in errors
     assert "or continue this one with sweep.mix=true" in errors
-    monkeypatch.setenv("SMILEVAE_SWEEP", "x")  # the next job of a running sweep
-    from smilevae.sweeps import jobs
-
-    with pytest.raises(ConfigError, match="the program changed"):
-        jobs.run_job(SETTINGS, folder / "seed-1")
-    assert not (folder / "seed-1").exists()
-    mixed = sweep(folder, "seed=0,1", "epochs=1", "sweep.mix=true")
-    assert mixed.returncode == 0, mixed.stderr
+    monkeypatch.setenv("SMILEVAE_SWEEP", "x")
+    with pytest.raises(ConfigError, match="the program changed"):  # the next job of a running sweep
+        run_job(SETTINGS, folder / "beta-1")
+    assert not (folder / "beta-1").exists()
+    mixed = Plan(folder, [], [], SweepOptions(mix=True))
+    mixed.claim()
+    assert json.loads((folder / "sweep.json").read_text()) == content
 
 
 def test_code_is_a_hash_of_every_source_file(tmp_path, monkeypatch):
@@ -230,8 +229,6 @@ def test_the_expected_time_is_near_the_measured_one(tmp_path):
     )
     faces = load_faces(small.data.model_copy(update={"num_smiling": 40, "num_not_smiling": 40, "num_test": 1}), 64)
     assert 0 < seconds_per_epoch(large, faces) < 3 * seconds_per_epoch(small, faces)  # as many faces, fewer steps
-    done = sweep(tmp_path / "s", "seed=0,1")
-    assert re.search(r"^about \d+ s, from a few timed steps", done.stdout, re.MULTILINE)
 
 
 def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
@@ -322,6 +319,7 @@ def _killed(folder: Path, words: tuple[str, ...], kills: int) -> None:
 SPACE = ("beta=tag(log,interval(1,2000))", "latent_dim=interval(4,16)", "normalize=true,false", "epochs=1")
 
 
+@slow
 def test_a_search_goes_on_with_the_points_that_it_would_have_proposed(tmp_path):
     """Stopped after 4 of 6 points, one of them open: the same six points, none trained twice."""
     pytest.importorskip("optuna")

@@ -59,11 +59,13 @@ def disagreement(scores: Mapping[str, Any], references: Mapping[str, Any], num: 
     """A sentence where the readers disagree at intensity 1 by more than their errors, beside real faces."""
     if "geometry" not in scores or not references:
         return None
-    one, gaps = scores["intensities"].index(1.0), {}
+    one, gaps, variance = scores["intensities"].index(1.0), [], 0.0
     for reader in ("classifier", "geometry"):
-        gaps[reader] = scores[reader][one]["called"] / max(references["their reconstructions"][reader]["called"], 0.01)
-    a, b = gaps.values()
-    error = 1.96 * sum((min(gap, 1) * (1 - min(gap, 1)) + 1 / num) / num for gap in (a, b)) ** 0.5
+        shares = scores[reader][one]["called"], references["their reconstructions"][reader]["called"]
+        gaps.append(shares[0] / max(shares[1], 0.01))
+        smoothed = [(share * num + 1) / (num + 2) for share in shares]
+        variance += gaps[-1] ** 2 * sum((1 - share) / share / num for share in smoothed)  # of a ratio of shares
+    (a, b), error = gaps, 1.96 * variance**0.5
     if abs(a - b) <= max(error, GAP):
         return None
     return f"the readers disagree: of faces that really have it the classifier calls {a:.0%} as many, geometry {b:.0%}"
