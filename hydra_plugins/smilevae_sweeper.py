@@ -26,7 +26,7 @@ from smilevae import cli, console, runs
 from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs
 from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import Job, Plan
+from smilevae.sweeps.plan import Job, Plan, check_code
 from smilevae.sweeps.search import Search, choices, interval
 from smilevae.sweeps.watch import Watch
 
@@ -131,6 +131,10 @@ class ResumableSweeper(BasicSweeper):
             again = " retry_failed=true" if "FAILED" in states.values() else ""
             lines = [f"{len(bad)} of {len(states)} jobs did not complete; run them with {plan.resume_line()}{again}"]
             lines += [f"{name}: {states[name]}, {watch.states[name]['reason'] or 'not started'}" for name in bad]
+            try:
+                check_code(folder)
+            except ConfigError as changed:  # so the launcher started none
+                lines.append(str(changed))
             raise UserError("\n".join(lines))
         if failed_analysis:
             raise UserError(f"the analysis failed; again with python -m multirun_analysis {runs.short(plan.folder)}")

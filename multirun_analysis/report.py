@@ -56,7 +56,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     summary = {
         "rank_by": rank_by,
         "counts": sweep.counts | {"total": len(sweep.runs)},
-        "swept": sweep.swept,
+        "swept": compared.swept,
         "cost": {name: float(sweep.runs[name].sum()) for name in collect.COST if name in sweep.runs},
         "settings": rows,
         "best_setting": settings.conclusion(ranked, rank_by, MAX_NAMED) if ranked else "",

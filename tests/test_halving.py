@@ -156,7 +156,7 @@ def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_p
     with pytest.raises(ConfigError, match="the program changed"):  # the next job of a running sweep
         run_job(SETTINGS, folder / "beta-1")
     assert not (folder / "beta-1").exists()
-    mixed = Plan(folder, [], [], SweepOptions(mix=True))
+    mixed = Plan(folder, [], ["-m"], SweepOptions(mix=True))
     mixed.claim()
     assert json.loads((folder / "sweep.json").read_text()) == content
 
