@@ -96,7 +96,7 @@ class ResumableSweeper(BasicSweeper):
                 f"{len(plan.wanted)} jobs in {runs.short(plan.folder)}, {len(left)} to run; each logs to its train.log"
             )
         if plan.rungs:
-            print("rungs: " + ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in plan.rungs))
+            print(plan.rungs_line())
         print(f"if this is cut off: {plan.resume_line()}", flush=True)
         over = False
         with watch.running():

@@ -105,6 +105,13 @@ class Plan:
         """The rungs and the jobs in them."""
         return halving.Halving(self.folder, {name: job.settings for name, job in self.jobs.items()}, self.rungs)
 
+    def rungs_line(self) -> str:
+        """The rungs, with a warning where a job's first epochs say little about its last."""
+        text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in self.rungs)
+        if any(job.settings.schedule == "cosine" for job in self.jobs.values()):
+            text += "; schedule=cosine keeps each job's own full schedule, and lr is still high at the first rungs"
+        return f"rungs: {text}"
+
     def left(self, retry_failed: bool) -> list[str]:
         """The wanted jobs that have not completed and, unless `retry_failed`, not failed."""
         done = {"COMPLETED"} if retry_failed else {"COMPLETED", "FAILED"}

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def choices(values: list[str]) -> Any:
 
 
 class Search:
-    """Up to `num` trials: TPE (Bergstra et al. 2011) after random ones, lowest val/nelbo first.
+    """Up to `num` trials for the lowest val/nelbo: random ones, then those of a Gaussian process (Jones et al. 1998).
 
     A proposal depends on the seed, its number and the trials before it. So a search that is killed and continued
     proposes the same points.
@@ -70,12 +71,19 @@ class Search:
         new = []
         for number in range(len(self.study.trials), min(self.num, len(self.study.trials) + most)):
             seed = int.from_bytes(hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=4).digest(), "big")
-            self.study.sampler = self.optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=max(4, self.num // STARTUP), constant_liar=most > 1
-            )
+            self.study.sampler = self._sampler(seed, most)
             trial = self.study.ask(self.distributions)
             new.append((trial.number, trial.params))
         return new
+
+    def _sampler(self, seed: int, most: int) -> Any:
+        """Gaussian processes see no running trials, so TPE takes their place where several run at a time."""
+        samplers, first = self.optuna.samplers, max(4, self.num // STARTUP)
+        if most > 1:
+            return samplers.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is called experimental
+            return samplers.GPSampler(seed=seed, n_startup_trials=first)
 
     def end(self, number: int, path: Path) -> None:
         """Report a trial's end to the study, if it has one: its value, or that it failed."""
