@@ -140,6 +140,8 @@ def test_new_points_join_the_rungs(tmp_path):
     assert len(statuses(folder)) == 8
     assert "NEW" not in statuses(folder).values()
     assert read_halving(folder).left() == []
+    again = sweep(folder, BETAS, "epochs=4", "sweep.halving=3")
+    assert "0 to run" in again.stdout
 
 
 def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_path, call, monkeypatch, tiny_run):

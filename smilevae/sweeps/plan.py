@@ -113,9 +113,15 @@ class Plan:
         return f"rungs: {text}"
 
     def left(self, retry_failed: bool) -> list[str]:
-        """The wanted jobs that have not completed and, unless `retry_failed`, not failed."""
+        """The wanted jobs that have not completed and, unless `retry_failed`, not failed; in the rung that is next."""
         done = {"COMPLETED"} if retry_failed else {"COMPLETED", "FAILED"}
-        return [name for name in self.wanted if runs.state(self.folder / name)["status"] not in done]
+        states = {name: runs.state(self.folder / name)["status"] for name in self.wanted}
+        now = {name for name, _ in self.halving.left()} if self.rungs else set()
+        return [
+            name
+            for name, state in states.items()
+            if state not in done and (not self.rungs or name in now or state == "FAILED")
+        ]
 
     def retry(self, names: list[str]) -> None:
         """Let the failed jobs among these train again."""
