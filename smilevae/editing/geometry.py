@@ -44,5 +44,6 @@ def upright(points: np.ndarray) -> np.ndarray:
     """Points (N, L, 2) moved, turned and scaled: the eyes lie at -0.5 and 0.5. (N, 2 L)."""
     plane = points[..., 0] + 1j * points[..., 1]
     left, right = (plane[:, list(corners)].mean(1, keepdims=True) for corners in EYES)
-    plane = (plane - (left + right) / 2) / (right - left)
+    width = np.where(right == left, 1, right - left)  # a picture without a face can have both eyes at one point
+    plane = (plane - (left + right) / 2) / width
     return np.concatenate([plane.real, plane.imag], 1)
