@@ -123,7 +123,8 @@ class ResumableSweeper(BasicSweeper):
                 raise
         watch.say(f"over: {watch.summary()}")
         states = {name: state["status"] for name, state in watch.states.items()}
-        failed_analysis = not {"COMPLETED", "PAUSED"}.isdisjoint(states.values()) and _analyse(plan.folder)
+        ranked = over or not {"COMPLETED", "PAUSED"}.isdisjoint(states.values())
+        failed_analysis = ranked and _analyse(plan.folder)
         if elsewhere := [name for name, status in states.items() if status == "RUNNING"]:
             print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
         ended = {"COMPLETED", "RUNNING", *(UNFINISHED if over else UNFINISHED[:1] if plan.rungs else ())}

@@ -167,10 +167,10 @@ class Settings(Section):
         flat |= {f"trainer.{k}": v for k, v in self.trainer.model_dump().items() if k not in HARDWARE}
         return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in flat.items()}
 
-    def identity(self, fingerprint: str) -> str:
-        """A hash of all that changes a run's result: settings and data."""
+    def identity(self, fingerprint: str, code: str = "") -> str:
+        """A hash of all that changes a run's result: settings, data and program."""
         flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT}
-        text = json.dumps([flat, self.trainer.model_dump(), fingerprint], sort_keys=True)
+        text = json.dumps([flat, self.trainer.model_dump(), fingerprint, code], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def with_values(self, flat: Mapping[str, Any]) -> "Settings":

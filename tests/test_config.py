@@ -149,7 +149,8 @@ def test_the_identity_changes_with_the_settings_that_change_the_result_only():
         if name.startswith("data.") and name != "data.cache":
             continue  # a folder of its own source
         default = FIELDS[name].default
-        other = base.with_values({name: not default if isinstance(default, bool) else "x" if default is None else 3})
+        kind = {"logger": "csv", type(None): "x", bool: not default}
+        other = base.with_values({name: kind.get(name, kind.get(type(default), 3))})
         assert other.identity("f") == base.identity("f"), name
         assert other.result_settings() == base.result_settings()
     others = [
@@ -157,8 +158,9 @@ def test_the_identity_changes_with_the_settings_that_change_the_result_only():
         base.with_values({"data.val_fraction": 0.3}).identity("f"),
         base.with_values({"trainer.devices": 2}).identity("f"),
         base.identity("g"),
+        base.identity("f", "another program"),
     ]
-    assert len({base.identity("f"), *others}) == 5
+    assert len({base.identity("f"), *others}) == 6
 
 
 def test_one_is_one_whether_typed_with_a_point_or_not():

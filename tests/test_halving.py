@@ -253,6 +253,7 @@ def test_waves_hold_back_longer_runs(tmp_path):
     assert shown == [[(1, 1), (1, 2)], [(3, 1), (3, 2)]]
 
 
+@slow
 def test_a_budget_ends_a_sweep_with_a_page_and_pauses_do_not_count(tmp_path):
     folder = tmp_path / "s"
     words = ("seed=0,1,2", "epochs=4000")
@@ -261,7 +262,8 @@ def test_a_budget_ends_a_sweep_with_a_page_and_pauses_do_not_count(tmp_path):
     assert "sweep.budget=6s is spent" in done.stdout
     seconds = runs.read_json(folder / SPENT)["seconds"]
     assert 6 <= seconds < 6 + 10
-    assert (folder / "checkpoints").exists() or (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
+    assert (folder / "analysis" / "index.html").exists()
     again = sweep(folder, *words, "sweep.budget=6s")
     assert again.returncode == 2
     assert "pass a larger one" in again.stderr

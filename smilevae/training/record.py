@@ -76,7 +76,7 @@ class Record(pl.callbacks.Checkpoint):
             raise DataError("no training step was made; add pictures")
         best = self.best()
         return {
-            "identity": settings.identity(fingerprint),
+            "identity": settings.identity(fingerprint, runs.code()),
             "data_fingerprint": fingerprint,
             "settings": settings.flat(),
             "checkpoints": [f"checkpoints/{runs.best_name(line['epoch'])}" for line in best],
