@@ -9,6 +9,7 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOK = ROOT / "notebooks" / "first_steps.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_in_a_minute_and_is_kept_without_outputs(monkeypatch, tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]

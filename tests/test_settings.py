@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, slow
 from scipy import stats
 from test_analysis import HOSTILE, Page, grid, run_analysis, write_run
 
@@ -36,7 +36,7 @@ def ranked(y, **options):
 
 
 @pytest.mark.parametrize("split_sd", [0, 0.3])
-@pytest.mark.parametrize(("splits", "seeds"), [(3, 3), (1, 3), (5, 2), (4, 1)])
+@pytest.mark.parametrize(("splits", "seeds"), [(3, 3), (1, 3), pytest.param(5, 2, marks=slow), (4, 1)])
 def test_the_interval_of_a_mean_covers_it_in_95_percent_of_simulated_sweeps(splits, seeds, split_sd):
     """2,000 settings of one sweep, each with splits of its own; the mean of one split alone is that split's."""
     y = noisy(np.random.default_rng(1), 2000, splits, seeds, split_sd if splits > 1 else 0, 0.1, shared=False)

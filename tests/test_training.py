@@ -466,6 +466,7 @@ def test_faces_kept_on_the_device_give_the_same_bits(train, monkeypatch, recipe)
     assert_same(runs.read_metrics(host), runs.read_metrics(device))
 
 
+@slow
 def test_a_compiled_run_is_the_plain_one_but_for_the_last_bits_and_resumes_to_the_bit(train, tmp_path):
     """Dropout's masks are the same, and the second process builds nothing."""
     plain, whole = train(to="plain"), tmp_path / "whole"
@@ -526,6 +527,7 @@ def test_a_mistake_in_a_trainer_argument_is_one_sentence(call, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@slow
 def test_a_sweep_gives_each_job_a_folder_named_by_its_knobs(call, tmp_path):
     code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "epochs=1", "beta=1,10", "seed=0,1")
     assert code == 0, errors
