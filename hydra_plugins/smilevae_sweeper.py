@@ -219,6 +219,8 @@ class ResumableSweeper(BasicSweeper):
             grid = [list(point) for batch in self.split_arguments(parsed, None) for point in batch]
             if len(grid) > MAX_JOBS and not options.yes:
                 raise ConfigError(f"{len(grid)} jobs, more than {MAX_JOBS}; if you mean it, add sweep.yes=true")
+            if options.trials:
+                raise ConfigError("sweep.trials is for a search; give a knob an interval, such as beta=interval(1,50)")
             return grid, {}
         if not options.trials or options.halving:
             raise ConfigError("an interval is a search: say how many points with sweep.trials=N, without sweep.halving")

@@ -93,7 +93,7 @@ def knob_problem(name: str, value: str) -> str | None:
         return None
     if name.startswith("sweep."):
         try:
-            parse(False, {name.removeprefix("sweep."): yaml.safe_load(value)})
+            parse(False, {"halving": 3, name.removeprefix("sweep."): yaml.safe_load(value)})
             return None
         except UserError as error:
             return str(error)

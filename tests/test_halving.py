@@ -105,6 +105,7 @@ def test_jobs_that_rungs_cannot_compare_are_refused(tmp_path):
         ({"halving": 1}, "sweep.halving=1 must be a whole number from 2 to 10"),
         ({"mix": "yes"}, "sweep.mix=yes must be true or false"),
         ({"halvin": 3}, "sweep.halvin is not an option; did you mean sweep.halving?"),
+        ({"first": 3}, "sweep.first=3 is the first rung's epochs; add sweep.halving=3"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(options, sentence):
@@ -350,6 +351,7 @@ def test_a_search_goes_on_with_the_points_that_it_would_have_proposed(tmp_path):
     ("words", "sentence"),
     [
         (("beta=interval(1,50)",), "say how many points with sweep.trials=N"),
+        (("beta=1,50", "sweep.trials=3"), "sweep.trials is for a search; give a knob an interval"),
         (("beta=interval(-5,50)", "sweep.trials=3"), "beta=-5.0 must be a number from 0"),
         (("lr=tag(log,interval(0,1))", "sweep.trials=3"), "lr=interval(0,1) is no space to search"),
         (("sparkle=interval(0,1)", "sweep.trials=3"), "sparkle is not a knob"),

@@ -200,6 +200,7 @@ fcntl.flock = refused
 """
 
 
+@slow
 def test_where_flock_is_refused_a_run_works_and_one_process_claims_it(tmp_path):
     """Lustre and some NFS answer flock with ENOSYS."""
     (tmp_path / "site").mkdir()

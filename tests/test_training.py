@@ -486,6 +486,7 @@ def test_a_compiled_run_is_the_plain_one_but_for_the_last_bits_and_resumes_to_th
     assert set(cache.rglob("*.so")) == built
 
 
+@slow
 def test_compile_without_a_compiler_is_one_sentence(tmp_path):
     nowhere = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = script("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "compile=true", env=os.environ | nowhere)

@@ -44,7 +44,10 @@ def parse(retry_failed: Any, sweep: Any) -> SweepOptions:
     """The checked options. Raises ConfigError, one sentence a problem."""
     fields = {f"sweep.{name}": field for name, field in SweepOptions.model_fields.items()}
     try:
-        return _Command.model_validate({"retry_failed": retry_failed, "sweep": sweep}).sweep
+        options = _Command.model_validate({"retry_failed": retry_failed, "sweep": sweep}).sweep
     except ValidationError as error:
         known = fields | {"retry_failed": _Command.model_fields["retry_failed"]}
         raise ConfigError("\n".join(sentences(error, known, f"an option; there are {', '.join(fields)}"))) from None
+    if options.first and not options.halving:
+        raise ConfigError(f"sweep.first={options.first} is the first rung's epochs; add sweep.halving=3")
+    return options
