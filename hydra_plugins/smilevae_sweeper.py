@@ -201,7 +201,7 @@ class ResumableSweeper(BasicSweeper):
         return max(1, (os.cpu_count() or 1) // threads) if threads else 1
 
     def _trial(self, fixed: list[str], values: dict[str, Any]) -> list[str]:
-        """The overrides of a trial; those of the first point of the grid have the lower ends of the intervals."""
+        """The overrides of a trial: `fixed` with its values."""
         return [text for text in fixed if text.partition("=")[0] not in values] + [
             f"{k}={v}" for k, v in values.items()
         ]

@@ -38,7 +38,7 @@ def ranked(y, **options):
 @pytest.mark.parametrize("split_sd", [0, 0.3])
 @pytest.mark.parametrize(("splits", "seeds"), [(3, 3), (1, 3), pytest.param(5, 2, marks=slow), (4, 1)])
 def test_the_interval_of_a_mean_covers_it_in_95_percent_of_simulated_sweeps(splits, seeds, split_sd):
-    """2,000 settings of one sweep, each with splits of its own; the mean of one split alone is that split's."""
+    """2,000 settings of one sweep, each on other splits. One split: the interval is about its own mean."""
     y = noisy(np.random.default_rng(1), 2000, splits, seeds, split_sd if splits > 1 else 0, 0.1, shared=False)
     assert 0.93 < np.mean([s.low <= 0 <= s.high for s in ranked(y)]) < 0.97
 

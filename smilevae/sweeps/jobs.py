@@ -72,13 +72,14 @@ def _duration(points: list[Settings], epochs: list[float], at_once: int) -> floa
     from smilevae.data import load_faces
     from smilevae.training.speed import START, seconds_per_epoch
 
+    points, epochs = [p for p, num in zip(points, epochs) if num], [num for num in epochs if num]
     kinds = [(p.model.network, *p.model.widths, p.image_size, p.batch_size) for p in points]
-    if torch.cuda.is_available() or len(set(kinds)) > MAX_KINDS or any(p.sharpen.epochs for p in points):
+    if not points or torch.cuda.is_available() or len(set(kinds)) > MAX_KINDS or any(p.sharpen.epochs for p in points):
         return None
     runs.keep_memory()
     faces = load_faces(points[0].data, points[0].image_size)
     epoch = {kind: seconds_per_epoch(settings, faces) for kind, settings in dict(zip(kinds, points)).items()}
-    return sum(START + epoch[kind] * num for kind, num in zip(kinds, epochs) if num) / at_once
+    return sum(START + epoch[kind] * num for kind, num in zip(kinds, epochs)) / at_once
 
 
 def run_job(settings: Settings, path: Path) -> float:

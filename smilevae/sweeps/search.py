@@ -9,7 +9,6 @@ from typing import Any
 from smilevae import runs
 from smilevae.config import FIELDS, Settings
 from smilevae.errors import ConfigError
-from smilevae.models import linear
 
 NAME = "search.log"
 FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
@@ -95,6 +94,8 @@ class Search:
 
     def prune(self, number: int, settings: Settings) -> bool:
         """Whether the forecast says that a point can only collapse. The study then counts it as pruned."""
+        from smilevae.models import linear  # numpy is not needed behind --help
+
         spectra = self.folder.glob("*/spectrum.json")  # that of any earlier job, if all see the same faces
         content = runs.read_json(next(spectra, Path()))
         if not content or settings.beta == "auto" or FACES & set(self.distributions):
