@@ -14,13 +14,18 @@ COMPARABLE = (  # for val/loss
     *("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction", "data.test_fraction"),
 )
 UNITS = {"val/psnr": " dB", "val/kl": " nats", "val/nelbo": " nats"}
+SPLIT = "data.split_seed"
 MAX_LEVELS = 12  # of a knob whose levels are compared one by one
 MIN_REPEATED = 4  # levels: of more, one needs two runs
 SETTLED = 0.01  # a run has settled once val/loss is within this share of its best
 
 
 class Effect(NamedTuple):
-    """How a metric's mean changes from a knob's value `versus` to `level`, with a 95% interval over n pairs or runs."""
+    """How a metric's mean changes from a knob's value `versus` to `level`, with a 95% interval over n units.
+
+    A unit is a pair of runs. If the sweep has several splits it is a split, because runs on one split share their
+    people. Outside of a full grid it is a run.
+    """
 
     knob: str
     level: Any
@@ -30,7 +35,7 @@ class Effect(NamedTuple):
     low: float
     high: float
     n: int
-    paired: bool
+    unit: str  # pairs, splits or runs
 
     @property
     def tells(self) -> bool:
@@ -38,7 +43,7 @@ class Effect(NamedTuple):
 
     def sentence(self) -> str:
         name, unit = self.metric.partition("/")[2], UNITS.get(self.metric, "")
-        over = f"{self.n} {'pairs' if self.paired else 'runs, not paired'}"
+        over = f"{self.n} {self.unit}" + ", not paired" * (self.unit == "runs")
         if self.n < 2:
             return f"{self.knob} {self.level} against {self.versus}: cannot tell what it does to {name} (one run each)"
         interval = f"95% interval {self.low:+.4g} to {self.high:+.4g}, {over}"
@@ -83,7 +88,8 @@ def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
 def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
     """The effect of every swept knob's values against its first value, on every metric.
 
-    In a full grid runs are compared in pairs that differ in this knob only (paired t test), else all runs (Welch).
+    In a full grid runs are compared in pairs that differ in this knob only (paired t test, of the means over each split
+    if there are several), else all runs (Welch).
     """
     frame = sweep.completed
     result = []
@@ -103,12 +109,14 @@ def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: lis
     blocks = [two[k].astype(str) for k in others]
     grid = two.pivot_table(index=blocks, columns=two[knob], values=metric, aggfunc="mean", observed=True)
     if level in grid and versus in grid and not grid.isna().any(axis=None):
-        d = grid[level] - grid[versus]
-        return Effect(knob, level, versus, metric, *interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), True)
+        d, unit = grid[level] - grid[versus], "pairs"
+        if SPLIT in others:
+            d, unit = d.groupby(level=SPLIT).mean(), "splits"
+        return Effect(knob, level, versus, metric, *interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), unit)
     a, b = (two.loc[two[knob] == value, metric] for value in (level, versus))
     error, df = welch(a.var(), len(a), b.var(), len(b))
     n = len(a) + len(b) if df else 1
-    return Effect(knob, level, versus, metric, *interval(a.mean() - b.mean(), error, df), n, False)
+    return Effect(knob, level, versus, metric, *interval(a.mean() - b.mean(), error, df), n, "runs")
 
 
 def welch(var_a: float, n_a: int, var_b: float, n_b: int) -> tuple[float, float]:

@@ -94,7 +94,7 @@ def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, capsys):
             .to_numpy()
             for side in ("level", "versus")
         )
-        assert (effect["paired"], effect["n"]) == (True, len(one))
+        assert (effect["unit"], effect["n"]) == ("pairs", len(one))
         if np.ptp(one - two) == 0:  # KL depends on beta alone here
             assert effect["low"] == effect["high"] == pytest.approx((one - two)[0])
             continue
@@ -151,7 +151,7 @@ def test_without_a_full_grid_effects_are_welch_s(tmp_path):
     done = sweep.completed
     a, b = (done[done["beta"] == value]["val/psnr"] for value in (10, 1))
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert not effect.paired
+    assert effect.unit == "runs"
     assert effect.n == 7
     assert (effect.low, effect.high) == pytest.approx((interval.low, interval.high))
 

@@ -12,7 +12,7 @@ from conftest import ROOT, slow
 from scipy import stats
 from test_analysis import HOSTILE, Page, grid, run_analysis, write_run
 
-from multirun_analysis import collect, settings
+from multirun_analysis import collect, rank, settings
 from smilevae.config import Settings
 
 
@@ -48,6 +48,16 @@ def test_runs_of_one_split_are_not_independent():
     y = noisy(np.random.default_rng(1), 2000, 3, 3, 0.3, 0.1, shared=False).reshape(2000, 9)
     half = stats.t.ppf(0.975, 8) * y.std(1, ddof=1) / 3
     assert np.mean(abs(y.mean(1)) < half) < 0.85
+
+
+def test_the_effect_of_a_knob_counts_splits_and_not_pairs():
+    rng = np.random.default_rng(6)
+    y = noisy(rng, 2, 4, 3, 0.3, 0.1) + rng.normal(0, 0.2, (2, 4, 1))  # the knob acts otherwise on each split
+    (effect,) = rank.effects(simulated(y), ("val/psnr",))
+    means = y.mean(2)
+    expected = stats.ttest_rel(means[1], means[0]).confidence_interval(0.95)
+    assert (effect.low, effect.high) == pytest.approx((expected.low, expected.high))
+    assert (effect.n, effect.unit) == (4, "splits")
 
 
 @pytest.mark.parametrize(("splits", "unshared"), [(3, False), (1, False), (1, True)])
