@@ -60,6 +60,19 @@ def test_lda_whitens_by_the_covariance_within_the_classes():
     )  # logistic regression agrees on Gaussians
 
 
+def test_transport_gives_one_class_the_mean_and_covariance_of_the_other():
+    """The map between two Gaussians with these moments and a symmetric, positive matrix is optimal (Brenier 1991)."""
+    generator = torch.Generator().manual_seed(0)
+    lacks, has = (torch.randn(20_000, 4, generator=generator) @ torch.randn(4, 4, generator=generator) for _ in "01")
+    mu, label = torch.cat([lacks, has + 2]), torch.arange(2).repeat_interleave(20_000)
+    matrix = directions.transport(mu, label)
+    moved = lacks + directions.mean_difference(mu, label) + lacks @ matrix[:-1] + matrix[-1]
+    torch.testing.assert_close(moved.mean(0), mu[label == 1].mean(0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(moved.T.cov(), has.T.cov(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(matrix[:-1], matrix[:-1].T, atol=1e-4, rtol=0)
+    assert torch.linalg.eigvalsh(matrix[:-1] + torch.eye(4)).min() > 0
+
+
 def test_projecting_out_leaves_nothing_of_the_others():
     direction, others = torch.randn(8), torch.randn(3, 8)
     found = directions.orthogonal(direction, others)
@@ -113,6 +126,20 @@ def test_zero_is_the_face_as_it_is_and_one_is_an_average_smile_on_every_face():
     below = estimate[:, 1] < 0.75  # nearer faces still move by `least`
     torch.testing.assert_close(estimate[below][:, 2], torch.ones(int(below.sum())))
     torch.testing.assert_close(turned[:, 3] - mu, 2 * (turned[:, 2] - mu))
+
+
+def test_a_dial_with_a_matrix_moves_each_face_along_its_own_direction_and_survives_json():
+    mu, matrix = torch.randn(20, 3) * 0.5, 0.2 * torch.randn(4, 3)
+    some = dial(matrix=matrix)
+    turned = dial_module.dial_from(json.loads(json.dumps(some.plain())), 3).turn(mu, torch.tensor([0.0, 1, 2]))
+    own = turned[:, 1] - mu
+    expected = some.direction + mu @ matrix[:3] + matrix[3]
+    torch.testing.assert_close(own / own.norm(dim=1, keepdim=True), expected / expected.norm(dim=1, keepdim=True))
+    assert torch.equal(turned[:, 0], mu)
+    torch.testing.assert_close(turned[:, 2] - mu, 2 * own)
+    for damaged in (torch.zeros(3, 3), torch.full((4, 3), torch.nan)):
+        with pytest.raises(ValueError, match="not a dial of 3 dimensions"):
+            dial_module.dial_from(dial(matrix=damaged).plain(), 3)
 
 
 def test_measuring_corrects_what_the_estimate_from_a_code_gets_wrong():

@@ -3,7 +3,7 @@
 Shapes: N examples, D latent dimensions, K attributes, S image side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -56,16 +56,25 @@ class Calibrator:
             clipped.append((x != inside).float().mean((1, 2, 3)))
         return {name: torch.cat([some[name] for some in scores]) for name in self.names}, torch.cat(clipped)
 
+    def accuracy(self, mu: Tensor, labels: Mapping[str, Tensor]) -> dict[str, float]:
+        """The share of decoded codes (N, D) that the classifier reads as their labels (N,), by attribute."""
+        scores, _ = self.measure(mu)
+        return {
+            name: float(((scores[name] > self.classifier.threshold[name]) == (label == 1))[label >= 0].float().mean())
+            for name, label in labels.items()
+            if name in self.names
+        }
+
     def effects(self, mu: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
         """Mean changes of every score (columns) along the direction of every attribute (rows): (K, K)."""
         before, _ = self.measure(mu)
         after = [self.measure(mu + direction)[0] for direction in directions.values()]
         return torch.stack([torch.stack([(x[n] - before[n]).mean() for n in directions]) for x in after])
 
-    def edit(self, name: str, directions: Mapping[str, Tensor], lacks: Tensor, has: Tensor, num: int) -> Edit:
+    def edit(self, name: str, directions: Mapping[str, Sequence[Tensor]], lacks: Tensor, has: Tensor, num: int) -> Edit:
         """Calibrated dials of an attribute, the first direction as the best.
 
-        Codes of faces that lack and have it; `num` of them are measured.
+        A direction comes alone, or with the matrix of a dial. `num` codes of faces that lack and have it are measured.
         """
         weights, bias = self._estimates[name]
         meter = self.classifier.meter(name) if isinstance(self.classifier, AttributeClassifier) else None
@@ -75,12 +84,13 @@ class Calibrator:
             scores, clipped = self.measure(codes)
             return scores[name], clipped
 
-        factor = None
-        for key, direction in directions.items():
+        factors: dict[bool, float] = {}  # one for directions alone, one for those with a matrix
+        for key, (direction, *matrix) in directions.items():
             direction = direction if direction @ weights > 0 else -direction
-            dial = Dial(key, direction, weights, bias, self._targets[name])
-            factor = self._factor(name, dial, edit, lacks, has) if factor is None else factor
-            edit.dials[key] = calibrate(replace(dial, target=factor * dial.target), lacks, measure)
+            dial = Dial(key, direction, weights, bias, self._targets[name], matrix[0] if matrix else None)
+            if bool(matrix) not in factors:
+                factors[bool(matrix)] = self._factor(name, dial, edit, lacks, has)
+            edit.dials[key] = calibrate(replace(dial, target=factors[bool(matrix)] * dial.target), lacks, measure)
         return edit
 
     def _factor(self, name: str, dial: Dial, edit: Edit, lacks: Tensor, has: Tensor) -> float:

@@ -4,11 +4,8 @@ Shapes: H, W sides of the photo, N faces, K = 3 keypoints (both eyes, the mouth)
 pixels of the photo, across and down.
 """
 
-import functools
 import itertools
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +23,6 @@ ANGLES = np.radians([0, 45, -45])
 LIKELY = -0.5  # logit of a proposal
 TRUST = 11.0  # score of the mesh; of 84 faces 82 had over 12, wrong places at most 10.2
 MARGIN = 36  # pixels of the mesh's input about a face
-_one_at_a_time = threading.Lock()
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
@@ -98,14 +94,7 @@ def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
 def _detect(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits (N,) and keypoints (N, K, 2) in a window (SIDE, SIDE, 3)."""
     blob = np.ascontiguousarray(window.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
-    with _one_at_a_time:
-        _network().setInput(blob)  # it keeps no reference
-        logits, pairs = (output[0] for output in _network().forward(OUTPUTS))
+    logits, pairs = (output[0] for output in mesh.forward(MODEL, blob, OUTPUTS))
     likely = np.flatnonzero(logits[:, 0] > LIKELY)
     anchors = np.stack(np.divmod(likely, SIDE // STRIDE)[::-1], 1) * STRIDE + STRIDE / 2
     return logits[likely, 0], pairs[likely].reshape(-1, 8, 2)[:, KEYPOINTS] + anchors[:, None]
-
-
-@functools.cache
-def _network() -> Any:
-    return mesh.opencv().dnn.readNetFromTFLite(str(MODEL))

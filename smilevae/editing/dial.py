@@ -18,6 +18,7 @@ INTENSITIES = tuple(step / 2 for step in range(-2, 7))  # -1 to 3, at which edit
 WHOLE_INTENSITIES = INTENSITIES[::2]  # those that figures show
 REACH = 4.0  # largest intensity of a dial's range
 CLIPPED = 0.02
+LEAST_RISE = 0.3  # of the score along a face's own direction, as a share of that along the mean one
 GAINS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
 
 ScoreOf = Callable[[Tensor], Tensor]  # codes (N, D) -> scores of their decoded images (N,)
@@ -28,6 +29,7 @@ ScoreAndClipped = Callable[[Tensor], tuple[Tensor, Tensor]]  # also the share of
 class Dial:
     """Intensities on a direction: 0 is the face itself, 1 has the attribute as an average face that has it.
 
+    With a `matrix` (D + 1, D) each face has its own direction: `direction` (D,) + (mu, 1) @ `matrix`.
     `weights` (D,) and `bias` estimate the score from a code. The step to the average score, `target`, is at least
     `least`. `gain` is fitted so that intensity 1 gives it. The score rises from `low` to `high`.
     """
@@ -37,6 +39,7 @@ class Dial:
     weights: Tensor
     bias: float
     target: float
+    matrix: Tensor | None = None
     gain: float = 1.0
     low: float = -3.0
     high: float = 3.0
@@ -44,35 +47,41 @@ class Dial:
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON."""
-        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items() if v is not None}
 
-    def steps(self, mu: Tensor, score_of: ScoreOf | None = None) -> Tensor:
-        """Each face's step to intensity 1: (B, D) -> (B,); measured with `score_of`, else estimated from the code."""
-        now = score_of(mu) if score_of else mu @ self.weights + self.bias
-        short = (self.target - now).clamp(min=self.least)
-        steps = self.gain * short / (self.direction @ self.weights)
-        for _ in range(2 if score_of else 0):
-            gained = score_of(mu + steps[:, None] * self.direction) - now  # type: ignore[misc]
-            steps = steps * (short / gained.clamp(min=1e-3)).clamp(0.5, 2)
-        return steps
+    def directions(self, mu: Tensor) -> Tensor:
+        """Each face's own direction: (B, D) -> (B, D)."""
+        if self.matrix is None:
+            return self.direction.expand_as(mu)
+        return self.direction + mu @ self.matrix[:-1] + self.matrix[-1]
 
     def turn(self, mu: Tensor, intensities: Tensor, score_of: ScoreOf | None = None) -> Tensor:
-        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
-        return mu[:, None] + (self.steps(mu, score_of)[:, None] * intensities)[:, :, None] * self.direction
+        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D).
+
+        A face's step to intensity 1 is measured with `score_of`, else estimated from its code.
+        """
+        now = score_of(mu) if score_of else mu @ self.weights + self.bias
+        short, own = (self.target - now).clamp(min=self.least), self.directions(mu)
+        steps = self.gain * short / (own @ self.weights).clamp(min=LEAST_RISE * float(self.direction @ self.weights))
+        for _ in range(2 if score_of else 0):
+            gained = score_of(mu + steps[:, None] * own) - now  # type: ignore[misc]
+            steps = steps * (short / gained.clamp(min=1e-3)).clamp(0.5, 2)
+        return mu[:, None] + (steps[:, None] * intensities)[:, :, None] * own[:, None]
 
 
 def dial_from(content: Mapping[str, Any], latent_dim: int) -> Dial:
     """A dial from the values that `plain` gave. Raises ValueError for others."""
+    shapes = {"direction": (latent_dim,), "weights": (latent_dim,), "matrix": (latent_dim + 1, latent_dim)}
     try:
-        tensors = [torch.tensor(content[name], dtype=torch.float32) for name in ("direction", "weights")]
+        tensors: Any = {n: torch.tensor(content[n], dtype=torch.float32) for n in shapes if n in content}
         content = {"target": content.get("smiling"), **content}  # the name in older files
-        numbers = [float(content[name]) for name in ("bias", "target", "gain", "low", "high", "least")]
-        dial = Dial(str(content["name"]), tensors[0], tensors[1], *numbers)
+        numbers: Any = {n: float(content[n]) for n in ("bias", "target", "gain", "low", "high", "least")}
+        dial = Dial(str(content["name"]), **tensors, **numbers)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"not a dial: {error}") from None
-    if any(t.shape != (latent_dim,) or not torch.isfinite(t).all() for t in tensors):
+    if any(t.shape != shapes[n] or not torch.isfinite(t).all() for n, t in tensors.items()):
         raise ValueError(f"not a dial of {latent_dim} dimensions")
-    if not np.isfinite(numbers).all() or not dial.direction @ dial.weights > 0:
+    if not np.isfinite([*numbers.values()]).all() or not dial.direction @ dial.weights > 0:
         raise ValueError("not a dial: its numbers are not finite, or its score does not rise")
     return dial
 

@@ -53,6 +53,22 @@ def linear(mu: Tensor, smile: Tensor) -> Tensor:
     return torch.from_numpy(model.coef_[0]).float()
 
 
+def transport(mu: Tensor, smile: Tensor) -> Tensor:
+    """Optimal transport from the Gaussian of the codes that lack the attribute to the Gaussian of those that have it.
+
+    It moves a code z by the mean difference plus (z, 1) @ matrix; gives the matrix (D + 1, D). Closed form: Peyré and
+    Cuturi 1803.00567, remark 2.31. Covariances are shrunk.
+    """
+    from scipy.linalg import sqrtm
+    from sklearn.covariance import ledoit_wolf
+
+    lacks, has = (ledoit_wolf(mu[smile == label].double().numpy())[0] for label in (0, 1))
+    root = sqrtm(lacks).real
+    inverse = np.linalg.inv(root)
+    matrix = inverse @ sqrtm(root @ has @ root).real @ inverse - np.eye(len(root))
+    return torch.from_numpy(np.vstack([matrix, -mu[smile == 0].mean(0).double().numpy() @ matrix])).float()
+
+
 def unmixed(by_attribute: Sequence[Tensor], effects: Tensor) -> list[Tensor]:
     """Directions of K attributes, combined so that each changes the scores of the others as little as it can.
 

@@ -28,6 +28,7 @@ from smilevae.models.vae import VAE
 MAX_TRAIN = 8000  # training faces of directions and classifiers
 MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
 MAX_PLACED = 100  # training faces in which eyes and mouth are located
+MAX_READ = 500  # faces whose reconstructions are read
 SAME = 0.95  # correlation from which on two attributes count as one
 READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
 WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
@@ -106,7 +107,7 @@ def fit_dials(
     half, readable = _first_half(people), {n: values for n, values in labels.items() if n not in left_out}
     if main in readable:
         calibrating = classifier_of(faces, train[~half], readable, ~half, make)
-        left_out |= {name: why for name, values in readable.items() if (why := _unreadable(calibrating, name, values))}
+        left_out |= _unreadable(readable, calibrating.accuracy, "other people")
     if main in left_out:
         if attribute:
             raise ConfigError(f"attribute={main}: {left_out[main]}")
@@ -115,6 +116,10 @@ def fit_dials(
     labels = {name: values for name, values in labels.items() if name not in left_out}
     geometry = _geometry(faces, train[~half], labels, ~half)
     work = Calibrator(vae, calibrating, geometry, mu[~half], {n: v[~half] for n, v in labels.items()})
+    shown = work.accuracy(mu[half][:MAX_READ], {n: v[half][:MAX_READ] for n, v in labels.items() if n != main})
+    left_out |= _unreadable(labels, shown, "other people's reconstructions")
+    labels = {name: values for name, values in labels.items() if name not in left_out}
+    work.names = [name for name in work.names if name in labels]
     others = {name: {n: v for n, v in labels.items() if n != name} for name in work.names}
     simple = {name: directions.directions(mu, labels[name], others[name], simple=True) for name in work.names}
     plain = {name: by.get("balanced", by["mean_difference"]) for name, by in simple.items()}
@@ -129,18 +134,22 @@ def fit_dials(
         if name == main or not by_name:
             by_name |= directions.directions(mu, labels[name], others[name], people)
         lacks, has = (mu[half][labels[name][half] == value] for value in (0, 1))
-        edits[name] = work.edit(name, by_name, lacks, has, MAX_CALIBRATED // (1 if name == main else 2))
+        best = {"transport": (direction, directions.transport(mu, labels[name]))} if name == main else {}
+        num = MAX_CALIBRATED // (1 if name == main else 2)
+        edits[name] = work.edit(name, best | {key: (d,) for key, d in by_name.items()}, lacks, has, num)
     scoring = classifier_of(faces, train[half], labels, half, make)
     seen = frozenset(person for person, own in zip(people, half) if own)
     return Fitted(Dials(main, edits, points), mu, labels, people, scoring, seen, left_out)
 
 
-def _unreadable(classifier: Classifier, name: str, label: Tensor) -> str | None:
-    """Why scores of an attribute mean little: the classifier hardly does better than the larger class."""
-    share, right = float(label.nanmean()), classifier.accuracy.get(name, 1.0)
-    if right < (base := max(share, 1 - share)) + READABLE * (1 - base):
-        return f"its classifier is right for {right:.0%} of other people, and {base:.0%} are of one class"
-    return None
+def _unreadable(labels: Mapping[str, Tensor], accuracy: Mapping[str, float], where: str) -> dict[str, str]:
+    """Attributes whose scores mean little, and why: the classifier hardly does better than the larger class."""
+    why = {}
+    for name in labels.keys() & accuracy.keys():
+        share = float(labels[name].nanmean())
+        if accuracy[name] < (base := max(share, 1 - share)) + READABLE * (1 - base):
+            why[name] = f"its classifier is right for {accuracy[name]:.0%} of {where}, and {base:.0%} are of one class"
+    return why
 
 
 def _geometry(faces: Faces, rows: np.ndarray, labels: Mapping[str, Tensor], side: np.ndarray) -> GeometryReader | None:

@@ -35,8 +35,16 @@ def opencv() -> Any:
 
 
 @functools.cache
-def _network() -> Any:
-    return opencv().dnn.readNetFromTFLite(str(MODEL))
+def _network(model: Path) -> Any:
+    return opencv().dnn.readNetFromTFLite(str(model))
+
+
+def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+    """Outputs of a network's layers for one input. Any thread may call it. Raises DataError without OpenCV."""
+    with _one_at_a_time:
+        network = _network(model)
+        network.setInput(blob)  # it keeps no reference
+        return network.forward(list(names))
 
 
 def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
@@ -44,15 +52,10 @@ def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
 
     Raises DataError without OpenCV.
     """
-    network, inner = _network(), (SIDE - 2 * margin,) * 2
+    inner = (SIDE - 2 * margin,) * 2
     x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
-    rows = []
-    for image in x:
-        blob = image[None].contiguous().numpy()
-        with _one_at_a_time:
-            network.setInput(blob)  # it keeps no reference
-            rows.append(network.forward(list(layers)))
+    rows = [forward(MODEL, image[None].contiguous().numpy(), layers) for image in x]
     return [np.concatenate(parts) for parts in zip(*rows)]
 
 

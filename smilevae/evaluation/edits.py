@@ -79,7 +79,7 @@ def score_edits(vae: VAE, faces: Faces, fitted: Fitted, spaces: list[Space], cac
     """
     assert fitted.scoring
     main, others = fitted.dials.attribute, fitted.others(fitted.dials.attribute)
-    by_name = {kind: dial.direction for kind, dial in fitted.dials.edits[main].dials.items()}
+    by_name = {k: dial.direction for k, dial in fitted.dials.edits[main].dials.items() if dial.matrix is None}
     label = fitted.labels[main].nan_to_num(nan=-1).long()
     names = [name for name in fitted.dials.edits if name in fitted.scoring.threshold]
     return {
