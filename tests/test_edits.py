@@ -56,6 +56,11 @@ def test_the_scorecard_shows_the_planted_confound_and_the_default_direction_remo
     assert "is hair_length: unmixed" in edits_text.format_card(card)
 
 
+def test_changes_of_another_attribute_in_both_senses_do_not_cancel():
+    assert judges._drift(torch.tensor([1.0, -1.0, 1.0, -1.0])) == 1
+    assert judges._drift(torch.tensor([-0.3, -0.3])) == pytest.approx(-0.3)
+
+
 def test_every_dial_is_at_rest_at_zero_and_has_the_attribute_at_one(card):
     of = card["attributes"]["smile"]["directions"]
     assert len({round(scores["classifier"][0]["mean"], 5) for scores in of.values()}) == 1

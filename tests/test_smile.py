@@ -60,8 +60,9 @@ def test_lda_whitens_by_the_covariance_within_the_classes():
     )  # logistic regression agrees on Gaussians
 
 
-def test_transport_gives_one_class_the_mean_and_covariance_of_the_other():
+def test_transport_gives_one_class_the_mean_and_covariance_of_the_other(monkeypatch):
     """The map between two Gaussians with these moments and a symmetric, positive matrix is optimal (Brenier 1991)."""
+    monkeypatch.setattr(directions, "SHARED", 0.0)
     generator = torch.Generator().manual_seed(0)
     lacks, has = (torch.randn(20_000, 4, generator=generator) @ torch.randn(4, 4, generator=generator) for _ in "01")
     mu, label = torch.cat([lacks, has + 2]), torch.arange(2).repeat_interleave(20_000)
@@ -71,6 +72,8 @@ def test_transport_gives_one_class_the_mean_and_covariance_of_the_other():
     torch.testing.assert_close(moved.T.cov(), has.T.cov(), atol=0.02, rtol=0.02)
     torch.testing.assert_close(matrix[:-1], matrix[:-1].T, atol=1e-4, rtol=0)
     assert torch.linalg.eigvalsh(matrix[:-1] + torch.eye(4)).min() > 0
+    monkeypatch.setattr(directions, "SHARED", 1.0)  # equal covariances: every face has the mean difference
+    torch.testing.assert_close(directions.transport(mu, label), torch.zeros(5, 4), atol=1e-4, rtol=0)
 
 
 def test_projecting_out_leaves_nothing_of_the_others():

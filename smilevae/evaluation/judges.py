@@ -113,7 +113,7 @@ class Judges:
             moved = (features["faces"] - own_features["faces"]).norm(dim=1).mean().item()
             row |= {"identity": moved / self.person["same"], "sharpness": float((_edges(small(x)) / edges).mean())}
             known = readings["classifier"].items()
-            row["drift"] = {n: float((v - own["classifier"][n]).mean()) for n, v in known if n != self.attribute}
+            row["drift"] = {n: _drift(v - own["classifier"][n]) for n, v in known if n != self.attribute}
             rows.append(row)
         return {"intensities": list(levels)} | {key: [row[key] for row in rows] for key in rows[0]}
 
@@ -153,6 +153,12 @@ def _persons(faces: Faces, rows: np.ndarray, spaces: list[Space]) -> dict[str, f
         return {"same": other / 2, "other": other, "pairs": 0}
     a, b = (space(images(faces, np.array([pair[k] for pair in pairs]))) for k in (0, 1))
     return {"same": (a - b).norm(dim=1).mean().item(), "other": other, "pairs": len(pairs)}
+
+
+def _drift(change: Tensor) -> float:
+    """The root mean square of changes (N,), with the sign of their mean: opposite changes do not cancel."""
+    size = change.square().mean().sqrt().item()
+    return -size if change.mean() < 0 else size
 
 
 def _edges(x: Tensor) -> Tensor:
