@@ -104,7 +104,8 @@ def main(run: str, out: Path) -> int:
             image = faces.images[row]
             picture, true = assembled(shuffled(image, rng) if kind == "no face" else image, kind, rng)
             marks = mesh.see(torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN).points[0]
-            aim = alignment.face_at(image.shape[0] * marks, side, model.dials.points).matrix
+            marks, _ = detector.place(image, alignment.keypoints(image.shape[0] * marks))
+            aim = alignment.face_at(detector.steadied(image, marks), side, model.dials.points).matrix
             at = alignment.moved(corners(aim, side), true, back=True)
             try:
                 located = photo.locate(model, picture, kind, face="all")

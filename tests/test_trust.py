@@ -233,10 +233,14 @@ def watched(run: Path, epochs: int, spoil, tmp_path: Path) -> tuple[int, str, in
     command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, f"epochs={epochs}"]
     with open(tmp_path / "out", "w") as out:
         process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, preexec_fn=without_override)
-        wait_for(lambda: len(runs.read_metrics(run)) >= 2 or process.poll() is not None)
-        spoil()
-        then = len(runs.read_metrics(run))
-        code = process.wait(timeout=60)
+        try:
+            wait_for(lambda: len(runs.read_metrics(run)) >= 2 or process.poll() is not None)
+            spoil()
+            then = len(runs.read_metrics(run))
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()  # a test that fails leaves no process behind
+            process.wait()
     return code, (tmp_path / "out").read_text(), len(runs.read_metrics(run)) - then
 
 
