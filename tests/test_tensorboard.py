@@ -1,15 +1,21 @@
 """What TensorBoard shows: from the event file, and (slow) from a real TensorBoard over HTTP and in a real browser."""
 
+import contextlib
+import errno
 import json
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from smilevae.training import tensorboard
 
 SCALARS = {
     *(f"{stage}/{term}" for stage in ("train", "val") for term in ("loss", "recon", "kl", "nelbo", "psnr")),
@@ -140,3 +146,27 @@ def test_a_real_browser_draws_the_scalars(board, tmp_path):
     assert "beta-10" in dom
     assert "train/images_per_second" in dom  # the first group is open
     assert picture.stat().st_size > 20_000
+
+
+def test_a_disk_that_is_full_when_the_writer_writes_is_an_error_of_the_training_and_no_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", tensorboard._of_a_thread)
+    seen = []
+    monkeypatch.setattr(threading, "__excepthook__", seen.append)
+    board = SummaryWriter(str(tmp_path))
+    board.add_scalar("a", 1)
+    board.flush()
+
+    def fails(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(board.file_writer.event_writer._async_writer._writer, "write", fails)
+    with contextlib.suppress(OSError):  # if the writer is quick
+        board.add_scalar("a", 2)
+    board.file_writer.event_writer._async_writer._worker.join()
+    with pytest.raises(OSError, match="No space left"):
+        board.flush()
+    assert seen == []
+    other = threading.Thread(target=fails, args=(0,))
+    other.start()
+    other.join()
+    assert len(seen) == 1

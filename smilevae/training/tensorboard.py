@@ -1,5 +1,6 @@
 """TensorBoard: curves, KL per dimension, figures, HParams with metrics, the projector."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class TensorBoard(pl.callbacks.Checkpoint):
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = _of_a_thread
         epoch = trainer.current_epoch + 1
         self.board = SummaryWriter(str(self.record.run.dir), purge_step=epoch if epoch > 1 else None)
         names = [f"val/{name}" for name in HP_METRICS]
@@ -79,6 +82,12 @@ class TensorBoard(pl.callbacks.Checkpoint):
         labels = [self.faces.classes[int(smile)] for smile in self.faces.smile[rows]]
         board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
         board.close()
+
+
+def _of_a_thread(error: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for TensorBoard's writer: the next write raises its error again."""
+    if not type(error.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(error)
 
 
 def columns(run: Path) -> list[str]:
