@@ -145,7 +145,7 @@ def fit_dials(
 def _unreadable(labels: Mapping[str, Tensor], accuracy: Mapping[str, float], where: str) -> dict[str, str]:
     """Attributes whose scores mean little, and why: the classifier hardly does better than the larger class."""
     why = {}
-    for name in labels.keys() & accuracy.keys():
+    for name in (name for name in labels if name in accuracy):
         share = float(labels[name].nanmean())
         if accuracy[name] < (base := max(share, 1 - share)) + READABLE * (1 - base):
             why[name] = f"its classifier is right for {accuracy[name]:.0%} of {where}, and {base:.0%} are of one class"
