@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ from typing import Any
 import pandas as pd
 
 from smilevae import runs
-from smilevae.config import SAME_RESULT
+from smilevae.config import HARDWARE, SAME_RESULT
 from smilevae.errors import ConfigError
-from smilevae.models.linear import Spectrum
+from smilevae.models.linear import Spectrum, pca_psnr
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
 KINDS = ("completed", "running", "not started", "paused", "interrupted", "stale", "failed", "diverged", "corrupt")
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
-HIDDEN = {"threads", *SAME_RESULT} - {"data.unlabelled", "data.attributes"}
+HIDDEN = {"threads", *SAME_RESULT, *(f"trainer.{name}" for name in HARDWARE)} - {"data.unlabelled", "data.attributes"}
 REPEATS = ("seed", "data.split_seed")  # a setting is averaged over them
+PEOPLE = (  # runs that are equal in these hold out the same people: the images, and the arguments of data/split.py
+    *("data_fingerprint", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.person_pattern"),
+)
 COST = runs.COST
 # of an evaluated run, x 1000, in the space of landmarks
 DISTANCES = {"distance of reconstructions": "reconstructions", "distance of new faces": "new faces"}
@@ -53,10 +57,15 @@ def collect(folders: list[Path]) -> Sweep:
             raise ConfigError(f"{folder} is not a folder; pass a sweep's, such as multirun/<time>")
         prefix = f"{folder.resolve().name}/" if len(folders) > 1 else ""
         paths = [folder] if _is_run(str(folder)) else _inside(folder)
-        rows += [{"run": prefix + text(path.name or path.resolve().name), "path": path} | read(path) for path in paths]
         planned = {}
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
-            planned = dict(json.loads((folder / "sweep.json").read_bytes())["jobs"])
+            jobs = json.loads((folder / "sweep.json").read_bytes())["jobs"]
+            planned = {name: dict(job.get("settings", {})) for name, job in jobs.items()}
+        for path in paths:
+            settings = planned[path.name] if path.name in planned else trainer(path)  # the plan is fast to read
+            knobs = {text(name): plain(value) for name, value in settings.items() if name.startswith("trainer.")}
+            name = prefix + text(path.name or path.resolve().name)
+            rows.append({"run": name, "path": path} | knobs | read(path))
         begun = {path.name for path in paths}
         rows += [
             {"run": prefix + text(name), "path": folder / name, "status": "not started", "reason": ""}
@@ -66,25 +75,47 @@ def collect(folders: list[Path]) -> Sweep:
     if not rows:
         raise ConfigError(f"{folders[0]} holds no runs; pass a sweep's folder, such as multirun/<time>")
     frame = pd.DataFrame(rows).reindex(columns=[*_columns(rows)])
-    frame = frame.drop_duplicates("path").sort_values("run", kind="stable", ignore_index=True)
+    frame = frame[~frame["path"].map(Path.resolve).duplicated()]
+    frame = frame.sort_values("run", kind="stable", ignore_index=True)
     return Sweep(frame, swept(frame))
 
 
 def swept(frame: pd.DataFrame) -> list[str]:
-    """The knobs that differ among the completed runs. Of knobs that vary together the first counts; seeds come last."""
+    """The knobs that differ among the completed runs. Of knobs that vary together the first counts; seeds come last.
+
+    `data_fingerprint` is among them if runs have different images and no knob says so: two sweeps of two folders.
+    """
     done = frame[frame["status"] == "completed"]
     codes: dict[tuple[int, ...], str] = {}
     columns = sorted(frame.columns, key=lambda c: c in REPEATS)
     for knob in (c for c in columns if c not in (*METRICS, *_FIXED, *HIDDEN)):
-        code, levels = pd.factorize(done[knob].astype(str))
+        code, levels = pd.factorize(done[knob].map(str, na_action="ignore"))
         if len(levels) > 1:
             codes.setdefault(tuple(code), knob)
-    return list(codes.values())
+    knobs = list(codes.values())
+    if differing(done, ("data_fingerprint",)):
+        images = done["data_fingerprint"].map(str)
+        others = [done[knob].map(str) for knob in knobs if knob not in REPEATS]
+        if not others or images.groupby(others).nunique().max() > 1:
+            knobs.insert(len(others), "data_fingerprint")
+    return knobs
+
+
+def differing(frame: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """The columns in which the runs of a frame differ."""
+    return [name for name in columns if name in frame and frame[name].map(str).nunique() > 1]
+
+
+def held_out(frame: pd.DataFrame) -> pd.Series:
+    """A text for each run of a frame, equal where runs have the same images and hold out the same people."""
+    known = [name for name in PEOPLE if name in frame]
+    return frame[known].map(str).agg(" ".join, axis=1)
 
 
 _FIXED = (
     *("run", "path", "status", "reason", "checkpoint", "epoch", "epochs_done", "used_beta", "code", *DISTANCES),
-    *("data_fingerprint", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb", *COST),
+    *("data_fingerprint", "mean_face_psnr", "wall_seconds", "images_per_second", "used_threads", "peak_memory_mb"),
+    *COST,
 )
 
 
@@ -103,6 +134,14 @@ def _inside(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name != "analysis")
     return [folder / name for name in names if _is_run(os.path.join(folder, name))]
+
+
+def trainer(path: Path) -> dict[str, Any]:
+    """The settings of Lightning's trainer, which result.json lacks, from config.yaml; {} if it cannot be read."""
+    with contextlib.suppress(ConfigError, RecursionError):
+        settings = runs.read_settings(path).trainer.model_dump()
+        return {f"trainer.{name}": value for name, value in settings.items()}
+    return {}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -138,6 +177,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         table = runs.read_json(path / "evaluation" / "best" / "metrics.json")
         rows = table["realism"] if table["checkpoint"] == checkpoint else {}
         numbers |= {key: 1000 * float(rows[name]["landmarks"]["distance"]) for key, name in DISTANCES.items()}
+    own = spectrum(path)
     return knobs | {
         "status": "completed",
         "reason": reason,
@@ -147,6 +187,7 @@ def _completed(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         "code": text(str(result.get("code", ""))),
         "epochs_done": int(result["final"]["epoch"]),
         "data_fingerprint": text(str(result["data_fingerprint"])),
+        "mean_face_psnr": pca_psnr(own, 0) if own else math.nan,
         "wall_seconds": float(result["wall_seconds"]),
         "images_per_second": float(result["final"].get("images_per_second", math.nan)),
         "used_threads": int(result["threads"]),
@@ -175,7 +216,10 @@ def cost(content: dict[str, Any]) -> dict[str, float]:
 
 
 def plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float)) else "none" if value is None else text(str(value))[:100]
+    """A knob's value as a number or a text, whole: two values stay two."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    return "none" if value is None else text(str(value))
 
 
 def text(name: str) -> str:
@@ -190,13 +234,13 @@ def curve(path: Path, metric: str = "val/psnr") -> list[tuple[int, float]]:
 
 
 def spectrum(path: Path) -> Spectrum | None:
-    """The spectrum of the run's training faces; None if it is missing or damaged."""
+    """The spectrum of the run's own faces; None if it is missing or damaged."""
     try:
         content = Spectrum(**json.loads((path / "spectrum.json").read_bytes()))
         numbers = (*content.eigenvalues, *content.held_out, content.total, content.num_pixels)
         whole = all(map(math.isfinite, numbers)) and len(content.eigenvalues) == len(content.held_out)
         return content if whole and content.num_pixels > 0 else None
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

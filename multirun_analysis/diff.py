@@ -13,6 +13,9 @@ GROUPS = {  # of the entries of result.json
     "metrics": ("best",),
     "cost": ("wall_seconds", "peak_memory_mb", *collect.COST),
 }
+MISSING = object()  # an entry that only the other run has
+MAX_CELL = 60  # characters of a value
+BEFORE_DIFFERENCE = 20  # characters that are shown before the first different one
 
 
 def diff(folders: list[str]) -> str:
@@ -22,8 +25,8 @@ def diff(folders: list[str]) -> str:
     one, two = (Path(folder).expanduser() for folder in folders)
     left, right = _facts(one), _facts(two)
     known = dict.fromkeys([*left, *right])
-    rows = [(" ".join(key), _cell(left.get(key)), _cell(right.get(key))) for key in known]
-    rows = [row for row in rows if row[1] != row[2]]
+    pairs = {key: (left.get(key, MISSING), right.get(key, MISSING)) for key in known}
+    rows = [(" ".join(key), *_cells(*pair)) for key, pair in pairs.items() if not _equal(*pair)]
     if not rows:
         return f"the two runs are equal in all of {', '.join(dict.fromkeys(group for group, _ in known))}"
     rows.insert(0, ("", collect.text(one.resolve().name), collect.text(two.resolve().name)))
@@ -38,7 +41,8 @@ def _facts(path: Path) -> dict[tuple[str, str], Any]:
         lines = [line for line in runs.read_metrics(path) if "val/loss" in line]
         best = min(lines, key=runs.rank_of, default={})
         result = {"settings": runs.read_settings(path).flat(), "best": best} | runs.read_json(path / "cost.json")
-    facts = {("settings", str(k)): v for k, v in result["settings"].items()}
+    settings = result["settings"] | collect.trainer(path)
+    facts = {("settings", str(name)): value for name, value in settings.items()}
     facts["status", "status"] = runs.state(path)["status"]
     for group, keys in GROUPS.items():
         for key in keys:
@@ -48,7 +52,33 @@ def _facts(path: Path) -> dict[tuple[str, str], Any]:
     return facts
 
 
-def _cell(value: Any) -> str:
+def _equal(one: Any, two: Any) -> bool:
+    """Whether two values of JSON are equal: 1 is 1.0, but not true, and NaN is NaN."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(map(_equal, one, two))
+    if isinstance(one, bool) or isinstance(two, bool):
+        return one is two
+    return one == two or (one != one and two != two)
+
+
+def _cells(one: Any, two: Any) -> tuple[str, str]:
+    """Two different values, short if that shows the difference, otherwise from shortly before it."""
+    short = (_short(one), _short(two))
+    if short[0] != short[1]:
+        return short
+    whole = [collect.text(repr(value)) for value in (one, two)]
+    same = [a == b for a, b in zip(*whole)]
+    start = [*same, False].index(False) - BEFORE_DIFFERENCE
+    if start <= 0:
+        return whole[0][:MAX_CELL], whole[1][:MAX_CELL]
+    return "..." + whole[0][start : start + MAX_CELL], "..." + whole[1][start : start + MAX_CELL]
+
+
+def _short(value: Any) -> str:
+    if value is MISSING:
+        return "-"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "-" if value is None else collect.text(str(value))[:60]
+    return "none" if value is None else collect.text(str(value))[:MAX_CELL]

@@ -1,6 +1,7 @@
 """Figures of a sweep. Text and axes have the colour INK, which the page replaces by its own, light or dark."""
 
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ STYLE: dict[Any, Any] = {
 }
 PALETTE = ("#2a78a8", "#c2571a", "#3c9a5f", "#9a5fb8", "#b8860b", "#c04a6e", "#5f7a8a", "#8a7a4f")  # on any paper
 MAX_CURVES = 60
+SAME_TOTAL = 1e-5  # relative; rounding differs between machines, other people differ by more than 1e-3
 MANY = 400  # points from which a scatter is drawn as pixels inside the SVG
 LABELS = {"val/psnr": "PSNR, dB", "val/kl": "KL, nats", "val/nelbo": "negative ELBO, nats", "val/loss": "SSE + beta KL"}
 
@@ -81,12 +83,25 @@ def _log_axis(plot: Any, top: float, ticks: list[float] | None = None) -> None:
 
 
 def reference(sweep: collect.Sweep) -> Spectrum | None:
-    """The spectrum of the training faces; None if completed runs have different faces."""
-    done = sweep.completed
-    keys = [k for k in ("data_fingerprint", "image_size", "data.split_seed") if k in done]
-    if done.empty or any(done[k].nunique() > 1 for k in keys):
+    """The spectrum that all completed runs share, with the most axes; None if their faces differ or one has none.
+
+    Equal held-out errors of the mean face say that both parts are the same faces at one size. The run with the largest
+    latent_dim has the axes that it needs.
+    """
+    if collect.differing(sweep.completed, collect.PEOPLE):
         return None
-    return collect.spectrum(done["path"].iloc[0])
+    widest = None
+    for path in sweep.completed["path"]:
+        own = collect.spectrum(path)
+        if own is None or (widest and not _same_faces(own, widest)):
+            return None
+        if widest is None or len(own.eigenvalues) > len(widest.eigenvalues):
+            widest = own
+    return widest
+
+
+def _same_faces(one: Spectrum, two: Spectrum) -> bool:
+    return one.num_pixels == two.num_pixels and math.isclose(one.total, two.total, rel_tol=SAME_TOTAL)
 
 
 def rate_distortion(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | None:
@@ -94,7 +109,8 @@ def rate_distortion(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
     done = sweep.completed
     if done.empty:
         return None
-    figure, dashed = _figure(), ""
+    figure = _figure()
+    dashed = " There are no linear references: the runs have different faces or image sizes, or lack spectrum.json."
     plot = figure.subplots()
     betas = sorted(done["used_beta"].unique())
     shown = betas if len(betas) <= 8 else []
@@ -108,6 +124,7 @@ def rate_distortion(sweep: collect.Sweep, rank_by: str) -> tuple[Figure, str] | 
     for number, (_, run) in enumerate(rank.best(done, rank_by).iterrows(), 1):
         plot.annotate(f" {number}", (run["val/kl"], run["val/psnr"]), fontweight="bold")
     if spectrum := reference(sweep):
+        dashed = ""
         dims = sorted({int(d) for d in done["latent_dim"]})
         if betas[-1] > 0:  # at beta=0 alone the optimum has no finite rate
             between = np.geomspace(betas[0] / 3 or 0.1, betas[-1] * 3, 60)

@@ -6,25 +6,22 @@ from typing import Any, NamedTuple
 import pandas as pd
 from scipy.special import stdtrit
 
-from multirun_analysis.collect import REPEATS, Sweep
+from multirun_analysis.collect import PEOPLE, REPEATS, Sweep, differing, held_out
 from smilevae.errors import ConfigError
 
 BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
-COMPARABLE = (  # for val/loss
-    *("beta", "data_fingerprint", "image_size", "data.split_seed", "data.val_fraction", "data.test_fraction"),
-)
+COMPARABLE = ("used_beta", "image_size", *PEOPLE)  # val/loss compares runs that are equal in these
 UNITS = {"val/psnr": " dB", "val/kl": " nats", "val/nelbo": " nats"}
-SPLIT = "data.split_seed"
 MAX_LEVELS = 12  # of a knob whose levels are compared one by one
 MIN_REPEATED = 4  # levels: of more, one needs two runs
-SETTLED = 0.01  # a run has settled once val/loss is within this share of its best
+SETTLED = 0.01  # share of val/loss
 
 
 class Effect(NamedTuple):
     """How a metric's mean changes from a knob's value `versus` to `level`, with a 95% interval over n units.
 
-    A unit is a pair of runs. If the sweep has several splits it is a split, because runs on one split share their
-    people. Outside of a full grid it is a run.
+    A unit is a pair of runs, outside of a full grid a run. If the runs are on several splits it is a split, because
+    runs on one split share their people. The interval is infinite if a level has one unit.
     """
 
     knob: str
@@ -36,17 +33,31 @@ class Effect(NamedTuple):
     high: float
     n: int
     unit: str  # pairs, splits or runs
+    sizes: tuple[int, int] | None = None  # units of `level` and of `versus`; None if they are paired
 
     @property
     def tells(self) -> bool:
-        return self.n >= 2 and (self.low > 0 or self.high < 0)
+        return self.low > 0 or self.high < 0
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low)
+
+    @property
+    def numbers(self) -> str:
+        """How many units this is from."""
+        if self.sizes is None:
+            return f"{self.n} {self.unit}"
+        if self.sizes == (1, 1):
+            return f"one {self.unit[:-1]} each"
+        return f"{self.sizes[0]} against {self.sizes[1]} {self.unit}, not paired"
 
     def sentence(self) -> str:
         name, unit = self.metric.partition("/")[2], UNITS.get(self.metric, "")
-        over = f"{self.n} {self.unit}" + ", not paired" * (self.unit == "runs")
-        if self.n < 2:
-            return f"{self.knob} {self.level} against {self.versus}: cannot tell what it does to {name} (one run each)"
-        interval = f"95% interval {self.low:+.4g} to {self.high:+.4g}, {over}"
+        interval = self.numbers
+        if self.bounded:
+            interval = f"95% interval {self.low:+.4g} to {self.high:+.4g}, {self.numbers}"
         if not self.tells:
             return f"{self.knob} {self.level} against {self.versus}: cannot tell what it does to {name} ({interval})"
         return f"{self.knob} {self.level} against {self.versus}: {name} {self.difference:+.4g}{unit} ({interval})"
@@ -61,9 +72,10 @@ def check_rank_by(sweep: Sweep, rank_by: str) -> None:
 
 
 def usable(sweep: Sweep, rank_by: str) -> str:
-    """The metric to rank by: val/nelbo grows with the number of pixels, so val/psnr replaces it if sizes differ."""
-    sizes = sweep.completed.get("image_size")
-    return "val/psnr" if rank_by == "val/nelbo" and sizes is not None and sizes.nunique() > 1 else rank_by
+    """The metric to rank by: sums over pixels grow with their number, so val/psnr replaces them if sizes differ."""
+    if rank_by in ("val/nelbo", "val/recon") and differing(sweep.completed, ("image_size",)):
+        return "val/psnr"
+    return rank_by
 
 
 def best(frame: pd.DataFrame, metric: str, num: int = 2) -> pd.DataFrame:
@@ -77,19 +89,20 @@ def best(frame: pd.DataFrame, metric: str, num: int = 2) -> pd.DataFrame:
 def groups(sweep: Sweep) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Groups of completed runs that val/loss can compare, each with the values that tell it from the others."""
     frame = sweep.completed
-    keys = [key for key in COMPARABLE if key in frame and frame[key].astype(str).nunique() > 1]
+    keys = differing(frame, COMPARABLE)
     if frame.empty or not keys:
         return [({}, frame)] if len(frame) else []
+    names = ["beta" if key == "used_beta" else key for key in keys]
     return [
-        (dict(zip(keys, map(plain, values))), part) for values, part in frame.groupby(keys, dropna=False, sort=True)
+        (dict(zip(names, map(plain, values))), part) for values, part in frame.groupby(keys, dropna=False, sort=True)
     ]
 
 
 def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
     """The effect of every swept knob's values against its first value, on every metric.
 
-    In a full grid runs are compared in pairs that differ in this knob only (paired t test, of the means over each split
-    if there are several), else all runs (Welch).
+    In a full grid runs are compared in pairs that differ in this knob only (paired t test), else all runs (Welch); of
+    several splits their means. With a knob that changes the held-out people, there are no pairs.
     """
     frame = sweep.completed
     result = []
@@ -97,7 +110,7 @@ def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
         levels = sorted(map(plain, frame[knob].dropna().unique()), key=lambda v: (isinstance(v, str), v))
         if len(levels) > MAX_LEVELS or MIN_REPEATED < len(levels) == len(frame):  # as a search draws them
             continue
-        others = [k for k in (*sweep.swept, "data_fingerprint") if k != knob]
+        others = [k for k in sweep.swept if k != knob]
         for level in levels[1:]:
             for metric in metrics:
                 result.append(_effect(frame, knob, level, levels[0], others, metric))
@@ -106,17 +119,22 @@ def effects(sweep: Sweep, metrics: tuple[str, ...]) -> list[Effect]:
 
 def _effect(frame: pd.DataFrame, knob: str, level: Any, versus: Any, others: list[str], metric: str) -> Effect:
     two = frame[frame[knob].isin([level, versus])]
-    blocks = [two[k].astype(str) for k in others]
+    people = held_out(two).rename("people")
+    several = people.nunique() > 1
+    blocks = [*(two[k].map(str) for k in others), people]
     grid = two.pivot_table(index=blocks, columns=two[knob], values=metric, aggfunc="mean", observed=True)
-    if level in grid and versus in grid and not grid.isna().any(axis=None):
-        d, unit = grid[level] - grid[versus], "pairs"
-        if SPLIT in others:
-            d, unit = d.groupby(level=SPLIT).mean(), "splits"
+    if len(grid) > 1 and level in grid and versus in grid and not grid.isna().any(axis=None):
+        d = grid[level] - grid[versus]
+        if several:
+            d = d.groupby(level="people").mean()
+        unit = "splits" if several else "pairs"
         return Effect(knob, level, versus, metric, *interval(d.mean(), d.var() / len(d), len(d) - 1), len(d), unit)
     a, b = (two.loc[two[knob] == value, metric] for value in (level, versus))
+    if several:
+        a, b = (part.groupby(people).mean() for part in (a, b))
+    unit, sizes = "splits" if several else "runs", (len(a), len(b))
     error, df = welch(a.var(), len(a), b.var(), len(b))
-    n = len(a) + len(b) if df else 1
-    return Effect(knob, level, versus, metric, *interval(a.mean() - b.mean(), error, df), n, "runs")
+    return Effect(knob, level, versus, metric, *interval(a.mean() - b.mean(), error, df), sum(sizes), unit, sizes)
 
 
 def welch(var_a: float, n_a: int, var_b: float, n_b: int) -> tuple[float, float]:
@@ -147,8 +165,12 @@ def pareto(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def settled(points: list[tuple[int, float]]) -> int | None:
-    """The first epoch from which val/loss stays within SETTLED of its lowest; None if that is in the last tenth."""
+    """The first epoch after which val/loss falls by less than SETTLED; None if that is in the last tenth.
+
+    Until its lowest value val/loss stays within SETTLED of it; afterwards it may rise.
+    """
     lowest = min((value for _, value in points), default=0)
-    above = [epoch for epoch, value in points if value > lowest + SETTLED * abs(lowest)]
-    settled = next((epoch for epoch, _ in points if not above or epoch > above[-1]), math.inf)
-    return int(settled) if points and settled <= 0.9 * points[-1][0] else None
+    near = [epoch for epoch, value in points if value <= lowest + SETTLED * abs(lowest)]
+    before = [epoch for epoch, _ in points if epoch not in near and epoch < near[-1]]
+    settled = [epoch for epoch in near if epoch > max(before, default=-1)]
+    return settled[0] if settled and settled[0] <= 0.9 * points[-1][0] else None

@@ -15,11 +15,13 @@ import pandas as pd
 from multirun_analysis import collect, diff, plots, rank, rungs, settings
 from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
+from smilevae.models.linear import linear_vae, pca_psnr
 
 EFFECTS_ON = ("val/psnr", "val/kl")  # beside the metric that ranks
 MAX_PREVIEWS = 40
 MAX_SETTLED = 300  # runs whose curves are read for the epoch in which training settles
 MAX_NAMED = 10
+BEHIND = ", behind the mean face"
 DIFFERENCE = (
     "val/loss is SSE + beta * KL: it ranks runs of one beta on the same faces only, for a larger beta makes the same"
     " model's loss larger. {rank_by} does not contain beta, so it ranks the whole sweep."
@@ -52,11 +54,13 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     previews = [(name, collect.preview(path)) for name, path in zip(first.get("run", ()), first.get("path", ()))]
     shown = [(name, png) for name, png in previews if png and plots.openable(png)]
     rows = [_setting(setting, rank_by) for setting in ranked]
-    by_loss = [(group, rank.best(part, "val/loss")) for group, part in rank.groups(sweep)]
+    groups = rank.groups(sweep)
+    by_loss = [(group, rank.best(part, "val/loss")) for group, part in groups if len(part) > 1 or len(groups) == 1]
     summary = {
         "rank_by": rank_by,
         "counts": sweep.counts | {"total": len(sweep.runs)},
         "swept": compared.swept,
+        "warnings": warnings(sweep, rank_by, ranked),
         "cost": {name: float(sweep.runs[name].sum()) for name in collect.COST if name in sweep.runs},
         "settings": rows,
         "best_setting": settings.conclusion(ranked, rank_by, MAX_NAMED) if ranked else "",
@@ -80,6 +84,49 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     return _terminal(sweep, summary, effects, out)
 
 
+def warnings(sweep: collect.Sweep, rank_by: str, ranked: list[settings.Setting]) -> list[str]:
+    """What limits a ranking of these runs: different people, sizes or phases, and leaders behind the mean face."""
+    done, lines = sweep.completed, []
+    if differing := collect.differing(done, collect.PEOPLE):
+        reason = ", ".join(differing).replace("data_fingerprint", "other images")
+        lines.append(
+            f"Runs hold out different people ({reason}), so they are trained or measured on different faces: the best"
+            " run may have the easiest ones. Compare means over several data.split_seed, not single runs."
+        )
+    if collect.differing(done, ("image_size",)):
+        lines.append(f"Runs have different image sizes, on which {rank_by} depends: compare runs of one size.")
+    if second := [knob for knob in sweep.swept if knob.startswith("sharpen.")]:
+        lines.append(f"The numbers are of the first phase; {' and '.join(second)} acts in the second, in RUN/sharp.")
+
+    # the leaders that reconstruct worse than the mean of the training faces
+    leaders = [(run["run"], run) for _, run in rank.best(done, rank_by).iterrows()]
+    if settings.repeated(ranked):
+        leaders = [(setting.name, _mean_psnr(setting)) for setting in ranked[:2]] + leaders
+    behind = [
+        f"{name} ({numbers['val/psnr']:.2f} against {numbers['mean_face_psnr']:.2f} dB)"
+        for name, numbers in leaders
+        if _behind(numbers)
+    ]
+    if behind:
+        lines.append(
+            f"Behind the mean face by PSNR: {'; '.join(behind)}. They have learnt less than an average of all faces."
+            " Train longer, or lower beta."
+        )
+    return lines
+
+
+def _behind(numbers: Any) -> bool:
+    """Whether the mean of the training faces is as near to the held-out faces as the reconstructions are.
+
+    By PSNR, which a reader sees: val/nelbo adds the KL, which a sharp autoencoder pays and the mean face does not.
+    """
+    return bool(numbers["val/psnr"] <= numbers["mean_face_psnr"])
+
+
+def _mean_psnr(setting: settings.Setting) -> pd.Series:
+    return setting.runs[["val/psnr", "mean_face_psnr"]].mean(skipna=False)
+
+
 def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) -> list[str]:
     """The answers of this sweep to the questions of the source study."""
     done = sweep.completed
@@ -88,19 +135,19 @@ def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) 
     names = " and ".join(rank.best(done, rank_by)["run"])
     lines = [f"The best two of {len(done)} completed runs by {rank_by} are {names}."]
     lines += [f"Beta: {e.sentence()}." for e in effects if e.knob == "beta" and e.metric == "val/psnr"]
-    if spectrum := plots.reference(sweep):
-        first = rank.best(done, "val/psnr", 1).iloc[0]
-        linear = plots.linear_vae(spectrum, float(first["used_beta"]), int(first["latent_dim"]))
+    first = rank.best(done, "val/psnr", 1).iloc[0]
+    if spectrum := collect.spectrum(first["path"]):
+        optimum = linear_vae(spectrum, float(first["used_beta"]), int(first["latent_dim"]))
         lines.append(
             f"The sharpest run, {first['run']}, has {first['val/psnr']:.2f} dB; the linear VAE's optimum at its beta"
-            f" and latent_dim has {linear['psnr']:.2f} dB, the mean face {plots.pca_psnr(spectrum, 0):.2f} dB."
+            f" and latent_dim has {optimum['psnr']:.2f} dB, the mean face {pca_psnr(spectrum, 0):.2f} dB."
         )
     curves = [points for path in done["path"].head(MAX_SETTLED) if (points := collect.curve(path, "val/loss"))]
-    settled = sorted(epoch for points in curves if (epoch := rank.settled(points)))
+    settled = sorted(epoch for points in curves if (epoch := rank.settled(points)) is not None)
     if settled:
         lines.append(
-            f"Training settled (val/loss stayed within 1% of its lowest) in {len(settled)} of {len(curves)} runs, in"
-            f" epoch {settled[len(settled) // 2]} in the median (from {settled[0]} to {settled[-1]})."
+            f"Training settled (val/loss then fell by less than 1%) in {len(settled)} of {len(curves)} runs, in epoch"
+            f" {settled[len(settled) // 2]} in the median (from {settled[0]} to {settled[-1]})."
         )
     if len(settled) < len(curves):
         lines.append(
@@ -113,8 +160,6 @@ def conclusions(sweep: collect.Sweep, rank_by: str, effects: list[rank.Effect]) 
             "The loss is always on [0, 1] pixels here. On [-1, 1] pixels the squared error is four times as large: a"
             " study that normalises its loss as well trains with a quarter of the beta that it names."
         )
-    if len({str(f) for f in done["data_fingerprint"]}) > 1 or done.get("data.split_seed", pd.Series([0])).nunique() > 1:
-        lines.append("Runs hold out different people: compare means over runs, not single runs.")
     return lines
 
 
@@ -141,6 +186,7 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
         "checkpoint": f"{run['path'].name}/{run['checkpoint']}",
         "psnr": float(run["val/psnr"]),
         "kl": float(run["val/kl"]),
+        "behind_mean_face": _behind(run),
         "evaluate": collect.text(
             f"{runs.program('evaluate')} {shlex.quote(runs.override('ckpt', shlex.split(runs.short(path))[0]))}"
         ),
@@ -149,15 +195,16 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
 
 def _setting(setting: settings.Setting, metric: str) -> dict[str, Any]:
     numbers = _finite(setting._asdict()) | {"runs": len(setting.runs), "apart": setting.apart}
+    numbers["behind_mean_face"] = _behind(_mean_psnr(setting))
     return {"setting": numbers.pop("name"), "metric": metric, **numbers, "best": _entry(setting.runs.iloc[0], metric)}
 
 
 def _table(sweep: collect.Sweep) -> pd.DataFrame:
     usual = ["beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "model.network"]
-    columns = ["run", "status", "reason", *dict.fromkeys([*sweep.swept, *usual]), *collect.METRICS, *collect.DISTANCES]
+    columns = ["run", "status", "reason", *sweep.swept, *usual, *collect.METRICS, "mean_face_psnr", *collect.DISTANCES]
     columns += ["epoch", "epochs_done", "images_per_second", "wall_seconds", "used_threads", "peak_memory_mb"]
     columns += [*collect.COST, "data_fingerprint", "checkpoint"]
-    return sweep.runs[[c for c in columns if c in sweep.runs]]
+    return sweep.runs[[c for c in dict.fromkeys(columns) if c in sweep.runs]]
 
 
 def _csv(table: pd.DataFrame) -> str:
@@ -192,6 +239,7 @@ def _page(
     return environment.get_template("page.html").render(
         title=", ".join(collect.text(folder.resolve().name) for folder in folders),
         summary=summary,
+        behind={run["run"] for _, run in sweep.completed.iterrows() if _behind(run)},
         unfinished=sweep.runs[sweep.runs["status"] != "completed"].head(200).to_dict("records"),
         difference=DIFFERENCE.format(rank_by=summary["rank_by"]),
         effects=effects,
@@ -226,15 +274,14 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
         lines.append(f"  {run}: {status}{', ' if reason else ''}{reason}")
     if len(other) > MAX_NAMED:
         lines.append(f"  and {len(other) - MAX_NAMED} more; see runs.csv")
-    lines += cost_lines(sweep)
+    lines += cost_lines(sweep) + summary["warnings"]
     if summary["best_setting"]:
         lines.append(summary["best_setting"])
     if any(setting["runs"] > 1 for setting in summary["settings"]):
         lines += [f"top two settings by {summary['rank_by']}, each with its best checkpoint:"]
         lines += [f"  {_words(setting)}  {setting['best']['evaluate']}" for setting in summary["settings"][:2]]
     lines += [f"top two by {summary['rank_by']}, over the whole sweep:", *map(_line, summary["top"])]
-    by_loss = summary["top_by_loss"]
-    for group in by_loss[:6] if len(by_loss) <= 6 else [group for group in by_loss if len(group["runs"]) > 1][:6]:
+    for group in summary["top_by_loss"][:6]:
         among = ", ".join(f"{knob} {_cell(value)[0]}" for knob, value in group["among"].items())
         lines += [f"top two by val/loss{', ' + among if among else ''}:", *map(_line, group["runs"])]
     lines += [DIFFERENCE.format(rank_by=summary["rank_by"]), *summary["conclusions"][1:]]
@@ -246,8 +293,8 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
 def cost_lines(sweep: collect.Sweep) -> list[str]:
     """The cost of the runs that measured it."""
     known = sweep.runs[[name for name in collect.COST if name in sweep.runs]].dropna(how="all")
-    units = {"cpu_seconds": (3600, "CPU hours"), "gpu_seconds": (3600, "GPU hours"), "joules": (1000, "kJ")}
-    totals = [f"{known[name].sum() / size:.3g} {unit}" for name, (size, unit) in units.items() if name in known]
+    units = {"cpu_seconds": "CPU hours", "gpu_seconds": "GPU hours"}
+    totals = [f"{known[name].sum() / 3600:.3g} {unit}" for name, unit in units.items() if name in known]
     return [f"cost of {len(known)} of {len(sweep.runs)} runs: {', '.join(totals)}"] if totals else []
 
 
@@ -256,11 +303,17 @@ def _words(setting: dict[str, Any]) -> str:
     words = f"{setting['setting']}: mean {setting['mean']:.6g}"
     if setting["low"] is not None:
         words += f" (95% {setting['low']:.6g} to {setting['high']:.6g})"
-    words += f", {setting['runs']} runs" + f" on {setting['num_splits']} splits" * (setting["num_splits"] > 1)
-    known = setting["probability"] is not None
-    return words + (f", the best with probability {setting['probability']:.0%}" if known else "")
+    words += f", {setting['runs']} run{'s' if setting['runs'] > 1 else ''}"
+    if setting["num_splits"] > 1:
+        words += f" on {setting['num_splits']} splits"
+    if setting["behind_mean_face"]:
+        words += BEHIND
+    if setting["probability"] is not None:
+        words += f", the best with probability {setting['probability']:.0%}"
+    return words
 
 
 def _line(entry: dict[str, Any]) -> str:
     metric = f"{entry['metric'].partition('/')[2]} {entry['value']:.6g}"
-    return f"  {entry['run']}  {metric}, {entry['psnr']:.2f} dB, KL {entry['kl']:.1f}  {entry['evaluate']}"
+    behind = BEHIND if entry["behind_mean_face"] else ""
+    return f"  {entry['run']}  {metric}, {entry['psnr']:.2f} dB{behind}, KL {entry['kl']:.1f}  {entry['evaluate']}"

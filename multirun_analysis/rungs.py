@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from multirun_analysis import collect
+from multirun_analysis import collect, settings
 from smilevae import runs
 
 
@@ -18,16 +18,16 @@ def of(folder: Path) -> list[tuple[int, int]]:
 
 
 def explain(sweep: collect.Sweep, rungs: list[tuple[int, int]]) -> list[str]:
-    """Write into each paused run's reason its place among the runs of its last rung. Gives a sentence on the rungs."""
+    """Write into each paused run's reason its setting's place in its last rung. Gives a sentence on the rungs."""
     if len(rungs) < 2:
         return []
     for (epochs, _), (_, num) in itertools.pairwise(rungs):
-        reached = after(sweep, epochs).runs.sort_values("val/nelbo", kind="stable", ignore_index=True)
-        places = {path: place for place, path in enumerate(reached["path"], start=1)}
+        reached = settings.rank_settings(after(sweep, epochs), "val/nelbo")
+        places = {path: place for place, setting in enumerate(reached, start=1) for path in setting.runs["path"]}
         for index, row in sweep.runs[sweep.runs["status"] == "paused"].iterrows():
             if row["path"] in places:
-                reason = f"after epoch {epochs}: place {places[row['path']]} of {len(places)}"
-                sweep.runs.loc[index, "reason"] = f"{reason} by val/nelbo; the best {num} settings go on"
+                reason = f"after epoch {epochs}: place {places[row['path']]} of {len(reached)} settings by val/nelbo"
+                sweep.runs.loc[index, "reason"] = f"{reason}; the best {num}, now or by their trend, go on"
     text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in rungs)
     paused = int((sweep.runs["status"] == "paused").sum())
     return [
@@ -37,12 +37,12 @@ def explain(sweep: collect.Sweep, rungs: list[tuple[int, int]]) -> list[str]:
 
 
 def after(sweep: collect.Sweep, epochs: int) -> collect.Sweep:
-    """All runs that reached an epoch, with the metrics of their best epoch until then."""
+    """All runs that reached an epoch, with the metrics of their best epoch until then, as `runs.rank_of` ranks it."""
     rows = []
     for row in sweep.runs.to_dict("records"):
         lines = [line for line in runs.read_metrics(row["path"]) if all(name in line for name in collect.METRICS)]
         if row["status"] in ("completed", "paused") and lines and lines[-1]["epoch"] >= epochs:
-            best = min((line for line in lines if line["epoch"] <= epochs), key=lambda line: line["val/nelbo"])
+            best = min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)
             rows.append(_knobs(row) | {name: best[name] for name in collect.METRICS} | {"status": "completed"})
     frame = pd.DataFrame(rows, columns=None if rows else sweep.runs.columns)
     return collect.Sweep(frame, collect.swept(frame))
@@ -54,4 +54,4 @@ def _knobs(row: dict[str, Any]) -> dict[str, Any]:
         return row
     fingerprint = runs.read_json(row["path"] / "data_card.json").get("fingerprint")
     knobs = {name: collect.plain(value) for name, value in runs.read_settings(row["path"]).flat().items()}
-    return {k: row[k] for k in ("run", "path")} | knobs | {"data_fingerprint": fingerprint}
+    return row | knobs | {"data_fingerprint": fingerprint}

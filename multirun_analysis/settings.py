@@ -1,6 +1,6 @@
 """Ranks settings. A setting is the runs that differ in `seed` and `data.split_seed` only.
 
-A split is one unit if the sweep has several splits: runs on one split share their people, so they are not independent.
+A split is one unit if the runs hold out different people: runs on one split share them, so they are not independent.
 Otherwise a run is one unit. A setting's mean is the mean over its units, with a t interval.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from multirun_analysis import rank
-from multirun_analysis.collect import REPEATS, Sweep
+from multirun_analysis.collect import REPEATS, Sweep, held_out
 
 NUM_DRAWS = 2000
 LEVEL = 0.95
@@ -23,7 +23,8 @@ class Setting(NamedTuple):
     """A setting and its mean of a metric, with 95% intervals. Unknown numbers are NaN or infinite.
 
     `ahead` is by how much the best setting is better than this one. Its interval holds for all pairs of settings at
-    once. `probability` is that of the best mean.
+    once. `probability` is that of the best mean. It is known if every setting has two units or more: the mean of a
+    single one has no interval, so it could be the best whatever the others are.
     """
 
     name: str
@@ -65,7 +66,8 @@ def rank_settings(sweep: Sweep, metric: str) -> list[Setting]:
         probability, ahead, half = math.nan, math.nan, math.inf
         if name in several:
             own = several.index(name)
-            probability = float(wins[own])
+            if len(several) == len(order):
+                probability = float(wins[own])
             if order[0] in several and own:  # the best is the first of both
                 ahead, half = sign * float(means[0] - means[own]), float(margin(0, own))
         interval = rank.interval(mean[name], error[name], n[name] - 1)
@@ -76,13 +78,9 @@ def rank_settings(sweep: Sweep, metric: str) -> list[Setting]:
 
 def _units(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with `_split`, `_block`, which is a split and a seed, and `_unit`."""
-    split, block = (
-        frame[[c for c in columns if c in frame]].astype(str).agg(" ".join, axis=1)
-        for columns in (("data_fingerprint", "data.split_seed"), ("data_fingerprint", *REPEATS))
-    )
-    swept = frame.get("data.split_seed", split[:1]).nunique() > 1
-    several = swept or split.groupby(frame["_name"]).nunique().max() > 1
-    return frame.assign(_split=split, _block=block, _unit=split if several else block)
+    split = held_out(frame)
+    block = split + " " + frame["seed"].map(str) if "seed" in frame else split
+    return frame.assign(_split=split, _block=block, _unit=split if split.nunique() > 1 else block)
 
 
 def _paired(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, Callable[[int, int], float]]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from conftest import ROOT
 from scipy import stats
 
 from multirun_analysis import __main__ as analysis
-from multirun_analysis import collect, rank
+from multirun_analysis import collect, plots, rank
 from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
@@ -204,7 +205,8 @@ def test_the_pareto_front_is_what_nothing_beats(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "epoch"), [([5, 4, 3.01, 3, 3.02], 3), ([3, 9, 3, 3], 3), ([9, 5, 3], None), ([3], None), ([], None)]
+    ("values", "epoch"),
+    [([5, 4, 3.01, 3, 3.02], 3), ([3, 9, 3, 3], 3), ([4, 3, 4, 5], 2), ([9, 5, 3], None), ([3], None), ([], None)],
 )
 def test_when_training_settles(values, epoch):
     assert rank.settled(list(enumerate(values, 1))) == epoch
@@ -277,6 +279,150 @@ def test_a_sweep_with_beta_0_has_all_figures(tmp_path, capsys, betas):
     assert all(name in figure for name in ("beta 0", "mean face", "PCA-120"))
     page = (root / "analysis" / "index.html").read_text()
     assert ("The dashed line" in page) == (max(betas) > 0)
+
+
+def with_spectrum(folder, held_out=(3.0, 2.0), total=9.0):
+    """A run folder with the spectrum of its faces, 100 pixels each."""
+    content = {"eigenvalues": list(held_out), "held_out": list(held_out), "total": total, "num_pixels": 100}
+    (folder / "spectrum.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_linear_reference_is_that_of_the_run_and_has_its_axes(tmp_path, capsys):
+    """The spectrum of the first run has no fourth axis, which the sharpest run uses."""
+    root, axes = tmp_path / "s", (3.0, 2.0, 1.5, 1.0)
+    with_spectrum(write_run(root / "a", latent_dim=2, beta=0.1, psnr=19, nelbo=-1), axes[:2])
+    with_spectrum(write_run(root / "b", latent_dim=4, beta=0.1, psnr=21, nelbo=-2), axes)
+    expected = linear_vae(Spectrum([*axes], [*axes], 9.0, 100), 0.1, 4)["psnr"]
+    assert run_analysis(root) == 0
+    sentence = (
+        f"The sharpest run, b, has 21.00 dB; the linear VAE's optimum at its beta and latent_dim has {expected:.2f}"
+    )
+    assert sentence in capsys.readouterr().out
+    assert len(plots.reference(collect.collect([root])).eigenvalues) == 4
+
+    # other faces, of which no setting tells
+    with_spectrum(write_run(root / "c", latent_dim=4, beta=0.1, psnr=22, nelbo=-3), axes, total=9.1)
+    assert run_analysis(root) == 0
+    own = linear_vae(Spectrum([*axes], [*axes], 9.1, 100), 0.1, 4)["psnr"]
+    assert f"latent_dim has {own:.2f} dB" in capsys.readouterr().out
+    assert "mean face" not in (root / "analysis" / "rate_distortion.svg").read_text()
+    assert "There are no linear references" in (root / "analysis" / "index.html").read_text()
+    (root / "c" / "spectrum.json").unlink()
+    assert plots.reference(collect.collect([root])) is None
+
+
+PEOPLE = {
+    "data.split_seed": (0, 1),
+    "data.val_fraction": (0.2, 0.4),
+    "data.test_fraction": (0, 0.5),
+    "data.person_pattern": ("^(.+)_\\d+$", "^(.+)$"),
+    "faces": ("f", "g"),
+}
+
+
+@pytest.mark.parametrize("knob", PEOPLE)
+def test_runs_that_hold_out_different_people_are_not_compared_without_a_word(tmp_path, knob, capsys):
+    for name, value in zip("ab", PEOPLE[knob]):
+        with_spectrum(write_run(tmp_path / "s" / name, **{knob: value}))
+    assert run_analysis(tmp_path / "s") == 0
+    reason = "other images" if knob == "faces" else knob
+    sentence = f"Runs hold out different people ({reason})"
+    printed = capsys.readouterr().out
+    assert printed.index(sentence) < printed.index("top two by")
+    page = (tmp_path / "s" / "analysis" / "index.html").read_text()
+    assert page.index(sentence) < page.index("The top two runs")
+    sweep = collect.collect([tmp_path / "s"])
+    assert plots.reference(sweep) is None
+    assert len(rank.groups(sweep)) == 2
+
+
+def test_a_leader_behind_the_mean_face_is_said_to_be(tmp_path, capsys):
+    """The mean face has 10.46 dB here."""
+    root = tmp_path / "s"
+    for beta, psnr in {30: 9.5, 20: 10.4}.items():
+        with_spectrum(write_run(root / f"beta-{beta}", beta=beta, psnr=psnr, nelbo=-beta))
+    with_spectrum(write_run(root / "beta-1", beta=1, psnr=12, nelbo=-1))
+    assert run_analysis(root) == 0
+    printed = capsys.readouterr().out
+    sentence = (
+        "Behind the mean face by PSNR: beta-30 (9.50 against 10.46 dB); beta-20 (10.40 against 10.46 dB)."
+        " They have learnt less than an average of all faces. Train longer, or lower beta."
+    )
+    assert printed.index(sentence) < printed.index("top two by")
+    assert "nelbo -30, 9.50 dB, behind the mean face" in printed
+    page = (root / "analysis" / "index.html").read_text()
+    assert sentence in page
+    assert "2 of 3 completed runs, in grey, are behind the mean face" in page
+    assert pd.read_csv(root / "analysis" / "runs.csv")["mean_face_psnr"].tolist() == pytest.approx(
+        [10.4576] * 3, abs=1e-3
+    )
+    assert run_analysis(root, "rank_by=val/psnr") == 0
+    assert "behind the mean face" not in capsys.readouterr().out.partition("beta-20")[0]
+
+    # with repeats the best setting is named
+    for beta, psnr in {30: 10, 20: 10, 1: 12}.items():
+        with_spectrum(write_run(root / f"beta-{beta}_seed-1", beta=beta, psnr=psnr, nelbo=-beta, seed=1))
+    assert run_analysis(root) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "Behind the mean face by PSNR: beta=30 (9.75 against 10.46 dB); beta=20 (10.20 against 10.46 dB); " in printed
+    )
+    assert "beta=30: mean -30 (95% -30 to -30), 2 runs, behind the mean face" in printed
+
+
+def test_settings_of_the_trainer_are_knobs(tmp_path):
+    jobs = {f"{clip}": {"settings": {"trainer.gradient_clip_val": clip, "trainer.devices": clip}} for clip in (1, 500)}
+    for name in jobs:
+        write_run(tmp_path / name)
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    assert collect.collect([tmp_path]).swept == ["trainer.gradient_clip_val"]
+
+
+def test_long_values_that_differ_at_their_end_are_two(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, **{"data.unlabelled": f"/{'x' * 120}/{name}"})
+    assert collect.collect([tmp_path]).swept == ["data.unlabelled"]
+
+
+def test_a_sweep_that_is_passed_twice_counts_once(tmp_path, monkeypatch):
+    grid(tmp_path / "s", beta=[1, 10])
+    monkeypatch.chdir(tmp_path)
+    assert collect.collect([Path("s"), tmp_path / "s"]).counts == {"completed": 2}
+
+
+def test_val_loss_is_not_compared_between_different_betas_of_beta_auto(tmp_path):
+    for seed, beta in enumerate((0.006, 0.007)):
+        write_run(tmp_path / str(seed), beta="auto", seed=seed, best={"beta": beta})
+    assert [len(part) for _, part in rank.groups(collect.collect([tmp_path]))] == [1, 1]
+
+
+@pytest.mark.parametrize("rank_by", ["val/nelbo", "val/recon"])
+def test_sums_over_pixels_do_not_rank_different_sizes(tmp_path, rank_by, capsys):
+    for size in (64, 128):
+        write_run(tmp_path / f"{size}", image_size=size)
+    assert run_analysis(tmp_path, f"rank_by={rank_by}") == 0
+    printed = capsys.readouterr().out
+    assert "top two by val/psnr" in printed
+    assert "Runs have different image sizes, on which val/psnr depends: compare runs of one size." in printed
+
+
+def test_the_second_phase_is_not_in_the_numbers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(collect, "HIDDEN", collect.HIDDEN - {"sharpen.weight"})
+    for weight in (0.1, 0.5):
+        write_run(tmp_path / f"{weight}", **{"sharpen.weight": weight})
+    assert run_analysis(tmp_path) == 0
+    assert "sharpen.weight acts in the second, in RUN/sharp" in capsys.readouterr().out
+
+
+def test_a_warm_start_that_stays_the_best_has_settled(tmp_path, capsys):
+    folder = write_run(tmp_path / "a")
+    lines = [{"epoch": epoch, "val/loss": 10 + epoch, "val/psnr": 20} for epoch in range(5)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_analysis(tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "in 1 of 1 runs, in epoch 0" in printed
+    assert "still improving" not in printed
 
 
 def test_a_closed_pipe_ends_the_analysis_quietly(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 import yaml
 from test_analysis import run_analysis, write_run
@@ -11,7 +12,7 @@ from smilevae.config import Settings
 
 
 def line(epoch: int, nelbo: float) -> dict:
-    metrics = dict.fromkeys(collect.METRICS, 1.0) | {"val/nelbo": nelbo, "val/psnr": -nelbo}
+    metrics = dict.fromkeys(collect.METRICS, 1.0) | {"val/loss": nelbo, "val/nelbo": nelbo, "val/psnr": -nelbo}
     return {"epoch": epoch} | metrics
 
 
@@ -43,8 +44,8 @@ def test_a_paused_run_is_named_with_its_place_and_effects_are_those_of_the_first
     assert "4 runs: 2 completed, 2 paused" in printed
     assert "Rungs: 4 settings to epoch 2, 2 settings to epoch 6; 2 runs are paused." in printed
     page = (halved / "analysis" / "index.html").read_text()
-    assert "after epoch 2: place 4 of 4 by val/nelbo; the best 2 settings go on" in page
-    assert "after epoch 2: place 3 of 4" in page
+    assert "after epoch 2: place 4 of 4 settings by val/nelbo; the best 2, now or by their trend, go on" in page
+    assert "after epoch 2: place 3 of 4 settings" in page
     first = rungs.after(collect.collect([halved]), 2)
     assert dict(zip(first.runs["run"], first.runs["val/nelbo"])) == {"a": 8, "b": 7, "late": 9, "d": 8.5}
     assert first.swept == ["beta"]
@@ -52,6 +53,32 @@ def test_a_paused_run_is_named_with_its_place_and_effects_are_those_of_the_first
     assert effects == {2: -1, 3: 1, 4: 0.5}
     top = json.loads((halved / "analysis" / "top.json").read_text())["top"]
     assert [entry["run"] for entry in top] == ["a", "b"]
+
+
+def test_a_rung_takes_the_best_epoch_by_val_loss_as_a_run_does(halved):
+    losses = [3, 1, 2]
+    lines = [line(epoch, nelbo) | {"val/loss": loss} for epoch, (nelbo, loss) in enumerate(zip([5, 9, 7], losses), 1)]
+    (halved / "a" / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    for epochs, expected in {1: 5, 2: 9, 3: 9}.items():
+        reached = rungs.after(collect.collect([halved]), epochs).runs.set_index("run")
+        assert reached.loc["a", "val/nelbo"] == expected
+
+
+def test_the_place_of_a_paused_run_is_that_of_its_setting(halved, capsys):
+    """The best run of a setting of two seeds is paused with its setting, whose mean is last."""
+    for seed, nelbo in {0: 1.0, 1: 99.0}.items():
+        folder = halved / f"e{seed}"
+        folder.mkdir()
+        own = Settings().with_values({"beta": 5, "image_size": 64, "seed": seed}).plain()
+        (folder / "config.yaml").write_text(yaml.safe_dump(own))
+        (folder / "status.json").write_text('{"status": "PAUSED", "reason": "after epoch 2 of 6"}')
+        (folder / "data_card.json").write_text('{"fingerprint": "f"}')
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line(epoch, nelbo)) + "\n" for epoch in (1, 2)))
+    assert run_analysis(halved) == 0
+    reasons = pd.read_csv(halved / "analysis" / "runs.csv").set_index("run")["reason"]
+    assert {reasons["e0"], reasons["e1"]} == {
+        "after epoch 2: place 5 of 5 settings by val/nelbo; the best 2, now or by their trend, go on"
+    }
 
 
 def test_a_damaged_plan_has_no_rungs(halved):

@@ -1,6 +1,8 @@
 """The ranking of settings against independent computations and simulated sweeps; the differences of two runs."""
 
+import itertools
 import json
+import math
 import subprocess
 import sys
 
@@ -115,9 +117,49 @@ def test_a_lucky_setting_of_one_run_and_a_setting_without_noise():
     assert [s.name for s in result] == ["knob=9", "knob=0", "knob=1"]
     assert not any(s.apart for s in result)
     assert np.isinf(result[0].low)
-    assert np.isnan(result[0].probability)
+    assert np.isnan([s.probability for s in result]).all()  # the lucky one has no interval: it could be the best
+    last = table.tail(1).assign(knob=9, run="unlucky", **{"val/psnr": 0.0})
+    behind = settings.rank_settings(collect.Sweep(pd.concat([table, last], ignore_index=True), ["knob"]), "val/psnr")
+    assert np.isnan([s.probability for s in behind]).all()
     exact = ranked(np.array([[[1.0, 1.1]], [[0.5, 0.6]], [[1.0, 1.1]]]))
     assert [s.apart for s in exact] == [False, False, True]
+
+
+def test_numbers_of_runs_are_those_of_each_level(tmp_path, capsys):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / "s" / f"a{seed}", lr=0.001, seed=seed, nelbo=-seed)
+    write_run(tmp_path / "s" / "b", lr=0.01, seed=0, nelbo=-9)
+    assert run_analysis(tmp_path / "s") == 0
+    printed = capsys.readouterr().out
+    assert "lr 0.01 against 0.001: cannot tell what it does to nelbo (1 against 3 runs, not paired)" in printed
+    assert "the best with probability" not in printed
+    assert "lr=0.01: mean -9, 1 run " in printed
+    assert "-inf" not in (tmp_path / "s" / "analysis" / "index.html").read_text()
+
+
+def test_settings_on_different_people_are_not_called_better(tmp_path):
+    """Each has three seeds on one split: their difference may be that of the people."""
+    for fraction, seed in itertools.product((0.1, 0.4), (0, 1, 2)):
+        knobs = {"data.val_fraction": fraction, "data.split_seed": 0, "seed": seed}
+        write_run(tmp_path / f"{fraction}-{seed}", psnr=20 + 10 * fraction + seed / 100, **knobs)
+    sweep = collect.collect([tmp_path])
+    best, other = settings.rank_settings(sweep, "val/psnr")
+    assert (best.name, other.apart) == ("data.val_fraction=0.4", False)
+    assert np.isnan(best.probability)
+    (effect,) = rank.effects(sweep, ("val/psnr",))
+    assert not effect.tells
+    assert effect.numbers == "one split each"
+
+
+def test_two_folders_of_images_make_two_settings(tmp_path):
+    for faces, beta, seed in itertools.product("fg", (1, 10), (0, 1)):
+        write_run(tmp_path / faces / f"{beta}-{seed}", faces=faces, beta=beta, seed=seed)
+    sweep = collect.collect([tmp_path / "f", tmp_path / "g"])
+    assert sweep.swept == ["beta", "data_fingerprint", "seed"]
+    assert len(settings.rank_settings(sweep, "val/psnr")) == 4
+    for faces, num in {"h": 60, "i": 90}.items():  # here a knob says it
+        write_run(tmp_path / "drawn" / faces, faces=faces, **{"data.num_smiling": num})
+    assert collect.collect([tmp_path / "drawn"]).swept == ["data.num_smiling"]
 
 
 def test_one_run_twice_is_one_run(tmp_path):
@@ -178,17 +220,18 @@ def test_the_two_checkpoints_to_evaluate_are_of_two_settings_on_one_split(tmp_pa
 
 def test_the_cost_of_a_sweep_is_that_of_its_runs_and_says_of_how_many(tmp_path, capsys):
     root = grid(tmp_path / "s", beta=[1, 10, 50])
-    for name, cost in {"beta-1": {"cpu_seconds": 5400}, "beta-10": {"cpu_seconds": 1800, "joules": 2500}}.items():
+    for name, cost in {"beta-1": {"cpu_seconds": 5400}, "beta-10": {"cpu_seconds": 1800, "gpu_seconds": 7200}}.items():
         result = json.loads((root / name / "result.json").read_text())
         (root / name / "result.json").write_text(json.dumps(result | cost))
     (root / "cut").mkdir()
     (root / "cut" / "status.json").write_text('{"status": "INTERRUPTED"}')
-    (root / "cut" / "cost.json").write_text(json.dumps({"cpu_seconds": 3600, "joules": HOSTILE, "more": 1}))
+    (root / "cut" / "cost.json").write_text(json.dumps({"cpu_seconds": 3600, "gpu_seconds": HOSTILE, "more": 1}))
     assert run_analysis(root) == 0
-    assert "cost of 3 of 4 runs: 3 CPU hours, 2.5 kJ\n" in capsys.readouterr().out
+    assert "cost of 3 of 4 runs: 3 CPU hours, 2 GPU hours\n" in capsys.readouterr().out
     table = pd.read_csv(root / "analysis" / "runs.csv").set_index("run")
     assert table.loc["cut", "cpu_seconds"] == 3600
-    assert json.loads((root / "analysis" / "top.json").read_text())["cost"] == {"cpu_seconds": 10800, "joules": 2500}
+    cost = json.loads((root / "analysis" / "top.json").read_text())["cost"]
+    assert cost == {"cpu_seconds": 10800, "gpu_seconds": 7200}
 
 
 # the differences of two runs
@@ -226,6 +269,53 @@ def test_a_run_without_a_result_is_compared_by_its_settings_and_epochs(tmp_path,
     assert "settings epochs" in printed
     assert "metrics epoch" in printed
     assert "status" not in printed
+
+
+LONG = "/data/" + "x" * 57
+ALIKE = [(1, 1.0), (math.nan, math.nan), ([1, {"a": math.nan}], [1.0, {"a": math.nan}]), ("", "")]
+DIFFERENT = {
+    "a float": (0.002, 0.0020000001, "0.002", "0.0020000001"),
+    "a text": (f"{LONG}/set-one", f"{LONG}/set-two", "set-one", "set-two"),
+    "a list": ([1, 2, [0.1]], [1, 2, [0.1 + 1e-12]], "0.1]", "0.100000000001"),
+    "a long list": ([*range(50)], [*range(49), 0], "48, 49]", "48, 0]"),
+    "a number and a text": (1, "1", "1", "'1'"),
+    "a number and true": (1, True, "1", "True"),
+    "nothing and no entry": (None, ..., "none", "-"),
+    "a text and nothing": ("none", None, "'none'", "None"),
+    "control characters": ("a\x01", "a\x02", "x01", "x02"),
+}
+
+
+@pytest.mark.parametrize("place", ["settings", "versions", "best"])
+@pytest.mark.parametrize("pair", [*ALIKE, *DIFFERENT.values()], ids=[*map(str, ALIKE), *DIFFERENT])
+def test_a_diff_compares_values_and_shows_where_they_differ(tmp_path, pair, place, capsys):
+    folders = [write_run(tmp_path / name) for name in ("one", "two")]
+    for folder, value in zip(folders, pair):
+        result = json.loads((folder / "result.json").read_text())
+        entries = result.setdefault(place, {})
+        if value is not ...:
+            entries["entry"] = value
+        (folder / "result.json").write_text(json.dumps(result))
+    assert run_analysis("diff", *folders) == 0
+    printed = capsys.readouterr().out
+    if len(pair) == 2:
+        assert "the two runs are equal in all of" in printed
+        return
+    title, row = printed.splitlines()
+    one, two = row[title.index("one") : title.index("two")].strip(), row[title.index("two") :].strip()
+    assert one != two
+    assert pair[2] in one
+    assert pair[3] in two
+    assert max(len(one), len(two)) <= 63
+
+
+def test_a_diff_knows_the_trainer_s_settings(tmp_path, capsys):
+    for name, clip in {"one": 1.0, "two": 500.0}.items():
+        write_run(tmp_path / name)
+        settings_ = Settings.model_validate({"trainer": {"gradient_clip_val": clip}})
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(settings_.plain()))
+    assert run_analysis("diff", tmp_path / "one", tmp_path / "two") == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["settings", "trainer.gradient_clip_val", "1", "500"]
 
 
 @pytest.mark.parametrize("words", [["diff"], ["diff", "a"], ["diff", "a", "b", "c"], ["diff", "docs", "tests"]])
