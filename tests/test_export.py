@@ -21,6 +21,38 @@ from smilevae.evaluation.report import evaluate
 from smilevae.runs import checkpoint
 
 onnxruntime = pytest.importorskip("onnxruntime")
+WINDOWS = """
+import ctypes, os, pathlib, signal, sys
+import cv2, filelock, numpy, onnxscript, platformdirs, sklearn, torch, torchvision  # those of this system
+missing = {"resource", "fcntl", "pwd", "grp", "termios", "readline"}
+for name in missing:
+    sys.modules[name] = None
+for name in ("uname", "fork", "getuid", "geteuid", "getloadavg", "sched_getaffinity", "O_DIRECTORY", "O_NOFOLLOW"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGPIPE", "SIGHUP", "SIGALRM", "SIGUSR1", "pthread_sigmask", "SIG_BLOCK", "SIG_UNBLOCK"):
+    delattr(signal, name)
+open_posix, replace_posix, library = os.open, os.replace, ctypes.CDLL
+
+def open_file(path, *rest, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return open_posix(path, *rest, **options)
+
+def replace(source, target):
+    if os.path.isdir(target):
+        raise PermissionError(13, "Access is denied", str(source))
+    return replace_posix(source, target)
+
+def load_library(name, *rest, **options):
+    if name is None:
+        raise TypeError("LoadLibrary() argument 1 must be str, not None")
+    return library(name, *rest, **options)
+
+def read_text(self, encoding=None, errors=None):
+    return self.read_bytes().decode(encoding or "cp1252", errors or "strict")
+
+os.open, os.replace, ctypes.CDLL, pathlib.Path.read_text = open_file, replace, load_library, read_text
+"""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +189,59 @@ def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence
     with pytest.raises(CheckpointError, match=r"run python evaluate\.py"):
         export.main(ExportOptions(ckpt=str(bare), out=str(tmp_path / "new")))
     assert not (tmp_path / "new").exists()
+
+
+def test_windows_loads_a_model_edits_photos_and_exports(exported, tmp_path):
+    """Without the modules, functions and signals that only POSIX has, and where a folder cannot be opened."""
+    run, out = exported
+    Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
+    (tmp_path / "given").mkdir()
+    code = f"""
+import smilevae
+from smilevae import cli
+model = smilevae.load({str(out)!r})
+assert model.smile(model.sample(2)).shape == (2, 3, 64, 64)
+cli.main(["photo", "ckpt={out}", "image=in.png", "box=frame", "out=edited/out.png"])
+cli.main(["export", "ckpt={run}", "out=given"])
+smilevae.load("given")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS + code],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "edited" / "out.png").exists()
+    assert not [path for path in tmp_path.rglob(".*") if path.name.endswith(".tmp")]
+
+
+def test_an_export_removes_what_a_killed_one_left_and_nothing_of_the_user(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "onnx_halves", lambda vae: {})
+    mine, left = tmp_path / ".given.2024.tmp", tmp_path / ".given.99.smilevae.tmp"
+    for folder in (mine, left):
+        folder.mkdir()
+        (folder / "file").write_text("")
+    export.main(ExportOptions(ckpt=str(exported[0]), out=str(tmp_path / "given")))
+    assert {path.name for path in tmp_path.iterdir()} == {"given", ".given.2024.tmp"}
+
+
+def test_the_card_of_a_second_phase_counts_the_images_of_its_run(exported, tmp_path):
+    run, out = exported
+    model = json.loads((out / "model.json").read_text())
+    metrics = json.loads((out / "evaluation" / "metrics.json").read_text())
+    sharp = tmp_path / "sharp"
+    sharp.mkdir()
+    assert "no data card was kept" in export.model_card(model, metrics, sharp)
+    shutil.copy(run / "data_card.json", tmp_path)
+    card = export.model_card(model, metrics, sharp)
+    assert card == export.model_card(model, metrics, run)
+    assert "no data card was kept" not in card
+    assert "no data card was kept" in export.model_card(model, metrics, tmp_path / "another")  # is no second phase
+    (sharp / "data_card.json").write_text("{")
+    assert "no data card was kept" in export.model_card(model, metrics, sharp)
 
 
 def test_a_damaged_export_is_refused(exported, tmp_path):

@@ -19,7 +19,7 @@ from smilevae.editing import dials
 from smilevae.errors import ConfigError, NotEvaluated
 from smilevae.evaluation import edits_text, samplers
 from smilevae.models.vae import VAE
-from smilevae.runs import checkpoint
+from smilevae.runs import checkpoint, files
 
 CARD = Path(__file__).with_name("model_card.md")
 PRIVATE = ("resume", *(f"data.{name}" for name in PLACES))
@@ -53,7 +53,7 @@ def main(options: ExportOptions) -> None:
         "fingerprint": fingerprint,
         "epoch": epoch,
     }
-    for left in out.parent.glob(f".{out.name}.[0-9]*.tmp"):  # of a killed process
+    for left in out.parent.glob(f".{out.name}.[0-9]*{files.TEMPORARY}"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     with runs.replacing(out) as work:
         for name, content in evaluation.items():
@@ -64,6 +64,8 @@ def main(options: ExportOptions) -> None:
         runs.write_text(work / "model.json", json.dumps(model, indent=2) + "\n")
         weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
         runs.write_bytes(work / runs.EXPORTED, save(weights))
+        if out.exists():
+            out.rmdir()  # Windows renames no folder to one that exists
     print(f"exported: {runs.short(out)}/")
 
 
@@ -93,6 +95,8 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
     """README.md of an exported model."""
     path, edits = run / "data_card.json", metrics.get("edits")
-    data = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    if run.name == runs.SHARP and not path.exists():  # a second phase has the images of its run
+        path = run.parent / path.name
+    data = {"parts": {}} | runs.read_json(path)
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
     return card.render(model=model, data=data, metrics=metrics, edits=edits and edits_text.format_card(edits))

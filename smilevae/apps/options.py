@@ -69,7 +69,6 @@ class AppOptions(Common):
     """
 
     attribute: str | None = Field(None, description=ATTRIBUTE)
-
     port: int = Field(7860, ge=0, le=65535, description="0 chooses a free one")
 
 

@@ -37,6 +37,8 @@ def main(options: PhotoOptions) -> None:
         print(edit_file(model, source, out, options))
         return
     paths, problems = images.list_images(source), []
+    if source.resolve() in out.resolve().parents:  # results of an earlier call are not photos
+        paths = [path for path in paths if out.resolve() not in path.resolve().parents]
     if not paths:
         raise DataError(f"{source} holds no images; name another folder")
     stems = Counter(path.with_suffix("") for path in paths)
@@ -60,11 +62,14 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}; pass image=FILE or image=FOLDER") from None
     photo, (_, dial) = np.asarray(picture), model.dials.choose(None, options.direction)
-    faces = locate(model, photo, str(source), options.box, options.face)
     photos, name = [photo] * len(options.intensity), model.dials.attribute
-    for face in faces:
-        photos = [edit(model, p, face, {name: i}, dial.name) for p, i in zip(photos, options.intensity)]
-    save(photos, out, picture.info.get("icc_profile"), faces[0].matrix, model.vae.image_size)
+    try:
+        faces = locate(model, photo, str(source), options.box, options.face)
+        for face in faces:
+            photos = [edit(model, p, face, {name: i}, dial.name) for p, i in zip(photos, options.intensity)]
+        save(photos, out, picture.info.get("icc_profile"), faces[0].matrix, model.vae.image_size)
+    except mesh.opencv().error as error:
+        raise DataError(f"{source}: {str(error).splitlines()[0]}; pass another photo") from None
     line = f"{source}: {len(faces)} face{'s' * (len(faces) > 1)}, {dial.name}, {runs.short(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.intensity):
         line += f"; beyond {dial.low:+g}..{dial.high:+g} the score does not follow, or the face does not look real"
@@ -123,8 +128,10 @@ def save(photos: list[np.ndarray], out: Path, profile: bytes | None, matrix: np.
         write = partial(strip.save, format=form, icc_profile=profile, **QUALITY.get(form, {}))
     try:
         runs.replace_file(out, write)
-    except ValueError as error:  # a side is longer than the format allows
-        raise ConfigError(f"out={out}: {error}; end it in .png") from None
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None):  # of the system
+            raise
+        raise ConfigError(f"out={out}: {error}, as a side is too long for {form}; end it in .png") from None
 
 
 def _save_film(frames: list[np.ndarray], out: Path) -> None:

@@ -109,10 +109,8 @@ class Studio:
 
     def _amounts(self, request: Request) -> tuple[dict[str, float], str | None]:
         """Intensities by attribute, the page's own first, and its direction."""
-        amounts, direction = (
-            {self.dials.attribute: _number(request, "value", 10)},
-            request.query_params.get("direction"),
-        )
+        amounts = {self.dials.attribute: _number(request, "value", 10)}
+        direction = request.query_params.get("direction")
         try:
             self.dials.choose(None, direction)
             for name in request.query_params:

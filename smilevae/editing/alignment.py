@@ -20,6 +20,7 @@ CORNERS = [[33, 133], [263, 362], [61, 291]]  # of the photo's left eye, its rig
 SOFT = 0.12  # share of the side over which the edit fades out
 MIN_FACE = 24  # pixels
 LONGEST = 1024  # side of a photo for the detector, and of an animation
+MAX_SIDE = 32_766  # pixels of a photo's side for warpAffine of OpenCV 4
 Points = tuple[tuple[float, float], ...]
 
 
@@ -56,6 +57,12 @@ def moved(points: np.ndarray, matrix: np.ndarray, back: bool = False) -> np.ndar
 def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """The antialiased crop (S, S, 3) uint8 of a photo."""
     cv2 = opencv()
+    # Of a longer photo than OpenCV 4 takes, the part about the crop
+    middle = moved(np.full(2, side / 2), matrix, back=True)
+    last = np.array(photo.shape[1::-1]) - MAX_SIDE
+    begin = (middle - MAX_SIDE // 2).clip(0, last.clip(0)).astype(int)
+    photo = photo[begin[1] :, begin[0] :][:MAX_SIDE, :MAX_SIDE]
+    matrix = np.column_stack([matrix[:, :2], moved(begin, matrix)])
     finer = int(np.clip(np.ceil(1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))), 1, 16))
     scale = np.array([[finer, 0, (finer - 1) / 2], [0, finer, (finer - 1) / 2]]) @ np.vstack([matrix, [0, 0, 1]])
     modes = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REPLICATE}
@@ -76,7 +83,7 @@ def soft_mask(side: int, landmarks: np.ndarray | None = None) -> np.ndarray:
 def face_at(landmarks: np.ndarray, side: int, layout: Points) -> Face:
     """The face at landmarks (L, 2) of a photo, with its keypoints where training images have theirs."""
     target = side * np.array(layout)
-    matrix = similarity(keypoints(landmarks)[: len(target)], target)
+    matrix = similarity(keypoints(landmarks), target)
     return Face(matrix, soft_mask(side, moved(landmarks, matrix)))
 
 
@@ -84,16 +91,14 @@ def paste(photo: np.ndarray, change: np.ndarray, face: Face) -> np.ndarray:
     """The photo plus the change (S, S, 3) in [-1, 1] of a face, under its mask."""
     cv2, side, (matrix, mask) = opencv(), change.shape[0], face
     corners = moved(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix, back=True)
-    (left, top), (right, low) = np.floor(corners.min(0)).astype(int), np.ceil(corners.max(0)).astype(int) + 1
-    left, top = max(0, left), max(0, top)
-    right, low = min(photo.shape[1], right), min(photo.shape[0], low)
-    if right <= left or low <= top:
-        return photo.copy()
-    local = matrix + np.column_stack([np.zeros((2, 2)), matrix[:, :2] @ [left, top]])
+    size = np.array(photo.shape[1::-1])
+    begin = np.floor(corners.min(0)).astype(int).clip(0, size - 1)
+    end = (np.ceil(corners.max(0)).astype(int) + 1).clip(begin + 1, size)
+    local = np.column_stack([matrix[:, :2], moved(begin, matrix)])
     shown = change.astype(np.float32) * mask[:, :, None]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    added = cv2.warpAffine(shown, local, (int(right - left), int(low - top)), flags=flags)
+    added = cv2.warpAffine(shown, local, (end - begin).tolist(), flags=flags)
     result = photo.copy()
-    region = result[top:low, left:right].astype(np.float32) + 255 * added
-    result[top:low, left:right] = region.round().clip(0, 255).astype(np.uint8)
+    region = result[begin[1] : end[1], begin[0] : end[0]]
+    region[:] = (region.astype(np.float32) + 255 * added).round().clip(0, 255)
     return result

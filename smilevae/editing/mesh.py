@@ -36,27 +36,21 @@ def opencv() -> Any:
 
 @functools.cache
 def _network(model: Path) -> Any:
-    return opencv().dnn.readNetFromTFLite(str(model))
+    dnn = opencv().dnn
+    if hasattr(dnn, "ENGINE_CLASSIC"):  # OpenCV 5, whose new engine gives no inner layers and only the last output
+        return dnn.readNetFromTFLite(str(model), engine=dnn.ENGINE_CLASSIC)
+    return dnn.readNetFromTFLite(str(model))
 
 
 def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
-    """Outputs of a network's layers for one input. Any thread may call it. Raises DataError without OpenCV."""
+    """Outputs of a network's layers for one input. Any thread may call it. Raises DataError if OpenCV cannot."""
     with _one_at_a_time:
-        network = _network(model)
-        network.setInput(blob)  # it keeps no reference
-        return network.forward(list(names))
-
-
-def outputs(x: Tensor, layers: Sequence[str], margin: int) -> list[np.ndarray]:
-    """Outputs of layers for faces (B, 3, S, S) in [0, 1] with a margin about them, in pixels of SIDE: (B, ...) each.
-
-    Raises DataError without OpenCV.
-    """
-    inner = (SIDE - 2 * margin,) * 2
-    x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
-    x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
-    rows = [forward(MODEL, image[None].contiguous().numpy(), layers) for image in x]
-    return [np.concatenate(parts) for parts in zip(*rows)]
+        try:
+            network = _network(model)
+            network.setInput(blob)  # it keeps no reference
+            return network.forward(list(names))
+        except opencv().error as error:
+            raise DataError(f"{model.name}: {str(error).splitlines()[0]}; run pip install -e '.[photo]'") from None
 
 
 class Seen(NamedTuple):
@@ -68,8 +62,12 @@ class Seen(NamedTuple):
 
 
 def see(x: Tensor, margin: int = MARGIN) -> Seen:
-    """One pass over face crops (B, 3, S, S) in [0, 1]. Raises DataError without OpenCV."""
-    *layers, points, scores = outputs(x, (*LAYERS, POINTS, SCORE), margin)
+    """One pass over face crops (B, 3, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError, see forward."""
+    inner = (SIDE - 2 * margin,) * 2
+    x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
+    x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
+    rows = [forward(MODEL, image[None].contiguous().numpy(), (*LAYERS, POINTS, SCORE)) for image in x]
+    *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
     features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
     points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
     return Seen(features, points, scores.reshape(len(x)))
