@@ -1,5 +1,6 @@
 """The edit scorecard: edits that work, and bad ones that it names."""
 
+import copy
 import dataclasses
 import functools
 
@@ -159,6 +160,45 @@ def test_geometry_reads_a_planted_shape_of_people_outside_its_training():
     assert [scores[label[200:] == v].mean() for v in (0, 1)] == pytest.approx([0, 1], abs=0.2)
 
 
+def test_landmarks_of_people_who_cannot_test_them_read_nothing():
+    """One person, or one class: no accuracy on other people, and no numbers that are not."""
+    rng = np.random.default_rng(0)
+    points, label = rng.random((40, 468, 2)), np.arange(40) % 2.0
+    one_person, one_class = ["A"] * 40, np.ones(40)
+    reader = GeometryReader(points, {"a": label, "b": one_class}, one_person)
+    assert (reader.accuracy, reader.threshold, reader.read(points)) == ({}, {}, {})
+    reader = GeometryReader(points, {"a": label, "b": one_class}, [str(k) for k in range(40)])
+    assert set(reader.accuracy) == set(reader.read(points)) == {"a"}
+
+
+def test_one_held_out_person_or_a_handful_of_faces_have_no_scores(world):
+    _, faces, fitted, _ = world
+    val = faces.rows("val")
+    assert edits.obstacle(faces, fitted, "smile") is None
+    people = [("A" if faces.part[row] == "val" else name) for row, name in enumerate(faces.people)]
+    assert "two held-out people" in edits.obstacle(dataclasses.replace(faces, people=people), fitted, "smile")
+    smile = faces.smile.copy()
+    smile[val[smile[val] == 0][edits.MIN_EDITED - 1 :]] = 1
+    assert "4 held-out faces" in edits.obstacle(dataclasses.replace(faces, smile=smile), fitted, "smile")
+    untested = copy.copy(fitted.scoring)
+    untested.accuracy = {"smile": float("nan")}
+    assert edits.obstacle(faces, dataclasses.replace(fitted, scoring=untested), "smile") == fitting.UNTESTED
+
+
+def test_a_copy_of_a_file_is_no_second_photo_of_a_person(world):
+    """Twenty held-out people, each with the same photo twice: two photos of one person are not known."""
+    _, faces, _, spaces = world
+    pictures = np.array(faces.images)
+    people, val = list(faces.people), faces.rows("val")[:40]
+    for first, second in val.reshape(-1, 2):
+        pictures[second] = pictures[first]
+        people[second] = people[first]
+    copied = dataclasses.replace(faces, images=pictures, people=people)
+    found = judges._persons(copied, val, spaces)
+    assert found["pairs"] == 0
+    assert found["same"] == found["other"] / 2 > 0
+
+
 def test_real_faces_are_matched_to_the_edited_ones():
     faces = load_faces(Data(source="synthetic", num_smiling=300, num_not_smiling=300, num_test=0, confound=0.6), 64)
     hair, rows = faces.labels("hair_length"), np.arange(600)
@@ -198,14 +238,13 @@ def test_without_smile_labels_another_attribute_is_the_main_one(world):
     assert fitting.fit_dials(vae, dataclasses.replace(bare, attributes={"rare": rare})) is None
 
 
-def test_the_page_opens_from_disk_and_shows_every_direction(world, card, tmp_path):
+def test_the_page_opens_from_disk_and_shows_every_direction(world, card):
     vae, faces, fitted, _ = world
     card["attributes"]["smile"]["directions"]["lda"]["drift"][1]["<b>$x$ $"] = 0.1  # a user's name
     for scores in card["attributes"]["smile"]["directions"].values():
         scores["drift"][1].setdefault("<b>$x$ $", 0.0)
     metrics = {"edits": card, "part": "val", "epoch": 3}
-    edits_page.write(tmp_path / "edits.html", vae, faces, fitted.dials, metrics)
-    page = (tmp_path / "edits.html").read_text()
+    page = edits_page.page(vae, faces, fitted.dials, metrics)
     for word in ("unmixed", "mean_difference", "hair_length", "<svg", "prefers-color-scheme: dark", "data:image/jpeg"):
         assert word in page
     assert "<b>" not in page

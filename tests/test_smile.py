@@ -5,13 +5,23 @@ import numpy as np
 import pytest
 import torch
 
-from smilevae.config import Data
+from smilevae.config import Data, Model
 from smilevae.data import batches, load_faces, sources
 from smilevae.editing import dial as dial_module
 from smilevae.editing import directions, fitting
-from smilevae.editing.classifier import AttributeClassifier, blur, features, import_classifier, independence, meter_from
+from smilevae.editing.classifier import (
+    AttributeClassifier,
+    blur,
+    features,
+    import_classifier,
+    independence,
+    meter_from,
+    validated,
+)
 from smilevae.errors import ConfigError, DataError
 from smilevae.evaluation import edits_text
+from smilevae.models.axes import linear_vae_weights
+from smilevae.models.vae import VAE
 
 
 def planted(num=4000, dims=6, share=0.6, noise=1.0):
@@ -271,16 +281,84 @@ def test_a_card_without_a_confounder_says_how_many_attributes_were_tested(drawn)
 def test_the_scorecard_needs_the_labelled_faces_that_its_constant_says(drawn, smiling, enough):
     """MIN_LABELLED smiling and other training faces in each half of the people, and not one fewer."""
     train = drawn.rows("train")
-    half = fitting._first_half([drawn.people[row] for row in train])
     smile = np.full(len(drawn.smile), -1, dtype=np.int8)
-    for side in (half, ~half):
+    people = list(drawn.people)
+    for side in (0, 1):
         for label in (0, 1):
-            num = fitting.MIN_LABELLED + (smiling if label and side is half else 0)
-            smile[train[side & (drawn.smile[train] == label)][:num]] = label
+            num = fitting.MIN_LABELLED + (smiling if label and side == 0 else 0)
+            for row in train[drawn.smile[train] == label][side::2][:num]:
+                smile[row] = label
+                people[row] = f"person {side}"
     smile[drawn.rows("val")] = 0
-    short = fitting.shortage(dataclasses.replace(drawn, smile=smile), "smile")
+    short = fitting.shortage(dataclasses.replace(drawn, smile=smile, people=people), "smile")
     assert (short is None) == enough
     assert enough or "39 training faces have it and 40 do not; 40 of each are needed" in short
+
+
+class Fitting(Exception):
+    """In place of the training of a classifier."""
+
+
+@pytest.mark.parametrize("most", [fitting.MAX_TRAIN, 210])
+def test_the_shortage_is_that_of_the_halves_that_are_fitted(drawn, monkeypatch, most):
+    """Eight people with one label each, ten without; more faces than are fitted to."""
+    vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 4, linear=True).eval()
+    vae.linear.load_state_dict(linear_vae_weights(drawn.axes(), 0.1, 4))
+    counts = []
+
+    def counted(faces, rows, labels, side, make):
+        smile = labels["smile"].numpy()
+        counts.extend((smile[half] == label).sum() for half in (side, ~side) for label in (0, 1))
+        raise Fitting
+
+    monkeypatch.setattr(fitting, "classifier_of", counted)
+    monkeypatch.setattr(fitting, "typical_points", lambda *_: None)
+    monkeypatch.setattr(fitting, "MAX_TRAIN", most)
+    outcomes = []
+    train = drawn.rows("train")
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        smile, people = drawn.smile.copy(), list(drawn.people)
+        names = rng.permutation(18)
+        for number, row in enumerate(train):
+            labelled = number % 9 < 5
+            smile[row] = smile[row] if labelled else -1
+            people[row] = f"P{names[number % 4 + 4 * smile[row] if labelled else 8 + number % 10]:02}"
+        faces = dataclasses.replace(drawn, smile=smile, people=people)
+        counts.clear()
+        enough = fitting.shortage(faces, "smile") is None
+        try:
+            fitting.fit_dials(vae, faces)
+        except Fitting:
+            assert min(counts) >= fitting.MIN_LABELLED
+        assert enough == bool(counts)
+        outcomes.append(enough)
+    assert {True, False} == set(outcomes)
+
+
+def test_of_many_faces_a_rare_class_is_among_those_fitted_to():
+    labels = np.array([0] * 50 + [1, -1] + [0] * 50)
+    rows = np.random.default_rng(0).permutation(len(labels))
+    for num in (5, 80, 200):
+        some = directions.some_of_both(rows, labels, num)
+        assert (labels[some] == 1).sum() == 1
+        assert (some[:num] == rows[:num]).all()
+        assert len(some) <= num + 1
+
+
+def test_a_classifier_that_no_other_people_can_test_has_an_unknown_accuracy():
+    """One person; two people of one class each; equal images in both classes."""
+    rng = np.random.default_rng(0)
+    codes, values = rng.standard_normal((40, 3)), np.arange(40) % 2.0
+    weights = np.ones(40)
+    one, two = np.zeros(40, int), np.arange(40) % 2
+    for folds, some in ((one, codes), (two, codes), (np.arange(40) // 2 % 5, codes.repeat(2, 0)[:40])):
+        accuracy, low, high = validated(some, values, folds, True, weights)
+        assert np.isnan(accuracy)
+        assert (low, high) == (0, 1)
+    assert fitting._unreadable({"smile": torch.from_numpy(values)}, {"smile": float("nan")}, "") == {
+        "smile": fitting.UNTESTED
+    }
 
 
 def test_a_plain_dial_has_the_class_means_at_zero_and_one():

@@ -98,7 +98,7 @@ class Calibrator:
 
         1 where geometry cannot read the attribute.
         """
-        if self.geometry is None or self.geometry.accuracy[name] < TRUSTED:
+        if self.geometry is None or self.geometry.accuracy.get(name, 0.0) < TRUSTED:
             return 1.0
         goal, read, means = self._read(name, has), 0.0, []
         for factor in FACTORS:

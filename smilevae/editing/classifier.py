@@ -207,7 +207,7 @@ def validated(
     """Accuracy for people outside the training data, and the mean scores of faces that lack and have it (or 0, 1).
 
     `codes` (N, K), or (2 N, K) of sharp, then of blurred images; scores are of the first N. A fold whose training part
-    has one class is left out, unlike in cross_val_predict.
+    has one class is left out, unlike in cross_val_predict. The accuracy is NaN where that leaves less than two classes.
     """
     known, times = np.isfinite(values), len(codes) // len(values)
     rows, labels, scores = np.tile(known, times), np.tile(values, times), np.full(len(values), np.nan)
@@ -217,9 +217,13 @@ def validated(
             coefficients, bias = fit_linear(codes[inside], labels[inside], two, np.tile(weights, times)[inside])
             scores[outside] = codes[: len(values)][outside] @ coefficients + bias
     scored = known & np.isfinite(scores)
+    if min(len(np.unique(some[scored])) for some in (values, scores)) < 2:
+        return float("nan"), 0.0, 1.0
     if not two:
         return float(np.corrcoef(scores[scored], values[scored])[0, 1]), 0.0, 1.0
     low, high = (float(scores[scored & (values == value)].mean()) for value in np.unique(values[known]))
+    if low == high:  # both classes have the same images
+        return float("nan"), 0.0, 1.0
     return float(((scores > 0) == (values == values[known].max()))[scored].mean()), low, high
 
 

@@ -74,7 +74,6 @@ def dial_from(content: Mapping[str, Any], latent_dim: int) -> Dial:
     shapes = {"direction": (latent_dim,), "weights": (latent_dim,), "matrix": (latent_dim + 1, latent_dim)}
     try:
         tensors: Any = {n: torch.tensor(content[n], dtype=torch.float32) for n in shapes if n in content}
-        content = {"target": content.get("smiling"), **content}  # the name in older files
         numbers: Any = {n: float(content[n]) for n in ("bias", "target", "gain", "low", "high", "least")}
         dial = Dial(str(content["name"]), **tensors, **numbers)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

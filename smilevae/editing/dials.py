@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from smilevae import runs
-from smilevae.data.sources import SMILE
 from smilevae.editing.alignment import Points
 from smilevae.editing.classifier import Meter, meter_from
 from smilevae.editing.dial import Dial, ScoreOf, dial_from
@@ -77,7 +76,8 @@ class Dials(NamedTuple):
         return total
 
 
-def write(folder: Path, vae: VAE, dials: Dials) -> None:
+def to_json(vae: VAE, dials: Dials) -> str:
+    """The content of dials.json."""
     edits = {
         name: {"best": e.best, "dials": {n: d.plain() for n, d in e.dials.items()}} for name, e in dials.edits.items()
     }
@@ -86,25 +86,22 @@ def write(folder: Path, vae: VAE, dials: Dials) -> None:
     content: dict[str, Any] = {"weights": checkpoint.digest(vae), "attribute": dials.attribute, "eyes": dials.points}
     content |= {"attributes": edits, "scales": scales}
     content["meters"] = {n: {k: v for k, v in meter.items() if k not in scales} for n, meter in meters.items()}
-    runs.write_text(folder / NAME, json.dumps(content) + "\n")
+    return json.dumps(content) + "\n"
 
 
 def read(path: Path, vae: VAE) -> Dials:
     """The dials of a checkpoint. Raises CheckpointError where these weights have none."""
     content = runs.read_evaluation(path, NAME, checkpoint.digest(vae))
     try:
-        if "attributes" not in content:  # an older file knows smiles only
-            content |= {"attribute": SMILE, "attributes": {SMILE: content}, "scales": {}}
-            content["meters"] = {SMILE: content["reader"]} if content["reader"] else {}
         edits = {}
         for name, edit in content["attributes"].items():
             dials = {str(key): dial_from(dial, vae.latent_dim) for key, dial in edit["dials"].items()}
             meter = content["meters"].get(name)
             edits[str(name)] = Edit(str(edit["best"]), dials, meter and meter_from(content["scales"] | meter))
-        points = np.array(content["eyes"], dtype=float)  # and the mouth, in newer files
+        points = np.array(content["eyes"], dtype=float)
         if content["attribute"] not in edits or any(edit.best not in edit.dials for edit in edits.values()):
             raise ValueError
-        if points.shape not in ((2, 2), (3, 2)) or not (abs(points - 0.5) <= 0.5).all():
+        if points.shape != (3, 2) or not (abs(points - 0.5) <= 0.5).all():
             raise ValueError
         return Dials(content["attribute"], edits, tuple((x, y) for x, y in points.tolist()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

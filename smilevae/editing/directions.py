@@ -17,6 +17,13 @@ SHARED = 0.5  # on photos, the likelihood of unseen people's codes is then highe
 LEAST_EFFECT = 0.1  # of the largest, which a combination of directions must have
 
 
+def some_of_both(rows: np.ndarray, labels: np.ndarray, num: int) -> np.ndarray:
+    """The first `num` of `rows`; then the first row of a class, 0 or 1, that those lack. `labels` are of every row."""
+    some = rows[:num]
+    missing = [label for label in (0, 1) if not (labels[some] == label).any()]
+    return np.concatenate([some, *(rows[labels[rows] == label][:1] for label in missing)])
+
+
 def mean_difference(mu: Tensor, smile: Tensor) -> Tensor:
     """mean(mu of smiling) - mean(mu of non-smiling): (N, D), (N,) -> (D,). Larsen et al. 1512.09300, section 3.2.
 
@@ -143,7 +150,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's correlation where both are known; 0 where either is constant."""
     known = torch.isfinite(a + b)
     a, b = a[known].double(), b[known].double()
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+    if len(a) < 3 or a.min() == a.max() or b.min() == b.max():
         return 0.0
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
@@ -178,5 +185,5 @@ def angles(
         resampled = {name: values[rows] for name, values in others.items()}
         for name, direction in directions(mu[rows], smile[rows], resampled, persons).items():
             if name in whole:
-                by_name[name].append(float(np.degrees(np.arccos(min(1.0, cosine(whole[name], direction))))))
+                by_name[name].append(float(np.degrees(np.arccos(np.clip(cosine(whole[name], direction), -1, 1)))))
     return {name: float(np.quantile(values, 0.95)) for name, values in by_name.items() if values}

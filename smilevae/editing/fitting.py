@@ -31,6 +31,7 @@ MAX_PLACED = 100  # training faces in which eyes and mouth are located
 MAX_READ = 500  # faces whose reconstructions are read
 SAME = 0.95  # correlation from which on two attributes count as one
 READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
+UNTESTED = "too few people have images of both kinds to test its classifier on other people"
 WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
 
 
@@ -44,7 +45,7 @@ class Fitted:
     people: list[str]
     scoring: Classifier | None = None  # None where a meter had too few faces
     scoring_people: frozenset[str] = frozenset()  # whom it was trained on
-    left_out: dict[str, str] = field(default_factory=dict)  # attributes without a dial, and why
+    left_out: dict[str, str] = field(default_factory=dict)  # attributes without a calibrated dial, and why
 
     def others(self, attribute: str) -> dict[str, Tensor]:
         return {name: values for name, values in self.labels.items() if name != attribute}
@@ -61,19 +62,23 @@ def attributes_of(faces: Faces) -> list[str]:
     return [*([faces.label] * faces.labelled("train")), *(name for name in faces.attributes if name != faces.label)]
 
 
-def shortage(faces: Faces, attribute: str) -> str | None:
-    """Why an attribute has too few faces for a meter; None where it has enough."""
-    train, val = faces.rows("train"), faces.labels(attribute)[faces.rows("val")]
-    half, label = _first_half([faces.people[row] for row in train]), faces.labels(attribute)[train]
+def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training faces of which `main` is known, of MAX_TRAIN, and whether each is of the first half of the people."""
+    train = np.random.default_rng(0).permutation(faces.rows("train"))
+    rows = directions.some_of_both(train, faces.labels(main), MAX_TRAIN)
+    rows = rows[faces.labels(main)[rows] >= 0]
+    return rows, np.unique([faces.people[row] for row in rows], return_inverse=True)[1] % 2 == 0
+
+
+def shortage(faces: Faces, attribute: str, main: str | None = None) -> str | None:
+    """Why an attribute has too few faces for a meter, fitted to the rows of `main`; None where it has enough."""
+    rows, half = fitted_rows(faces, main or attribute)
+    label, val = (faces.labels(attribute)[some] for some in (rows, faces.rows("val")))
     counts = [int((label[side] == value).sum()) for side in (half, ~half) for value in (1, 0)]
     if min(counts) < MIN_LABELLED:
         some = f"{counts[0] + counts[2]} training faces have it and {counts[1] + counts[3]} do not"
         return f"{some}; {2 * MIN_LABELLED} of each are needed, {MIN_LABELLED} in each half of the people"
-    return None if (val == 0).any() else "every held-out face has it"
-
-
-def _first_half(people: list[str]) -> np.ndarray:
-    return np.unique(people, return_inverse=True)[1] % 2 == 0
+    return None if (val == 0).any() else "no held-out face is known to lack it"
 
 
 @torch.no_grad()
@@ -85,16 +90,15 @@ def fit_dials(
     Raises ConfigError for an attribute that is unknown or has too few faces, and for a classifier that fails.
     """
     names = attributes_of(faces)
-    left_out = {name: why for name in names if (why := shortage(faces, name))}
     if attribute and attribute not in names:
         raise ConfigError(f"attribute={attribute} is unknown; choose one of {', '.join(names)}")
-    if attribute in left_out:
-        raise ConfigError(f"attribute={attribute}: {left_out[attribute]}")
-    main = attribute or next((name for name in names if name == faces.label or name not in left_out), None)
+    main = attribute or next((name for name in names if name == faces.label or not shortage(faces, name)), None)
     if main is None:
         return None
-    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_TRAIN]
-    train = train[faces.labels(main)[train] >= 0]
+    left_out = {name: why for name in names if (why := shortage(faces, name, main))}
+    if attribute in left_out:
+        raise ConfigError(f"attribute={attribute}: {left_out[attribute]}")
+    train, half = fitted_rows(faces, main)
     people, mu = [faces.people[row] for row in train], encode(vae, faces, train)[0]
     points = typical_points(gather(faces.images, train[:MAX_PLACED])) or LAYOUT
     labels = {name: torch.from_numpy(faces.labels(name)[train]).float() for name in [main, *names] if name in names}
@@ -104,7 +108,7 @@ def fit_dials(
     for name in [name for name in labels if name != main]:
         if abs(directions.correlation(labels[main], labels[name])) > SAME:
             left_out[name] = f"its faces are nearly those of {main}"
-    half, readable = _first_half(people), {n: values for n, values in labels.items() if n not in left_out}
+    readable = {n: values for n, values in labels.items() if n not in left_out}
     if main in readable:
         calibrating = classifier_of(faces, train[~half], readable, ~half, make)
         left_out |= _unreadable(readable, calibrating.accuracy, "other people")
@@ -112,7 +116,8 @@ def fit_dials(
         if attribute:
             raise ConfigError(f"attribute={main}: {left_out[main]}")
         dial = plain_dial(mu, labels[main])
-        return Fitted(Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, points), mu, labels, people)
+        dials = Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, points)
+        return Fitted(dials, mu, labels, people, left_out=left_out)
     labels = {name: values for name, values in labels.items() if name not in left_out}
     geometry = _geometry(faces, train[~half], labels, ~half)
     work = Calibrator(vae, calibrating, geometry, mu[~half], {n: v[~half] for n, v in labels.items()})
@@ -147,7 +152,9 @@ def _unreadable(labels: Mapping[str, Tensor], accuracy: Mapping[str, float], whe
     why = {}
     for name in (name for name in labels if name in accuracy):
         share = float(labels[name].nanmean())
-        if accuracy[name] < (base := max(share, 1 - share)) + READABLE * (1 - base):
+        if np.isnan(accuracy[name]):
+            why[name] = UNTESTED
+        elif accuracy[name] < (base := max(share, 1 - share)) + READABLE * (1 - base):
             why[name] = f"its classifier is right for {accuracy[name]:.0%} of {where}, and {base:.0%} are of one class"
     return why
 

@@ -29,7 +29,10 @@ class GeometryReader:
         self._models: dict[str, tuple[np.ndarray, float]] = {}
         for name, values in attributes.items():
             known, weights = np.isfinite(values), independence(name, attributes)
-            self.accuracy[name], low, high = validated(codes, values, folds, True, weights)
+            accuracy, low, high = validated(codes, values, folds, True, weights)
+            if np.isnan(accuracy):
+                continue  # too few people have it, or lack it
+            self.accuracy[name] = accuracy
             coefficients, bias = fit_linear(codes[known], values[known], True, weights[known])
             self._models[name] = coefficients / (high - low), (bias - low) / (high - low)
             self.threshold[name] = -low / (high - low)

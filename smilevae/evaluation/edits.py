@@ -16,7 +16,7 @@ from smilevae.data.encode import batches_of, encode
 from smilevae.editing import directions
 from smilevae.editing.calibration import CHUNK, decode
 from smilevae.editing.dial import Dial
-from smilevae.editing.fitting import Fitted
+from smilevae.editing.fitting import UNTESTED, Fitted
 from smilevae.evaluation.judges import Judges
 from smilevae.evaluation.realism import Space
 from smilevae.models import latents
@@ -26,6 +26,7 @@ from smilevae.models.vae import VAE
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities at which the best direction of the main attribute is scored
 SOME = (0.0, 1.0, 2.0)  # its other directions
 FEW = (0.0, 1.0)  # other attributes
+MIN_EDITED = 4  # held-out faces that lack the attribute; of fewer no distance has an error
 MAX_FACES, MAX_OTHERS = 100, 40  # held-out faces that are edited: for the main attribute, for each other one
 PASSES = 10  # of encoder and decoder, for composition
 PLAIN = "mean_difference, uncalibrated"  # z + intensity * mean difference
@@ -71,6 +72,16 @@ def disagreement(scores: Mapping[str, Any], references: Mapping[str, Any], num: 
     return f"the readers disagree: of faces that really have it the classifier calls {a:.0%} as many, geometry {b:.0%}"
 
 
+def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
+    """Why edits of an attribute cannot be scored; None where they can."""
+    if not fitted.scoring or np.isnan(fitted.scoring.accuracy.get(name, np.nan)):
+        return fitted.left_out.get(name, UNTESTED)
+    val = faces.rows("val")
+    if len({faces.people[row] for row in val}) < 2 or (faces.labels(name)[val] == 0).sum() < MIN_EDITED:
+        return f"two held-out people are needed, and {MIN_EDITED} held-out faces that lack it"
+    return None
+
+
 @torch.no_grad()
 def score_edits(vae: VAE, faces: Faces, fitted: Fitted, spaces: list[Space], cache: bool = True) -> dict[str, Any]:
     """The scorecard: every direction of the main attribute, and the best one of every other attribute.
@@ -81,7 +92,7 @@ def score_edits(vae: VAE, faces: Faces, fitted: Fitted, spaces: list[Space], cac
     main, others = fitted.dials.attribute, fitted.others(fitted.dials.attribute)
     by_name = {k: dial.direction for k, dial in fitted.dials.edits[main].dials.items() if dial.matrix is None}
     label = fitted.labels[main].nan_to_num(nan=-1).long()
-    names = [name for name in fitted.dials.edits if name in fitted.scoring.threshold]
+    names = [name for name in fitted.dials.edits if not obstacle(faces, fitted, name)]
     return {
         "attribute": main,
         "attributes": {name: _score_attribute(vae, faces, fitted, spaces, name, cache) for name in names},

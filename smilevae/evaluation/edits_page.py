@@ -10,7 +10,6 @@ import jinja2
 import numpy as np
 import torch
 
-from smilevae import runs
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.editing.dials import Dials
@@ -24,7 +23,7 @@ NUM_FACES = 4  # of a strip; half for the other attributes
 
 
 @torch.no_grad()
-def write(path: Path, vae: VAE, faces: Faces, dials: Dials, metrics: Mapping[str, Any]) -> None:
+def page(vae: VAE, faces: Faces, dials: Dials, metrics: Mapping[str, Any]) -> str:
     card, main = metrics["edits"], dials.attribute
     strips = []
     for name, edit in dials.edits.items():
@@ -38,7 +37,7 @@ def write(path: Path, vae: VAE, faces: Faces, dials: Dials, metrics: Mapping[str
             scores = card["attributes"].get(name, {"directions": {}})["directions"].get(kind, {})
             strips.append((name, kind, scores.get("verdict", ""), _jpeg(torch.cat([x[:, None], moved], 1))))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    return environment.from_string(TEMPLATE.read_text()).render(
         attribute=main,
         part=metrics["part"],
         epoch=metrics["epoch"],
@@ -47,7 +46,6 @@ def write(path: Path, vae: VAE, faces: Faces, dials: Dials, metrics: Mapping[str
         curves=_curves(card["attributes"][main]),
         table=edits_text.format_card(card),
     )
-    runs.write_text(path, page)
 
 
 def _jpeg(images: torch.Tensor) -> str:

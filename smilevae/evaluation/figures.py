@@ -1,9 +1,9 @@
-"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, edits, a map of the codes.
+"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, edits.
 
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional as F
 
 from smilevae import runs
 from smilevae.data.batches import hash64
@@ -20,7 +19,7 @@ from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.editing.dial import WHOLE_INTENSITIES
 from smilevae.editing.dials import Dials
-from smilevae.editing.directions import mean_difference
+from smilevae.editing.directions import mean_difference, some_of_both
 from smilevae.evaluation import grids
 from smilevae.evaluation.measure import resized
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest, sampler_of
@@ -28,6 +27,7 @@ from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
+STRIPS = ("edit_strip.png", "edit.gif")
 MAX_PARENTS = 200  # training faces that plain_samples blends
 
 
@@ -57,7 +57,8 @@ def plain_samples(vae: VAE, faces: Faces, num: int) -> Tensor:
 
 def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
     """Faces moved along the mean difference of (MAX_REFERENCE) training codes: (B, D) -> (B, I, 3, S, S)."""
-    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
+    train = np.random.default_rng(0).permutation(faces.rows("train"))
+    train = some_of_both(train, faces.smile, MAX_REFERENCE)
     direction = mean_difference(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])).to(mu.device)
     return decode_rows(vae, latents.shift(mu, direction, torch.tensor(WHOLE_INTENSITIES, device=mu.device)))
 
@@ -65,8 +66,8 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
 @torch.no_grad()
 def draw(
     vae: VAE, faces: Faces, out: Path, seed: int, sampler: Mixture, temperature: float, dials: Dials | None = None
-) -> None:
-    """Write every figure of an evaluation into `out`; the edits need dials."""
+) -> tuple[str, ...]:
+    """Write every figure of an evaluation into `out`; the edits need dials. Gives those of STRIPS that it wrote."""
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu = vae.encode(x)[0]
@@ -90,10 +91,10 @@ def draw(
     titles = [f"{v:+.0f} sd" for v in values.tolist()]
     save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
 
-    if dials and (calm := faces.labels(dials.attribute)[rows] == 0).any():
-        draw_edits(vae, faces, rows[calm][:8], dials, out)
-    direction = dials.choose()[1].direction if dials else None
-    draw_map(val_mu, faces.smile[np.sort(rows)], direction, out / "latent_map.png", faces.classes)
+    calm = rows[faces.labels(dials.attribute)[rows] == 0] if dials else rows[:0]
+    if dials and len(calm):
+        draw_edits(vae, faces, calm[:8], dials, out)
+    return STRIPS if len(calm) else ()
 
 
 def draw_edits(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
@@ -102,7 +103,7 @@ def draw_edits(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path
     mu = vae.encode(x)[0].cpu()
     strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(WHOLE_INTENSITIES)).to(x.device))
     titles = ["original", *(f"{i:+.0f}" if i else "0" for i in WHOLE_INTENSITIES)]
-    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / "edit_strip.png", titles)
+    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / STRIPS[0], titles)
 
     there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
     codes = dials.turn(vae, mu[:4], there)
@@ -111,32 +112,7 @@ def draw_edits(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path
         images = list(pool.map(lambda frame: _image(frame).quantize(256), frames))
     images += images[-2:0:-1]  # and back
     save_gif = partial(images[0].save, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
-    runs.replace_file(out / "edit.gif", save_gif)
-
-
-def draw_map(
-    mu: Tensor, smile: np.ndarray, direction: Tensor | None, path: Path, classes: Mapping[int, str] = {}
-) -> None:
-    """Held-out codes (N, D) in two dimensions: the smile direction (if any), then principal axes; 0 where D is 1."""
-    if len(mu) < 3:
-        return
-    from matplotlib.figure import Figure
-
-    centred = mu - mu.mean(0)
-    unit = torch.zeros(mu.shape[1]) if direction is None else direction / direction.norm()
-    principal = torch.linalg.svd(centred - (centred @ unit)[:, None] * unit, full_matrices=False)[2]
-    axes = principal if direction is None else torch.cat([unit[None], principal])
-    label = "1st principal axis" if direction is None else "direction of the training faces"
-    across, along = (centred @ F.pad(axes[:2], (0, 0, 0, 2))[:2].T).T.numpy()
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    plot = figure.subplots()
-    for value, colour in ((1, "#d95f02"), (0, "#1b6ca8"), (-1, "#777777")):
-        if (smile == value).any():
-            name = classes.get(value, str(value)).replace("$", r"\$")
-            plot.scatter(across[smile == value], along[smile == value], s=14, alpha=0.7, c=colour, label=name)
-    plot.set(xlabel=label, ylabel="principal axis across it", title=f"{len(mu)} held-out faces, codes mu")
-    plot.legend()
-    runs.replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    runs.replace_file(out / STRIPS[1], save_gif)
 
 
 def decode_rows(vae: VAE, codes: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ class Judges:
                 name: faces.labels(name)[rows][known].astype(float) for name in confounders(attribute, fitted.labels)
             }
             labels = {name: np.where(values < 0, np.nan, values) for name, values in labels.items()}
-            self.geometry = GeometryReader(points[known], {attribute: label[known], **labels}, people)
+            if {0, 1} <= set(label[known].tolist()):
+                reader = GeometryReader(points[known], {attribute: label[known], **labels}, people)
+                self.geometry = reader if attribute in reader.accuracy else None
         val = np.random.default_rng(1).permutation(faces.rows("val"))
         rows = matched(faces, val[faces.labels(attribute)[val] == 1], edited, confounders(attribute, fitted.labels))[
             :MAX_REAL
@@ -105,7 +107,7 @@ class Judges:
         """Scores of edits at `levels`, of which the first is 0: lists in their order."""
         rest = edited(levels[0])
         own, own_features = self._look(rest)
-        edges, rows = _edges(small(rest)), []
+        edges, rows = _edges(small(rest)).clamp(min=1e-6), []
         for level in levels:
             x = edited(level) if level else rest
             readings, features = self._look(x) if level else (own, own_features)
@@ -148,11 +150,13 @@ def _persons(faces: Faces, rows: np.ndarray, spaces: list[Space]) -> dict[str, f
     pairs = [rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL]
     some = [rows[0] for rows in by_person.values()][:MAX_REAL]
     x = space(images(faces, np.array(some)))
-    other = (x - x.roll(1, 0)).norm(dim=1).mean().item()
-    if len(pairs) < MIN_PAIRS:
+    other = (x - x.roll(1, 0)).norm(dim=1).mean().clamp(min=1e-6).item()
+    a, b = (images(faces, np.array([pair[k] for pair in pairs], dtype=int)) for k in (0, 1))
+    differ = (a != b).flatten(1).any(1)  # a copy of a file is no second photo
+    if differ.sum() < MIN_PAIRS:
         return {"same": other / 2, "other": other, "pairs": 0}
-    a, b = (space(images(faces, np.array([pair[k] for pair in pairs]))) for k in (0, 1))
-    return {"same": (a - b).norm(dim=1).mean().item(), "other": other, "pairs": len(pairs)}
+    same = (space(a[differ]) - space(b[differ])).norm(dim=1)
+    return {"same": same.mean().item(), "other": other, "pairs": len(same)}
 
 
 def _drift(change: Tensor) -> float:

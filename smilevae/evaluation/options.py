@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-Sampler = Literal["auto", "prior", "mixture"]
+Sampler = Literal["auto", "prior"]
 
 
 class EvaluateOptions(BaseModel):
@@ -36,8 +36,5 @@ class EvaluateOptions(BaseModel):
         description="package.module:class, an attribute classifier of your own in place of the built-in one",
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Sampler = Field(
-        "auto", description="of new faces: prior, mixture of training codes, or auto: their blends"
-    )
+    sampler: Sampler = Field("auto", description="of new faces: prior, or auto: blends of training codes")
     temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are more alike")
-    refine: int = Field(0, ge=0, le=10_000, description="steps that improve each code before it is measured; try 40")

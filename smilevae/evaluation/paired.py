@@ -15,11 +15,11 @@ NAME = "faces.json"
 METRICS = {"psnr": ("PSNR", " dB", 1), "nelbo": ("nELBO", " nats", -1)}  # name, unit, the sign of better
 
 
-def write(out: Path, faces: Faces, numbers: dict[str, list[float]]) -> None:
-    """The person and the numbers of each face of the val part."""
+def to_json(faces: Faces, numbers: dict[str, list[float]]) -> str:
+    """The content of faces.json: the person and the numbers of each face of the val part."""
     rows = [dict(zip(numbers, values)) for values in zip(*numbers.values())]
     content = {faces.names[i]: {"person": faces.people[i]} | row for i, row in zip(faces.rows("val"), rows)}
-    runs.write_text(out / NAME, json.dumps(content, indent=1) + "\n")
+    return json.dumps(content, indent=1) + "\n"
 
 
 def compare(evaluations: dict[str, tuple[dict[str, Any], Path]]) -> str:
@@ -30,8 +30,10 @@ def compare(evaluations: dict[str, tuple[dict[str, Any], Path]]) -> str:
     for name, face in left.items():
         if name in right:
             people[face["person"]].append([face[metric] - right[name][metric] for metric in METRICS])
-    if any(one[key] != two[key] for key in ("data_fingerprint", "image_size")) or len(people) < 2:
+    if any(one[key] != two[key] for key in ("data_fingerprint", "image_size")) or not people:
         return f"{a} and {b} hold out different faces, so they are not compared face by face"
+    if len(people) < 2:
+        return f"{a} and {b} hold out faces of one person, so they are not compared face by face"
     d = np.array([np.mean(rows, 0) for rows in people.values()])
     means, halves = d.mean(0), stdtrit(len(d) - 1, 0.975) * d.std(0, ddof=1) / len(d) ** 0.5
     sentence = f"{a} minus {b}, {sum(map(len, people.values()))} faces of {len(d)} people"

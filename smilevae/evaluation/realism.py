@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from smilevae.data.augment import augment
 from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import cached
-from smilevae.data.dataset import Faces
+from smilevae.data.dataset import Faces, derived_key
 from smilevae.data.encode import batches_of
 from smilevae.editing import mesh
 from smilevae.errors import DataError
@@ -65,7 +65,7 @@ def exemplar_network(faces: Faces, cache: bool = True) -> FaceNetwork:
         weights[:] = flat.numpy().view(np.uint8)
         return {}
 
-    weights = cached(_key(faces, rows, "network"), (4 * sum(sizes),), build, cache)[0]
+    weights = cached(derived_key(faces, "network", rows), (4 * sum(sizes),), build, cache)[0]
     parts = torch.from_numpy(np.array(weights).view(np.float32)).split(sizes)
     network.load_state_dict({name: part.view(shapes[name]) for name, part in zip(shapes, parts)})
     return network.eval()
@@ -92,10 +92,6 @@ def _train(network: FaceNetwork, x: Tensor) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-
-
-def _key(faces: Faces, rows: np.ndarray, what: str) -> str:
-    return f"{faces.fingerprint}-{faces.images.shape[1]}-{hash64(*rows):x}-{what}"
 
 
 class Space:
@@ -132,10 +128,19 @@ def spaces(faces: Faces, cache: bool = True) -> list[Space]:
     return every
 
 
+def why_no_landmarks() -> str:
+    """What keeps the space of landmarks from these faces."""
+    try:
+        mesh.see(torch.zeros(1, 3, SIDE, SIDE))
+    except DataError as error:
+        return str(error)
+    return "the face mesh sees no faces in these images"
+
+
 def seen_by_the_mesh(faces: Faces, cache: bool = True) -> mesh.Seen:
     """What the face mesh sees in the reference faces; it looks once for a data set and split. Raises DataError."""
     rows, width = reference_rows(faces), mesh.NUM_FEATURES + 2 * mesh.NUM_POINTS + 1
-    mesh.opencv()
+    key = derived_key(faces, f"mesh-{mesh.opencv().__version__}", rows)
 
     def build(content: np.ndarray) -> dict[str, Any]:
         seen = mesh.see(small(to_unit(torch.from_numpy(gather(faces.images, rows)))))
@@ -143,7 +148,7 @@ def seen_by_the_mesh(faces: Faces, cache: bool = True) -> mesh.Seen:
         content[:] = flat.astype(np.float32).view(np.uint8)
         return {}
 
-    content = np.array(cached(_key(faces, rows, "mesh"), (len(rows), 4 * width), build, cache)[0]).view(np.float32)
+    content = np.array(cached(key, (len(rows), 4 * width), build, cache)[0]).view(np.float32)
     features, points, scores = np.split(content, [mesh.NUM_FEATURES, width - 1], 1)
     return mesh.Seen(torch.from_numpy(features), points.reshape(len(rows), -1, 2), scores[:, 0])
 

@@ -1,5 +1,6 @@
 """The report of a checkpoint: measures on held-out people, figures, and the edit scorecard where there are labels."""
 
+import contextlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,13 +16,10 @@ from smilevae.editing import dials, fitting
 from smilevae.editing.classifier import AttributeClassifier, import_classifier
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation import edits, edits_page, edits_text, paired, realism, samplers
-from smilevae.evaluation.figures import draw
-from smilevae.evaluation.measure import NUM_IMPORTANCE, measure
+from smilevae.evaluation.figures import STRIPS, draw
+from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.runs import checkpoint
-
-STRIPS = ("edit_strip.png", "edit.gif")
-OLDER = ("smile_scorecard.png", "smile_strip.png", "smile.gif")  # pictures of older evaluations
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
@@ -52,31 +50,42 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
         "native_size": faces.native_size,
         "data_fingerprint": fingerprint,
         "weights": checkpoint.digest(vae),
-        "refine": options.refine,
+        "left_out": [],
     }
     fitted = None
     with ThreadPoolExecutor() as pool:
-        measures = pool.submit(measure, vae, faces, options.seed, options.refine)
+        measures = pool.submit(measure, vae, faces, options.seed)
         if options.edits:
             fitted = fitting.fit_dials(vae, faces, options.attribute, make_classifier)
     metrics |= measures.result()
-    paired.write(out, faces, metrics.pop("faces"))
-    if options.edits or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
-        for name in (dials.NAME, edits_page.NAME, *STRIPS, *OLDER):  # of an earlier evaluation
-            (out / name).unlink(missing_ok=True)
     sampler = samplers.sampler_of(vae, faces, options.sampler)
-    possible = realism.possible(faces)
-    spaces = realism.spaces(faces, settings.data.cache) if possible else []
-    if options.realism and possible:
+    few = "" if realism.possible(faces) else f"each part needs {realism.MIN_FACES} faces"
+    spaces = [] if few else realism.spaces(faces, settings.data.cache)
+    if len(spaces) == 1:
+        metrics["left_out"].append(f"no landmarks: {realism.why_no_landmarks()}")
+    if options.realism and few:
+        metrics["left_out"].append(f"no comparison with real faces: {few}")
+    elif options.realism:
         metrics["realism"] = realism.of_model(vae, faces, spaces, options.seed, sampler, options.temperature)
-    samplers.keep(sampler, out, metrics["weights"])
-    if fitted and fitted.scoring and possible:
+    if fitted and (why := few or edits.obstacle(faces, fitted, fitted.dials.attribute)):
+        metrics["left_out"].append(f"no scores of edits of {fitted.dials.attribute}: {why}")
+    elif fitted:
         metrics["edits"] = edits.score_edits(vae, faces, fitted, spaces, settings.data.cache)
-        edits_page.write(out / edits_page.NAME, vae, faces, fitted.dials, metrics)
-    if fitted:
-        dials.write(out, vae, fitted.dials)
-    runs.write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    draw(vae, faces, out, options.seed, sampler, options.temperature, fitted.dials if fitted else None)
+    elif options.edits:
+        metrics["left_out"].append("no edits: the training faces' codes differ by no attribute that is known of them")
+    written = draw(vae, faces, out, options.seed, sampler, options.temperature, fitted.dials if fitted else None)
+    files = {dials.NAME: dials.to_json(vae, fitted.dials)} if fitted else {}
+    files[paired.NAME] = paired.to_json(faces, metrics.pop("faces"))
+    files[samplers.NAME] = samplers.to_json(sampler, metrics["weights"])
+    if fitted and "edits" in metrics:
+        files[edits_page.NAME] = edits_page.page(vae, faces, fitted.dials, metrics)
+    files["metrics.json"] = json.dumps(metrics, indent=2) + "\n"
+    with contextlib.ExitStack() as stack:  # an earlier evaluation serves until all are written; the dials come last
+        for name, text in files.items():
+            runs.write_text(stack.enter_context(runs.replacing(out / name)), text)
+    if options.edits or runs.read_json(out / dials.NAME).get("weights") != metrics["weights"]:
+        for name in {dials.NAME, edits_page.NAME, *STRIPS} - {*files, *written}:  # of an earlier evaluation
+            (out / name).unlink(missing_ok=True)
     runs.point_to_best(path)
     return metrics, out
 
@@ -86,7 +95,7 @@ def report(options: EvaluateOptions) -> str:
     metrics, out = evaluate(runs.find(options.ckpt), options)
     more = [realism.format_realism(metrics["realism"])] if "realism" in metrics else []
     more += [edits_text.format_card(metrics["edits"])] if "edits" in metrics else []
-    return "\n".join([format_table(metrics), *more, f"pictures: {runs.short(out)}/"])
+    return "\n".join([format_table(metrics), *more, *metrics["left_out"], f"pictures: {runs.short(out)}/"])
 
 
 def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
@@ -97,7 +106,8 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
     lines = [" " * width + "".join(f"{title:>12}" for title in titles)]
     for name, (m, _) in evaluations.items():
         cells = f"{m['model']['psnr']:12.2f}{m['model']['ssim']:12.3f}{m['kl']:12.1f}{m['nelbo']:12.0f}"
-        lines.append(f"{name:{width}}{cells}{m['active_units']:12}{m['beta']:12.4g}")
+        units = "" if m["active_units"] is None else m["active_units"]
+        lines.append(f"{name:{width}}{cells}{units:12}{m['beta']:12.4g}")
     first = next(iter(evaluations.values()))[0]
     for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
@@ -132,7 +142,6 @@ def format_table(metrics: dict[str, Any]) -> str:
     names = {"model": "this model", "mean_face": "mean face", "pca": f"PCA-{metrics['pca_dim']}"}
     lines = [f"{metrics['num_images']} faces of the {metrics['part']} part, epoch {metrics['epoch']}"]
     lines[0] += f", beta {metrics['beta']:.4g}, mu decoded"
-    lines[0] += f", codes refined by {metrics['refine']} steps" * bool(metrics["refine"])
     lines.append(f"{'':12}" + "".join(f"{title:>12}" for _, title in columns))
     for name, title in names.items():
         cells = [f"{metrics[name][key]:12.{2 if 'psnr' in key else 5}f}" for key, _ in columns]
@@ -141,9 +150,9 @@ def format_table(metrics: dict[str, Any]) -> str:
         f"loss {metrics['loss']:.1f} = SSE {metrics['recon']:.1f} + {metrics['beta']:.4g} x KL {metrics['kl']:.1f} nats"
         f" (sampled codes); in the study's units {metrics['loss_study_units']:.0f}"
     )
-    lines.append(
-        f"nELBO {metrics['nelbo']:.0f} nats; with {NUM_IMPORTANCE} codes a face (IWAE) {metrics['iwae']:.0f}"
-        f" ± {metrics['iwae_error']:.0f}"
-    )
-    lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
+    lines.append(f"nELBO {metrics['nelbo']:.0f} nats")
+    if metrics["active_units"] is None:
+        lines.append("one face does not show which units are active")
+    else:
+        lines.append(f"active units {metrics['active_units']} of {metrics['latent_dim']}")
     return "\n".join(lines)

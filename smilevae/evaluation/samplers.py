@@ -1,7 +1,7 @@
-"""Codes of new faces: from the prior, or from a mixture fitted to training codes (Ghosh et al. 1903.12436).
+"""Codes of new faces: from the prior, or blends of training codes.
 
-A mixture is fitted by likelihood, or made of blends: pairs of training codes with noise. The likelihood of codes with
-hundreds of dimensions orders samplers otherwise than the distance of their faces to real ones (docs/results.md).
+The likelihood of codes with hundreds of dimensions orders samplers otherwise than the distance of their faces to real
+ones: blends come nearest (docs/results.md).
 
 Shapes: N codes, D dimensions, K components.
 """
@@ -19,10 +19,8 @@ from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
 from smilevae.errors import CheckpointError, NotEvaluated
 from smilevae.evaluation.options import Sampler
-from smilevae.models import latents
 from smilevae.models.vae import VAE
 
-SHAPES = (("tied", 1), ("diag", 1), ("tied", 4), ("tied", 16))  # covariance, components
 MIN_CODES = 10
 NUM_BLENDS, BLEND_NOISE = 1000, 0.15  # noise: its share of the variance
 MAX_REFERENCE = 2000  # training faces that codes are drawn from and new faces are compared with
@@ -42,20 +40,15 @@ class Mixture(NamedTuple):
         noise, mean = torch.randn(num, self.means.shape[1], generator=generator), self.weights @ self.means
         return mean + temperature * (self.means[component] - mean + noise @ self.factor.T)
 
-    def log_prob(self, codes: Tensor) -> Tensor:
-        """Log densities in nats: (N, D) -> (N,)."""
-        normal = torch.distributions.MultivariateNormal(self.means, scale_tril=self.factor)
-        return torch.logsumexp(self.weights.log() + normal.log_prob(codes[:, None]), 1)
-
 
 def prior(num_dims: int) -> Mixture:
     return Mixture(torch.ones(1), torch.zeros(1, num_dims), torch.eye(num_dims))
 
 
-def keep(mixture: Mixture, folder: Path, digest: str) -> None:
-    """Write a sampler for the weights with this digest into an evaluation folder."""
+def to_json(mixture: Mixture, digest: str) -> str:
+    """The content of sampler.json: a sampler for the weights with this digest."""
     parts = {name: part.double().numpy().round(5).tolist() for name, part in mixture._asdict().items()}
-    runs.write_text(folder / NAME, json.dumps({"weights": digest, "sampler": parts}) + "\n")
+    return json.dumps({"weights": digest, "sampler": parts}) + "\n"
 
 
 def kept(path: Path, num_dims: int, digest: str) -> Mixture:
@@ -76,24 +69,12 @@ def kept(path: Path, num_dims: int, digest: str) -> Mixture:
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
 
 
-def fit_sampler(mu: Tensor, logvar: Tensor, sampler: Sampler = "auto", seed: int = 0) -> Mixture:
-    """Where new codes are drawn from; mu and logvar (N, D) are of training faces.
+def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
+    """Where new codes are drawn from: blends of the codes of training faces, mu and logvar (N, D).
 
-    "mixture": of the mixtures with SHAPES, fitted to four fifths of the codes, the one under which the others are most
-    likely. "auto": blends. With fewer than MIN_CODES codes it is the prior.
+    With fewer than MIN_CODES codes it is the prior.
     """
-    num = mu.shape[1]
-    if sampler == "prior" or len(mu) < MIN_CODES:
-        return prior(num)
-    if sampler == "auto":
-        return _blends(mu, logvar, seed)
-    order = torch.randperm(len(mu), generator=torch.Generator().manual_seed(seed))
-    most, held = order[len(mu) // 5 :], order[: len(mu) // 5]
-    noise = torch.randn(len(held), num, generator=torch.Generator().manual_seed(seed))
-    codes = latents.reparameterise(mu[held], logvar[held], noise)
-    fits = {shape: _fit(mu[most], logvar[most], *shape, seed) for shape in SHAPES if shape[1] < len(most) // 4}
-    best = max(fits, key=lambda shape: fits[shape].log_prob(codes).mean().item())
-    return _fit(mu, logvar, *best, seed)
+    return prior(mu.shape[1]) if len(mu) < MIN_CODES else _blends(mu, logvar, seed)
 
 
 def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
@@ -108,24 +89,13 @@ def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
     return Mixture(torch.full((NUM_BLENDS,), 1 / NUM_BLENDS), centres, torch.linalg.cholesky(covariance).float())
 
 
-def _fit(mu: Tensor, logvar: Tensor, shape: str, components: int, seed: int) -> Mixture:
-    """A mixture of mu, widened by the mean posterior variance."""
-    from sklearn.mixture import GaussianMixture
-
-    fit = GaussianMixture(components, covariance_type=shape, random_state=seed, reg_covar=1e-4).fit(mu.double().numpy())
-    covariance = torch.from_numpy(fit.covariances_)
-    covariance = covariance[0].diag() if shape == "diag" else covariance
-    factor = torch.linalg.cholesky(covariance + logvar.double().exp().mean(0).diag())
-    return Mixture(*(torch.as_tensor(part).float() for part in (fit.weights_, fit.means_, factor)))
-
-
 def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE) -> Mixture:
     """A sampler fitted to the codes of `most` training faces and their mirror images."""
     if sampler == "prior":
         return prior(vae.latent_dim)
     rows = np.random.default_rng(0).permutation(faces.rows("train"))[:most]
     (mu, logvar), (mirrored_mu, mirrored_logvar) = (encode(vae, faces, rows, mirrored) for mirrored in (False, True))
-    return fit_sampler(torch.cat([mu, mirrored_mu]), torch.cat([logvar, mirrored_logvar]), sampler, seed)
+    return fit_sampler(torch.cat([mu, mirrored_mu]), torch.cat([logvar, mirrored_logvar]), seed)
 
 
 def nearest(images: Tensor, others: Tensor) -> Tensor:

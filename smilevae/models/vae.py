@@ -7,11 +7,9 @@ from torch import Tensor, nn
 
 from smilevae.config import Beta, Model, Settings
 from smilevae.models import latents
-from smilevae.models.losses import beta_vae_terms
 from smilevae.models.networks import NETWORKS
 
 LOGVAR_BOUND = 10.0  # no training reaches it
-REFINE_RATE = 0.05  # the prior's sd is 1
 
 
 class VAEOutput(NamedTuple):
@@ -69,22 +67,6 @@ class VAE(nn.Module):
         if path := self.linear:
             mu, logvar = (x.flatten(1) - path.mean) @ path.encoder.T + mu, path.logvar + logvar
         return mu, logvar
-
-    def refine(self, x: Tensor, steps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`encode`, then `steps` of Adam on each face's code: no amortisation gap (Kim et al. 1802.02550)."""
-        with torch.no_grad():
-            mu, logvar = (code.clone() for code in self.encode(x))
-        with torch.inference_mode(False), torch.enable_grad():
-            codes = [mu.requires_grad_(), logvar.requires_grad_()]
-            optimizer = torch.optim.Adam(codes, lr=REFINE_RATE)
-            for step in range(steps):
-                optimizer.param_groups[0]["lr"] = REFINE_RATE * (1 - step / steps)
-                noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-                x_hat = self.decode(latents.reparameterise(mu, logvar, noise))
-                loss = beta_vae_terms(x_hat, x, mu, logvar, self.beta).loss.sum()
-                mu.grad, logvar.grad = torch.autograd.grad(loss, codes)
-                optimizer.step()
-        return mu.detach(), logvar.detach().clamp(-LOGVAR_BOUND, LOGVAR_BOUND)
 
     def decode(self, z: Tensor) -> Tensor:
         """Mean of p(x | z), not clamped: (B, D) -> (B, 3, S, S)."""
