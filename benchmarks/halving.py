@@ -1,28 +1,36 @@
 """Does successive halving keep the best settings of a grid that was trained in full?
 
-    python benchmarks/halving.py multirun/<sweep> [factor=3] [first=N] [jobs=2] [orders=200]
+    python benchmarks/halving.py multirun/<sweep> [factor=3] [first=N] [jobs=2] [orders=200] [epochs=9,20,40]
 
-Replays the grid's metrics in random orders, `jobs` at a time, with the rule of smilevae/sweeps/halving.py. All epochs
-take equally long. Prints how often the true best two settings reach the last rung, and the share of the epochs.
+Replays the grid's metrics in random orders, `jobs` at a time, with the rule of smilevae/sweeps/halving.py, as if the
+grid had been trained for each number of `epochs`. All epochs take equally long. Prints how often the true best two
+settings reach the last rung, and the share of the epochs.
 """
 
 import heapq
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from smilevae import runs
+from smilevae.config import Settings
 from smilevae.sweeps import halving, plan
 
 
 class Replay(halving.Halving):
     """The rungs of a finished grid, as if only `done` epochs of each job were trained."""
 
-    def begin(self, scores: dict[str, list[float]]) -> None:
-        self.scores, self.done, self.now = scores, dict.fromkeys(scores, 0), set()
+    def __init__(self, folder: Path, jobs: Mapping[str, Settings], rungs: list[halving.Rung], scores: dict):
+        super().__init__(folder, jobs, rungs)
+        self.scores, self.done, self.now = scores, dict.fromkeys(jobs, 0), set()
+        self.mean_faces = {name: halving.Halving.mean_face(self, name) for name in jobs}
 
     def score(self, name: str, epochs: int) -> float:
-        return min(self.scores[name][:epochs]) if self.done[name] >= epochs else float("inf")
+        return self.scores[name][epochs - 1] if self.done[name] >= epochs else float("inf")
+
+    def mean_face(self, name: str) -> float:
+        return self.mean_faces[name]
 
     def finished(self, name: str, rung: halving.Rung) -> bool:
         return self.done[name] >= rung.epochs
@@ -46,25 +54,36 @@ class Replay(halving.Halving):
             self.now.discard(name)
 
 
-def main(folder: Path, factor: int = 3, first: int | None = None, jobs: int = 2, orders: int = 200) -> None:
+def scores_of(folder: Path) -> list[float]:
+    """A job's score after each of its epochs: val/nelbo of the best epoch so far."""
+    lines, scores = runs.read_metrics(folder), []
+    for number in range(1, len(lines) + 1):
+        scores.append(min(lines[:number], key=runs.rank_of)[halving.RANK_BY])
+    return scores
+
+
+def replay(folder: Path, factor: int, first: int | None, jobs: int, orders: int, epochs: int | None) -> None:
     grid = {name: job.settings for name, job in plan.read(folder).items()}
-    scores = {name: [line[halving.RANK_BY] for line in runs.read_metrics(folder / name)] for name in grid}
+    grid = {name: own.with_values({"epochs": epochs or own.epochs}) for name, own in grid.items()}
+    scores = {name: scores_of(folder / name)[: grid[name].epochs] for name in grid}
     rungs = halving.plan_rungs(grid, factor, first)
-    best = sorted(grid, key=lambda name: min(scores[name]))[:2]
+    best = sorted(grid, key=lambda name: scores[name][-1])[:2]
     rng, kept, share = random.Random(0), 0, []
     for _ in range(orders):
         names = rng.sample([*grid], len(grid))
-        replay = Replay(folder, {name: grid[name] for name in names}, rungs)
-        replay.begin(scores)
-        share.append(replay.run(jobs) / sum(map(len, scores.values())))
-        kept += all(replay.done[name] == rungs[-1].epochs for name in best)
+        one = Replay(folder, {name: grid[name] for name in names}, rungs, scores)
+        share.append(one.run(jobs) / sum(map(len, scores.values())))
+        kept += all(one.done[name] == rungs[-1].epochs for name in best)
     print("rungs:", ", ".join(f"{rung.num} to epoch {rung.epochs}" for rung in rungs), f"; {jobs} at a time")
     for name in best:
-        places = [sorted(grid, key=lambda other: min(scores[other][: rung.epochs])).index(name) + 1 for rung in rungs]
+        places = [sorted(grid, key=lambda other: scores[other][rung.epochs - 1]).index(name) + 1 for rung in rungs]
         print(f"{name}: places {places} after each rung")
     print(f"best two kept in {kept} of {orders} orders, {min(share):.3f} to {max(share):.3f} of the epochs")
 
 
 if __name__ == "__main__":
-    words = dict(word.split("=") for word in sys.argv[2:])
-    main(Path(sys.argv[1]), **{key: int(value) for key, value in words.items()})
+    words = {"factor": 3, "first": None, "jobs": 2, "orders": 200} | dict(word.split("=") for word in sys.argv[2:])
+    lengths = str(words.pop("epochs", "")).split(",")
+    numbers = {key: value and int(value) for key, value in words.items()}
+    for length in lengths:
+        replay(Path(sys.argv[1]), **numbers, epochs=int(length) if length else None)

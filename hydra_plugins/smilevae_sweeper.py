@@ -1,10 +1,8 @@
 """Hydra's plugin: a sweeper that checks every point first and can go on, and a callback that checks a single run."""
 
 import contextlib
-import hashlib
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,15 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 import smilevae
 from smilevae import cli, console, runs
+from smilevae.config import SAME_RESULT
 from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs
 from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import Job, Plan, check_code
+from smilevae.sweeps.plan import Job, Plan, check_code, job_name
 from smilevae.sweeps.search import Search, choices, interval
 from smilevae.sweeps.watch import Watch
 
 MAX_JOBS = 200  # more ask for sweep.yes=true
-MAX_NAME = 150
 UNFINISHED = ("PAUSED", "NEW", "INTERRUPTED", "STALE")
 
 
@@ -44,16 +42,20 @@ class CheckBeforeStart(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with console.one_sentence():
-            cli.settings_from(config, config.hydra.overrides.task)
-            folder = str(config.hydra.run.dir)
+            settings = cli.settings_from(config, config.hydra.overrides.task)
+            folder = os.path.expanduser(str(config.hydra.run.dir))
             try:
                 if not folder:
                     raise OSError(0, "it is empty")
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 if not os.access(folder, os.W_OK):
                     raise OSError(0, "it may not be written")
+                if not settings.resume:
+                    runs.refuse_used(Path(folder))
             except OSError as error:
                 raise ConfigError(f"hydra.run.dir={folder} cannot be a run folder: {error.strerror}") from None
+            with read_write(config.hydra):
+                config.hydra.run.dir = folder
 
 
 class ResumableSweeper(BasicSweeper):
@@ -110,6 +112,8 @@ class ResumableSweeper(BasicSweeper):
                     while (now := halving.left()) and now != before:
                         before = now
                         launch([next(iter(plan.jobs))] * halving.num_left())
+                    for line in halving.spared():
+                        watch.say(line)
                 else:
                     for wave in plan.waves(left):
                         launch(wave)
@@ -236,6 +240,8 @@ class ResumableSweeper(BasicSweeper):
                 spaces[name] = choices(both)
             else:
                 both = [override.get_value_element_as_str()]
+            if name in spaces and name in (*SAME_RESULT, "threads"):
+                raise ConfigError(f"{name} cannot be searched, because it tells no jobs apart; give it one value")
             for end, index in zip(ends, (0, -1)):
                 end.append(f"{name}={both[index]}")
         return [*ends], spaces
@@ -266,14 +272,6 @@ class ResumableSweeper(BasicSweeper):
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return points
-
-
-def job_name(varied: list[str]) -> str:
-    """The folder name of a job, from the overrides that differ between jobs: beta-1_batch_size-32."""
-    name = re.sub(r"[^\w.+-]", "-", "_".join(text.lstrip("+").replace("=", "-", 1) for text in varied))
-    if len(name) > MAX_NAME:
-        name = f"{name[:MAX_NAME]}_{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
-    return name if name.strip(".") else "job"
 
 
 def threads_per_job(launcher: DictConfig) -> int | None:

@@ -28,7 +28,7 @@ BETAS = "beta=1,2,5,10,20,50"
 def epochs(folder: Path, name: str, *nelbo: float) -> None:
     """The metrics of a job that has trained so many epochs."""
     (folder / name).mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"epoch": number + 1, "val/nelbo": value}) for number, value in enumerate(nelbo)]
+    lines = [json.dumps({"epoch": n + 1, "val/loss": value, "val/nelbo": value}) for n, value in enumerate(nelbo)]
     (folder / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -47,7 +47,8 @@ def jobs(num: int, seeds: int = 1, **more: int) -> dict:
         (9, 150, 3, None, [(17, 9), (51, 3), (150, 2)]),
         (9, 150, 2, 10, [(10, 9), (20, 5), (40, 3), (150, 2)]),
         (2, 40, 3, None, [(40, 2)]),
-        (5, 1, 3, None, [(1, 5)]),
+        (6, 9, 3, None, [(4, 6), (9, 2)]),
+        (5, 4, 3, None, [(4, 5)]),
     ],
 )
 def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(num, length, factor, first, rungs):
@@ -56,16 +57,16 @@ def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(num, length, f
 
 
 def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
-    rungs = Halving(tmp_path, jobs(5), [Rung(1, 5), Rung(3, 2)])
-    assert rungs.left() == [(f"{k}-0", 1) for k in range(5)]
+    rungs = Halving(tmp_path, jobs(5), [Rung(2, 5), Rung(4, 2)])
+    assert rungs.left() == [(f"{k}-0", 2) for k in range(5)]
     for k in range(4):
-        epochs(tmp_path, f"{k}-0", 10.0 - k)
-    assert rungs.left() == [("4-0", 1)]
-    epochs(tmp_path, "4-0", 9.5)
-    assert rungs.left() == [("3-0", 3), ("2-0", 3)]  # 7 and 8
-    epochs(tmp_path, "3-0", 7.0, 50.0, 60.0)  # the lowest counts, not the last
+        epochs(tmp_path, f"{k}-0", 11.0 - k, 10.0 - k)
+    assert rungs.left() == [("4-0", 2)]
+    epochs(tmp_path, "4-0", 9.5, 9.4)
+    assert rungs.left() == [("3-0", 4), ("2-0", 4)]  # 7 and 8
+    epochs(tmp_path, "3-0", 8.0, 7.0, 50.0, 60.0)  # the best counts, not the last
     (tmp_path / "3-0" / "result.json").write_text("{}")
-    assert rungs.left() == [("2-0", 3)]
+    assert rungs.left() == [("2-0", 4)]
     held = runs.Run(tmp_path / "2-0")
     assert rungs.left() == []
     held.status("FAILED", "as planned")
@@ -74,21 +75,59 @@ def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
 
 
 def test_of_several_jobs_at_a_time_none_waits_and_a_late_better_one_goes_on_too(tmp_path):
-    rungs = Halving(tmp_path, jobs(4), [Rung(1, 4), Rung(3, 1)])
+    rungs = Halving(tmp_path, jobs(4), [Rung(2, 4), Rung(4, 1)])
     for k in range(3):
-        epochs(tmp_path, f"{k}-0", 10.0 - k)
+        epochs(tmp_path, f"{k}-0", 11.0 - k, 10.0 - k)
     late = runs.Run(tmp_path / "3-0")
-    assert rungs.left() == [("2-0", 3)]
-    epochs(tmp_path, "3-0", 1.0)
+    assert rungs.left() == [("2-0", 4)]
+    epochs(tmp_path, "3-0", 2.0, 1.0)
     late.close()
-    assert rungs.left() == [("3-0", 3)]
+    assert rungs.left() == [("3-0", 4)]
+
+
+def test_a_setting_that_learns_slowly_goes_on_by_its_trend(tmp_path):
+    rungs = Halving(tmp_path, jobs(4), [Rung(4, 4), Rung(9, 1)])
+    for k, values in enumerate([(9, 9, 9, 8.9), (30, 20, 16, 12), (40, 39, 38, 37), (9, 9, 9, 9)]):
+        epochs(tmp_path, f"{k}-0", *values)
+    assert rungs.left() == [("0-0", 9), ("1-0", 9)]  # 12 - 8 log(9/4) / log(2) is below 9
+
+
+@pytest.mark.parametrize(
+    ("scores", "first", "second"),
+    [
+        ((1.0, 1.1, 1.2, 1.7), "0-0 1-0 3-0", "0-0"),  # what is behind is spared once
+        ((1.0, 1.5, 1.6, 1.7), "0-0 1-0 2-0 3-0", "0-0"),
+        ((1.5, 1.6, 1.7, 1.8), "0-0 1-0 2-0 3-0", "0-0 1-0 2-0 3-0"),  # nobody is ahead
+    ],
+)
+def test_a_rung_drops_only_what_has_learnt_something(tmp_path, scores, first, second):
+    """With one pixel and total = 1 the mean face has 0.5 (log(2 pi) + 1) = 1.42 nats."""
+    rungs = Halving(tmp_path, jobs(4), [Rung(2, 4), Rung(4, 2), Rung(8, 1)])
+    for num, allowed in ((2, first), (4, second)):
+        for k, score in enumerate(scores):
+            epochs(tmp_path, f"{k}-0", *[score] * num)
+            (tmp_path / f"{k}-0" / "spectrum.json").write_text(json.dumps({"total": 1.0, "num_pixels": 1}))
+        assert [name for name, _ in rungs.left()] == allowed.split()
+    assert rungs.mean_face("0-0") == pytest.approx(1.4189385)
+    where = f"after epoch 2 {sum(score > 1.42 for score in scores)} of 4 settings were behind the mean face"
+    assert rungs.spared()[0] == f"{where} by val/nelbo; they had learnt nothing yet and went on"
+    assert len(rungs.spared()) == 1 + (second == first)
+
+
+def test_a_rung_ranks_by_the_best_epoch_as_the_table_does(tmp_path):
+    """The best epoch is the one with the lowest val/loss; its checkpoint is the one that is kept."""
+    rungs = Halving(tmp_path, jobs(1), [Rung(2, 1)])
+    (tmp_path / "0-0").mkdir()
+    lines = [{"epoch": 1, "val/loss": 5, "val/nelbo": 1}, {"epoch": 2, "val/loss": 4, "val/nelbo": 3}]
+    (tmp_path / "0-0" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert (rungs.score("0-0", 1), rungs.score("0-0", 2), rungs.score("0-0", 3)) == (1, 3, float("inf"))
 
 
 def test_a_setting_is_compared_by_its_mean_over_seeds(tmp_path):
-    rungs = Halving(tmp_path, jobs(3, seeds=2), [Rung(1, 3), Rung(3, 1)])
+    rungs = Halving(tmp_path, jobs(3, seeds=2), [Rung(2, 3), Rung(4, 1)])
     for name, value in {"0-0": 1, "0-1": 9, "1-0": 4, "1-1": 4, "2-0": 5, "2-1": 6}.items():
-        epochs(tmp_path, name, value)
-    assert rungs.left() == [("1-0", 3), ("1-1", 3)]  # 4; the luckiest single run has 1
+        epochs(tmp_path, name, value, value)
+    assert rungs.left() == [("1-0", 4), ("1-1", 4)]  # 4; the luckiest single run has 1
 
 
 def test_jobs_that_rungs_cannot_compare_are_refused(tmp_path):
@@ -115,33 +154,47 @@ def test_a_wrong_option_is_one_sentence(options, sentence):
     assert parse(True, {"budget": "2h"}).seconds == 7200
 
 
+WARM = ("warm_start=ppca", "sweep.halving=3", "sweep.first=2")  # ahead of the mean face from the start
+
+
 def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     folder = tmp_path / "s"
-    done = sweep(folder, "beta=1,20,50", "epochs=3", "sweep.halving=3")
+    done = sweep(folder, BETAS, "epochs=4", *WARM)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rungs: 3 settings to epoch 1, 2 settings to epoch 3" in done.stdout
+    assert "rungs: 6 settings to epoch 2, 2 settings to epoch 4" in done.stdout
     assert re.search(r"^about \d+ s, from a few timed steps", done.stdout, re.MULTILINE)
     shown = statuses(folder)
-    assert sorted(shown.values()) == ["COMPLETED"] * 2 + ["PAUSED"]
-    assert {runs.epochs_done(folder / name) for name in shown if shown[name] == "PAUSED"} == {1}
-    first = {name: read_halving(folder).score(name, 1) for name in shown}
-    assert {name for name in shown if shown[name] == "COMPLETED"} == set(sorted(first, key=first.get)[:2])
-    alone = train("beta=1", "epochs=3")
-    name = "checkpoints/epoch-0003.ckpt"
-    assert weights(tmp_path)[f"{alone.name}/{name}"] == weights(folder)[f"beta-1/{name}"]
+    completed = {name for name in shown if shown[name] == "COMPLETED"}
+    assert set(shown.values()) == {"COMPLETED", "PAUSED"}
+    assert {runs.epochs_done(folder / name) for name in set(shown) - completed} == {2}
+    first = {name: read_halving(folder).score(name, 2) for name in shown}
+    assert set(sorted(first, key=first.get)[:2]) <= completed
+    assert len(completed) <= 4  # two by their scores, two by their trends
+    alone = train("beta=1", "epochs=4", "warm_start=ppca")
+    (best, *_) = runs.read_result(alone)["checkpoints"]
+    assert weights(tmp_path)[f"{alone.name}/{best}"] == weights(folder)[f"beta-1/{best}"]
+
+
+def test_rungs_that_decide_nothing_train_everything_and_say_so(tmp_path):
+    done = sweep(tmp_path / "s", "beta=1,20,50", "epochs=3", "sweep.halving=3", "sweep.first=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(statuses(tmp_path / "s").values()) == {"COMPLETED"}
+    assert (
+        "after epoch 2 3 of 3 settings were behind the mean face by val/nelbo; they had learnt nothing" in done.stdout
+    )
 
 
 @slow
 def test_new_points_join_the_rungs(tmp_path):
     folder = tmp_path / "s"
-    first = sweep(folder, BETAS, "epochs=4", "sweep.halving=3")
-    more = sweep(folder, "beta=0.5,3", "epochs=4", "sweep.halving=3")
+    first = sweep(folder, BETAS, "epochs=4", *WARM)
+    more = sweep(folder, "beta=0.5,3", "epochs=4", *WARM)
     assert (first.returncode, more.returncode) == (0, 0), more.stdout + more.stderr
-    assert "8 settings to epoch 1, 3 settings to epoch 3, 2 settings to epoch 4" in more.stdout
+    assert "8 settings to epoch 2, 3 settings to epoch 4" in more.stdout
     assert len(statuses(folder)) == 8
     assert "NEW" not in statuses(folder).values()
     assert read_halving(folder).left() == []
-    again = sweep(folder, BETAS, "epochs=4", "sweep.halving=3")
+    again = sweep(folder, BETAS, "epochs=4", *WARM)
     assert "0 to run" in again.stdout
 
 
@@ -246,6 +299,20 @@ def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
     assert made.waves(made.wanted) == [made.wanted]
 
 
+def test_a_job_that_was_resumed_by_hand_is_the_beginning_of_longer_ones_only(tmp_path):
+    """Resumed to 4 epochs, it may not give a job of 3 epochs a result of epoch 4."""
+    made = plan(tmp_path / "s", {"epochs": 1})
+    (name,) = made.wanted
+    run = runs.Run(tmp_path / "s" / name)
+    run.write_config(made.jobs[name].settings.with_values({"epochs": 4}))
+    run.complete({})
+    run.close()
+    longer = made.jobs[name].settings
+    assert prefix(tmp_path / "s", longer.with_values({"epochs": 3})) is None
+    assert prefix(tmp_path / "s", longer.with_values({"epochs": 4})) is None
+    assert prefix(tmp_path / "s", longer.with_values({"epochs": 5})) == tmp_path / "s" / name
+
+
 def test_waves_hold_back_longer_runs(tmp_path):
     made = plan(tmp_path / "s", *({"epochs": n, "beta": b} for b in (1, 2) for n in (3, 1)))
     shown = [
@@ -295,7 +362,7 @@ def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
     assert set(shown.values()) == {"COMPLETED", "PAUSED"}
     completed = {name for name in shown if shown[name] == "COMPLETED"}
     assert set(rungs.allowed(len(rungs.rungs) - 1)) <= completed
-    assert len(completed) <= rungs.rungs[-1].num + 1
+    assert len(completed) <= 2 * rungs.rungs[-1].num + 1  # by scores and by trends
     for name in completed:
         log = (tmp_path / "cut" / name / "train.log").read_text()
         assert re.findall(r"^epoch (\d+)/60", log, re.MULTILINE).count("60") == 1

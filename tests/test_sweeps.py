@@ -8,7 +8,6 @@ import pickle
 import random
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +19,11 @@ import torch
 import yaml
 from conftest import ROOT, TINY, script, slow
 
-from hydra_plugins.smilevae_sweeper import job_name
 from smilevae import runs
-from smilevae.config import BEFORE, SAME_RESULT, Settings
+from smilevae.config import Settings
 from smilevae.errors import ConfigError, UserError
 from smilevae.sweeps import jobs
-from smilevae.sweeps.plan import Job, Plan, read
+from smilevae.sweeps.plan import Job, Plan, job_name, read
 
 SETTINGS = Settings().with_values({"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"})
 GRID = ("beta=1,10,50", "batch_size=8,10,12")
@@ -107,34 +105,6 @@ def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
     assert plan(tmp_path / "s", {"beta": 1} | free).wanted == ["beta-1"]
 
 
-def test_a_plan_of_an_older_release_knows_its_jobs_without_newer_settings(tmp_path):
-    plan(tmp_path / "s", {"beta": 1})
-    content = json.loads((tmp_path / "s" / "sweep.json").read_text())
-    for name in BEFORE.keys() - set(SAME_RESULT):
-        del content["jobs"]["beta-1"]["settings"][name]
-    (tmp_path / "s" / "sweep.json").write_text(json.dumps(content))
-    assert plan(tmp_path / "s", {"beta": 1}).wanted == ["beta-1"]
-    with pytest.raises(ConfigError, match=r"ema=0\.5 would change the results of .*, which has ema=0;"):
-        plan(tmp_path / "s", {"beta": 1, "ema": 0.5})
-
-
-OLD_PLANS = Path(__file__).parent / "fixtures" / "sweeps"
-
-
-@pytest.mark.parametrize("data", ["synthetic", "folder"])
-def test_a_sweep_of_commit_99357af_goes_on(call, tmp_path, pictures, data):
-    """Its sweep.json is recognised by today's command line: nothing would change, and no job is new."""
-    shutil.copy(OLD_PLANS / f"{data}.json", tmp_path / "sweep.json")
-    words = [word for word in json.loads((tmp_path / "sweep.json").read_text())["argv"] if "data.root" not in word]
-    more = [f"data.root={pictures}"] if data == "folder" else []
-    for name in ("beta-0", "beta-1"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "status.json").write_text('{"status": "FAILED", "reason": "as planned"}')
-    code, errors = call("train", *words, *more, f"hydra.sweep.dir={tmp_path}")
-    assert (code, "2 of 2 jobs did not complete" in errors) == (1, True), errors
-    assert set(read(tmp_path)) == {"beta-0", "beta-1"}
-
-
 def test_equal_points_are_one_job_and_equal_names_stay_apart(tmp_path):
     assert plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).wanted == ["beta-1"]
     assert plan(tmp_path / "c", {"beta": 1}, {"beta": 1.0}).wanted == ["beta-1"]
@@ -160,9 +130,29 @@ def test_resume_names_a_run_and_not_a_sweep(tmp_path, call, many):
     assert f"hydra.sweep.dir={runs.short(tmp_path / 's')}" in errors
 
 
-def test_a_sweep_over_folders_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.root cannot be swept"):
-        plan(tmp_path / "s", {"data.root": "/a"}, {"data.root": "/b"})
+@pytest.mark.parametrize(
+    ("knob", "values"),
+    [
+        *(("data.root", ("/a", "/b")), ("threads", (1, 2)), ("evaluate", (True, False)), ("checkpoint_every", (1, 2))),
+        *(("data.attributes", ("/a", "/b")), ("trainer.accelerator", ("cpu", "auto"))),
+    ],
+)
+def test_a_sweep_over_what_tells_no_jobs_apart_is_refused(tmp_path, knob, values):
+    """Otherwise it is one job under the name of the first value, trained with the last one."""
+    with pytest.raises(
+        ConfigError, match=rf"{knob} cannot be swept, because it tells no jobs apart; give it one value"
+    ):
+        plan(tmp_path / "s", *({knob: value} for value in values))
+    assert not (tmp_path / "s").exists()
+    assert plan(tmp_path / "s", {"beta": 1, knob: values[0]}, {"beta": 2, knob: values[0]}).wanted
+
+
+def test_what_sharpens_tells_jobs_apart(tmp_path):
+    made = plan(tmp_path / "s", *({"sharpen.epochs": 1, "sharpen.weight": weight} for weight in (0.1, 0.5, 1)))
+    assert len(made.wanted) == 3
+    assert all(f"sharpen.weight-{made.jobs[name].settings.sharpen.weight}" in name for name in made.wanted)
+    with pytest.raises(ConfigError, match=r"sharpen\.epochs=2 would change the results"):
+        plan(tmp_path / "s", {"sharpen.epochs": 2, "sharpen.weight": 1})
 
 
 def test_what_is_left_is_what_did_not_end(tmp_path):
@@ -273,6 +263,8 @@ def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
         (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["hydra.sweep.dir=README.md"], "README.md"),
         (["data=folder"], "data.root is not set"),
+        (["threads=1,2"], "threads cannot be swept, because it tells no jobs apart; give it one value"),
+        (["trainer=cpu,auto"], "trainer.accelerator cannot be swept, because it tells no jobs apart"),
         (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
     ],
 )
@@ -436,6 +428,22 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
     assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in printed
     assert f"hydra.sweep.dir={runs.short(folder)}" in printed.partition("to go on: python train.py -m ")[2]
+
+
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(4, marks=slow), pytest.param(7, marks=slow)])
+def test_ctrl_c_while_the_libraries_are_imported_is_one_word(tmp_path, seconds):
+    command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, "seed=0,1"]
+    with open(tmp_path / "out", "w") as out:
+        process = start(command, stdout=out, stderr=out)
+        try:
+            wait_for(lambda: len(members(process.pid)) > 1)  # the server of the jobs has begun
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+        finally:
+            wait_for(lambda: not members(process.pid), 20)
+    assert "Traceback" not in (tmp_path / "out").read_text()
+    assert "interrupted" in (tmp_path / "out").read_text()
 
 
 TOGETHER = pytest.mark.scorecard(11, "sweeps of the same second, two processes on one sweep: each job exactly once")

@@ -5,17 +5,19 @@ All decisions follow from the run folders, so that a kill at any moment loses no
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from smilevae import runs
 from smilevae.config import Settings
 from smilevae.errors import ConfigError
+from smilevae.models.metrics import negative_elbo
 
 RANK_BY = "val/nelbo"  # comparable across beta
 AVERAGED = ("seed", "data.split_seed")  # a setting is compared by its mean over them
 MIN_KEPT = 2  # settings that reach the last rung
+LEAST_EPOCHS = 4  # of the first rung
 
 
 class Rung(NamedTuple):
@@ -29,8 +31,12 @@ class Halving:
     """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943; asynchronous as ASHA, Li et al. 1810.05934).
 
     A setting is all jobs that differ in seed or split only. It goes on if it is among the best `num` of those that
-    finished a rung. The lowest rung comes first: one job at a time, a rung is full before the next begins; of several
-    jobs at a time, none waits, and at most as many settings more go on as there are jobs at a time.
+    finished a rung, or would be at the end of the next one if it went on as it did lately: what learns slowly is often
+    best at the end. What is behind the mean face has learnt nothing yet: it is spared after the first rung, and after
+    any rung that fewer than `num` settings leave ahead of it.
+
+    The lowest rung comes first: one job at a time, a rung is full before the next begins; of several jobs at a time,
+    none waits, and at most as many settings more go on as there are jobs at a time.
     """
 
     def __init__(self, folder: Path, jobs: Mapping[str, Settings], rungs: list[Rung]):
@@ -44,21 +50,58 @@ class Halving:
         """The jobs that may train in a rung, the best first."""
         if number == 0:
             return [name for names in self.settings.values() for name in names]
-        epochs = self.rungs[number - 1].epochs
-        means = {key: self._mean(names, epochs) for key, names in self.settings.items()}
-        order = sorted((key for key in means if means[key] < math.inf), key=lambda key: means[key])
-        return [name for key in order[: self.rungs[number].num] for name in self.settings[key]]
+        (epochs, _), (next_epochs, num) = self.rungs[number - 1 : number + 1]
+        now, behind = self._means(epochs), self._behind(number)
+        ahead = sorted(now.keys() - behind, key=lambda key: (now[key], key))
 
-    def _mean(self, names: list[str], epochs: int) -> float:
-        """A setting's mean score in a rung; infinite if one of its jobs has none."""
-        return sum(self.score(name, epochs) for name in names) / len(names)
+        # The score falls about linearly with the logarithm of the epoch.
+        half = math.ceil(epochs / 2)
+        earlier = self._means(half)
+        steps = math.log(next_epochs / epochs) / math.log(epochs / half)
+        later = sorted(ahead, key=lambda key: now[key] + steps * (now[key] - earlier[key]))
+
+        chosen = [*ahead[:num], *later[:num]]
+        if number == 1 or len(ahead) < num:
+            chosen += sorted(behind, key=lambda key: now[key])
+        return [name for key in dict.fromkeys(chosen) for name in self.settings[key]]
+
+    def _behind(self, number: int) -> set[str]:
+        """The settings that are not ahead of the mean face after the rung before this one."""
+        now = self._means(self.rungs[number - 1].epochs)
+        return {key for key in now if now[key] >= self._mean(key, self.mean_face)}
+
+    def spared(self) -> list[str]:
+        """A sentence for every rung after which settings went on that had learnt nothing yet."""
+        lines = []
+        for number in range(1, len(self.rungs)):
+            allowed = set(self.allowed(number))
+            num = sum(allowed.issuperset(self.settings[key]) for key in self._behind(number))
+            if num:
+                where = f"after epoch {self.rungs[number - 1].epochs} {num} of {len(self.settings)} settings"
+                lines.append(f"{where} were behind the mean face by {RANK_BY}; they had learnt nothing yet and went on")
+        return lines
+
+    def _means(self, epochs: int) -> dict[str, float]:
+        """The mean score of every setting whose jobs all came so far."""
+        means = {key: self._mean(key, lambda name: self.score(name, epochs)) for key in self.settings}
+        return {key: mean for key, mean in means.items() if mean < math.inf}
+
+    def _mean(self, key: str, value: Callable[[str], float]) -> float:
+        """The mean of a value over a setting's jobs."""
+        names = self.settings[key]
+        return sum(map(value, names)) / len(names)
 
     def score(self, name: str, epochs: int) -> float:
-        """The lowest val/nelbo of a job until an epoch; infinite if it has not come so far."""
+        """val/nelbo of a job's best epoch until an epoch; infinite if it has not come so far."""
         lines = runs.read_metrics(self.folder / name)
         if max((line["epoch"] for line in lines), default=0) < epochs:
             return math.inf
-        return min(line.get(RANK_BY, math.inf) for line in lines if line["epoch"] <= epochs)
+        return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
+
+    def mean_face(self, name: str) -> float:
+        """The negative ELBO of the mean face on a job's held-out people; infinite if it is not known."""
+        content = runs.read_json(self.folder / name / "spectrum.json")
+        return negative_elbo(content["total"], 0, content["num_pixels"]) if content else math.inf
 
     def finished(self, name: str, rung: Rung) -> bool:
         """Whether a job has no more to do in a rung."""
@@ -80,9 +123,7 @@ class Halving:
     def num_left(self) -> int:
         """How many trainings are left, at most."""
         each = max(map(len, self.settings.values()))
-        finished = [
-            sum(self._mean(names, rung.epochs) < math.inf for names in self.settings.values()) for rung in self.rungs
-        ]
+        finished = [len(self._means(rung.epochs)) for rung in self.rungs]
         return max(1, sum(each * max(0, rung.num - num) for rung, num in zip(self.rungs, finished)))
 
     def total_epochs(self) -> float:
@@ -98,7 +139,7 @@ def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> 
         if len({getattr(settings, name) for settings in jobs.values()}) > 1:
             raise ConfigError(f"sweep.halving compares jobs after equal epochs and at one size; give {name} one value")
     longest, num = next(iter(jobs.values())).epochs, len(Halving(Path(), jobs, []).settings)
-    epochs, rungs = first or math.ceil(longest / factor**2), []
+    epochs, rungs = first or max(LEAST_EPOCHS, math.ceil(longest / factor**2)), []
     while epochs < longest and num > MIN_KEPT:
         rungs.append(Rung(epochs, num))
         epochs, num = epochs * factor, max(MIN_KEPT, math.ceil(num / factor))

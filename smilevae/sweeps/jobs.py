@@ -5,12 +5,13 @@ import logging
 import math
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def in_process(function: Callable[..., None], *arguments: Any) -> Any:
     multiprocessing.set_start_method(None, force=True)  # joblib may have set its own
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["__main__", "smilevae.training.fit", "tensorboard"])
+    resource_tracker.ensure_running()  # it unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C would interrupt the server's imports
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     process = server.Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -187,7 +192,7 @@ def _free_device(folder: Path, num: int) -> list[int] | None:
     if num < 2:
         return None
     for device in range(num):
-        lock = FileLock(folder / f".gpu-{os.uname().nodename}-{device}", timeout=0)
+        lock = FileLock(folder / f".gpu-{platform.node()}-{device}", timeout=0)
         with contextlib.suppress(Timeout):
             lock.acquire()
             _held.append(lock)
@@ -198,7 +203,7 @@ def _free_device(folder: Path, num: int) -> list[int] | None:
 def stop_jobs(folder: Path, names: list[str], sweep: str, signum: int) -> None:
     """Signal the jobs of a sweep on this machine; wait for their end, GRACE at most."""
     (folder / f".stop-{sweep}").touch()  # no other job begins
-    here = {"status": "RUNNING", "host": os.uname().nodename, "sweep": sweep}
+    here = {"status": "RUNNING", "host": platform.node(), "sweep": sweep}
     ours = {
         path: state["pid"]
         for path in map(folder.joinpath, names)

@@ -18,7 +18,7 @@ class SweepOptions(BaseModel):
     mix: bool = Field(False, description="jobs of a changed program join the sweep")
     budget: str | None = Field(None, description="time that the sweep may run, pauses excluded: 90s, 10m, 2h, 1d")
     halving: int | None = Field(None, description="the best 1/N of the settings train on after each rung", ge=2, le=10)
-    first: int | None = Field(None, description="epochs of the first rung", ge=1)
+    first: int | None = Field(None, description="epochs of the first rung; one shows no trend", ge=2)
     trials: int | None = Field(None, description="points that a search tries", ge=1, le=100_000)
 
     @field_validator("budget", mode="before")

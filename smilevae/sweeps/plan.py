@@ -8,20 +8,21 @@ import contextlib
 import hashlib
 import itertools
 import json
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from smilevae import runs
-from smilevae.config import BEFORE, PLACES, SAME_RESULT, Settings
+from smilevae.config import Settings, flatten
 from smilevae.errors import ConfigError
 from smilevae.sweeps import halving
 from smilevae.sweeps.options import SweepOptions
 
 DEFAULT = SweepOptions()
+MAX_NAME = 150
 ONCE = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line does not repeat
-RESULT_BEFORE = {name: value for name, value in BEFORE.items() if name not in SAME_RESULT}
 
 
 class Job(NamedTuple):
@@ -59,13 +60,13 @@ class Plan:
             self.rungs = halving.plan_rungs(every, options.halving, options.first)
 
     def add(self, points: list[tuple[str, Job]]) -> list[str]:
-        """Let points join; gives their names. Raises ConfigError if they lie in other folders of faces."""
+        """Let points join; gives their names. Raises ConfigError if a knob that tells no jobs apart differs."""
         names = {job.key: name for name, job in self.jobs.items()}
         new: dict[str, Job] = {}
         for name, job in points:
-            data, first = job.settings.data, new.setdefault(job.key, job).settings.data
-            if changed := [name for name in PLACES[:-1] if getattr(data, name) != getattr(first, name)]:
-                raise ConfigError(f"data.{changed[0]} cannot be swept; start a sweep for each folder")
+            own, first = (flatten(one.settings.plain()) for one in (job, new.setdefault(job.key, job)))
+            if changed := [knob for knob in own if own[knob] != first.get(knob)]:
+                raise ConfigError(f"{changed[0]} cannot be swept, because it tells no jobs apart; give it one value")
             if job.key not in names:
                 names[job.key] = name if name not in self.jobs else f"{name}_{job.key[:8]}"
             self.jobs[names[job.key]] = job
@@ -107,6 +108,8 @@ class Plan:
 
     def rungs_line(self) -> str:
         """The rungs, with a warning where a job's first epochs say little about its last."""
+        if len(self.rungs) == 1:
+            return f"rungs: none, the sweep is too short for them; every setting trains to epoch {self.rungs[0].epochs}"
         text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in self.rungs)
         if any(job.settings.schedule == "cosine" for job in self.jobs.values()):
             text += "; schedule=cosine keeps each job's own full schedule, and lr is still high at the first rungs"
@@ -163,6 +166,14 @@ class Plan:
         return f"{runs.program('train')} {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
 
 
+def job_name(varied: list[str]) -> str:
+    """The folder name of a job, from the overrides that differ between jobs: beta-1_batch_size-32."""
+    name = re.sub(r"[^\w.+-]", "-", "_".join(text.lstrip("+").replace("=", "-", 1) for text in varied))
+    if len(name) > MAX_NAME:
+        name = f"{name[:MAX_NAME]}_{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return name if name.strip(".") else "job"
+
+
 def check_code(folder: Path, mix: bool = False) -> None:
     """Raise ConfigError if the program on the disk is not the one that the sweep was last started with."""
     then, now = runs.read_json(folder / "sweep.json").get("code"), runs.code_now()
@@ -184,21 +195,22 @@ def prefix(folder: Path, settings: Settings) -> Path | None:
 
     With schedule=plateau a run does not know its number of epochs.
     """
-    best, jobs = None, read(folder) if (folder / "sweep.json").exists() else {}
+    longest, best = 0, None
+    jobs = read(folder) if (folder / "sweep.json").exists() else {}
     for name, job in jobs.items() if settings.schedule == "plateau" and not settings.sharpen.epochs else ():
         same = job.settings.with_values({"epochs": settings.epochs}).result_settings() == settings.result_settings()
-        if same and job.settings.epochs < settings.epochs and (folder / name / "result.json").exists():
-            own = runs.read_settings(folder / name)
-            if own.threads == settings.threads and (not best or job.settings.epochs > best[0]):
-                best = job.settings.epochs, folder / name
-    return best[1] if best else None
+        if same and (folder / name / "result.json").exists():
+            own = runs.read_settings(folder / name)  # it may have been resumed to more epochs
+            if own.threads == settings.threads and longest < own.epochs < settings.epochs:
+                longest, best = own.epochs, folder / name
+    return best
 
 
 def read(folder: Path) -> dict[str, Job]:
     """The jobs in a folder's sweep.json, {} where there is none. Raises ConfigError."""
     try:
         jobs = json.loads((folder / "sweep.json").read_text())["jobs"].items()
-        return {n: Job(j["overrides"], Settings().with_values(RESULT_BEFORE | j["settings"])) for n, j in jobs}
+        return {n: Job(j["overrides"], Settings().with_values(j["settings"])) for n, j in jobs}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):

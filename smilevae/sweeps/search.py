@@ -9,6 +9,7 @@ from typing import Any
 from smilevae import runs
 from smilevae.config import FIELDS, Settings
 from smilevae.errors import ConfigError
+from smilevae.sweeps.plan import job_name
 
 NAME = "search.log"
 FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
@@ -107,10 +108,8 @@ class Search:
 
     def name(self, number: int, values: dict[str, Any]) -> str:
         """trial-007_beta-12.3_lr-0.001"""
-        shown = [
-            f"{knob}-{value:.4g}" if isinstance(value, float) else f"{knob}-{value}" for knob, value in values.items()
-        ]
-        return "_".join([f"trial-{number:03d}", *shown])
+        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()]
+        return job_name([f"trial-{number:03d}", *shown])
 
 
 def _optuna() -> Any:
