@@ -15,7 +15,6 @@ import inspect
 import logging
 import os
 import pkgutil
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 sys.stdout.flush()  # here, not at the interpreter's end, where nothing catches its error
     except BrokenPipeError:  # as `| head` causes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + 13)  # SIGPIPE, which Windows has not
 
 
 def _run(command: str, words: Sequence[str]) -> None:
@@ -145,11 +144,11 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     settings = checked(content)
     if settings.data.source == "folder" and not (settings.data.root or settings.data.positive or settings.resume):
         raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
-    if settings.logger not in ("tensorboard", "csv") and importlib.util.find_spec(settings.logger) is None:
+    if settings.logger != "tensorboard" and importlib.util.find_spec(settings.logger) is None:
         raise ConfigError(
             f'logger={settings.logger} needs a package; install it with pip install -e ".[{settings.logger}]"'
         )
-    paths = {f"data.{name}": getattr(settings.data, name) for name in PLACES}
+    paths = {"resume": settings.resume} | {f"data.{name}": getattr(settings.data, name) for name in PLACES}
     paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
     settings = settings.with_values(paths)
     return runs.continued(settings.resume, settings, named) if settings.resume else settings

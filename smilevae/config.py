@@ -22,21 +22,17 @@ Beta = Annotated[Number, Ge(0), Le(1e6)] | Literal["auto"]
 Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
 PLACES = ("root", "positive", "negative", "unlabelled", "attributes")  # paths of data
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are older names
+DRAWN = tuple(f"data.{name}" for name in ("draw_seed", "num_smiling", "num_not_smiling", "num_test", "confound"))
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
 
 
 def knob(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
     """A field with its default, documentation and inclusive range.
 
-    `before` is the value of older runs; without it every run must name the setting. A resume may change a setting
-    with `same_result=True`.
+    A resume may change a setting with `same_result=True`.
     """
     return Field(default, description=text, ge=low, le=high, json_schema_extra=more)
-
-
-def added(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
-    """A knob whose default older runs had."""
-    return knob(default, text, low, high, before=default, **more)
 
 
 class Section(BaseModel):
@@ -49,17 +45,15 @@ class Plateau(Section):
 
 
 class Jitter(Section):
-    shift: Number = added(0, "training faces move by at most so many pixels", 0, 32)
-    rotate: Number = added(0, "training faces turn by at most so many degrees", 0, 45)
-    zoom: Number = added(0, "training faces change size by at most this share", 0, 0.5)
-    light: Number = added(0, "training faces change brightness and colour by at most this share", 0, 1)
+    shift: Number = knob(0, "training faces move by at most so many pixels", 0, 32)
+    rotate: Number = knob(0, "training faces turn by at most so many degrees", 0, 45)
+    zoom: Number = knob(0, "training faces change size by at most this share", 0, 0.5)
+    light: Number = knob(0, "training faces change brightness and colour by at most this share", 0, 1)
 
 
 class Sharpen(Section):
-    epochs: int = added(
-        0, "epochs that then train the decoder alone against a discriminator", 0, MANY, same_result=True
-    )
-    weight: Number = added(0.5, "gradient of the discriminator in that of the error", 0, 100, same_result=True)
+    epochs: int = knob(0, "epochs that then train the decoder alone against a discriminator", 0, MANY)
+    weight: Number = knob(0.5, "gradient of the discriminator in that of the error", 0, 100)
 
 
 class Model(Section):
@@ -72,22 +66,22 @@ class Model(Section):
 
 class Data(Section):
     source: Literal["synthetic", "folder", "smiling_or_not", "celeba"] = knob("synthetic", "where faces come from")
-    root: Text | None = added(None, "the folder of your images", same_result=True)
-    positive: Text | None = added(None, "a folder of images with an attribute, in place of data.root", same_result=True)
-    negative: Text | None = added(None, "a folder of images without it", same_result=True)
-    person_pattern: Text = added(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
-    val_fraction: Number = added(0.2, "share of the people who are held out", 0.01, 0.9)
-    test_fraction: Number = added(0, "share of the people whom only evaluations see", 0, 0.9)
-    split_seed: int = added(0, "which people are held out; follows seed", 0, MAX_SEED)
-    max_skipped: Number = added(0.01, "stop if more of the files than this cannot be read", 0, 1)
-    unlabelled: Text | None = added(None, "a folder of more faces to train on", same_result=True)
-    attributes: Text | None = added(None, "a CSV table of known attributes: file, gender, ...", same_result=True)
-    cache: bool = added(True, "decode once, into the user's cache folder", same_result=True)
-    draw_seed: int = added(0, "which synthetic faces are drawn", 0, MAX_SEED)
-    num_smiling: int = added(600, "how many synthetic faces smile", 1, 10 * MANY)
-    num_not_smiling: int = added(603, "how many synthetic faces do not smile", 1, 10 * MANY)
-    num_test: int = added(300, "how many more synthetic faces make the test part", 0, 10 * MANY)
-    confound: Number = added(0.0, "correlation of smile and hair length among synthetic faces", -0.99, 0.99)
+    root: Text | None = knob(None, "the folder of your images", same_result=True)
+    positive: Text | None = knob(None, "a folder of images with an attribute, in place of data.root", same_result=True)
+    negative: Text | None = knob(None, "a folder of images without it", same_result=True)
+    person_pattern: Text = knob(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
+    val_fraction: Number = knob(0.2, "share of the people who are held out", 0.01, 0.9)
+    test_fraction: Number = knob(0, "share of the people whom only evaluations see", 0, 0.9)
+    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED)
+    max_skipped: Number = knob(0.01, "stop if more of the files than this cannot be read", 0, 1)
+    unlabelled: Text | None = knob(None, "a folder of more faces to train on", same_result=True)
+    attributes: Text | None = knob(None, "a CSV table of known attributes: file, gender, ...", same_result=True)
+    cache: bool = knob(True, "decode once, into the user's cache folder", same_result=True)
+    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED)
+    num_smiling: int = knob(600, "how many synthetic faces smile", 1, 10 * MANY)
+    num_not_smiling: int = knob(603, "how many synthetic faces do not smile", 1, 10 * MANY)
+    num_test: int = knob(300, "how many more synthetic faces make the test part", 0, 10 * MANY)
+    confound: Number = knob(0.0, "correlation of smile and hair length among synthetic faces", -0.99, 0.99)
 
     @property
     def place(self) -> str:
@@ -111,9 +105,13 @@ class Trainer(Section):
             "check_val_every_n_epoch": more.get("check_val_every_n_epoch", 1) != 1,
             "val_check_interval": more.get("val_check_interval") not in (1.0, None),
             "limit_val_batches": not more.get("limit_val_batches", 1),
+            "max_steps": more.get("max_steps", -1) not in (-1, None),  # it can end within an epoch
         }
         text = "leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
         problems = [f"trainer.{name}={more[name]} {text}" for name in wrong if wrong[name]]
+        if str(self.precision) not in PRECISIONS:
+            known = ", ".join(PRECISIONS[:3])
+            problems.append(f"trainer.precision={shown(self.precision)} is unknown here; choose one of {known}")
         if not re.fullmatch(r"\d+(:\d\d){3}", str(more.get("max_time") or "0:00:00:00")):
             problems.append(f"trainer.max_time={shown(more['max_time'])} must be DD:HH:MM:SS")
         return problems
@@ -131,20 +129,20 @@ class Settings(Section):
     image_size: int = knob(128, "side of the images in pixels", 64, 256)
     seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED)
     augment: bool = knob(True, "mirror half of the training faces")
-    warm_start: Literal["none", "ppca"] = added("none", "ppca: begin at the optimum of the linear VAE")
-    schedule: Literal["plateau", "cosine"] = added("plateau", "cosine: lr rises for a tenth, then falls to 1%")
+    warm_start: Literal["none", "ppca"] = knob("none", "ppca: begin at the optimum of the linear VAE")
+    schedule: Literal["plateau", "cosine"] = knob("plateau", "cosine: lr rises for a tenth, then falls to 1%")
     plateau: Plateau = Plateau()
-    weight_decay: Number = added(0, "above 0: AdamW", 0, 1)
-    ema: Number = added(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
+    weight_decay: Number = knob(0, "above 0: AdamW", 0, 1)
+    ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
     sharpen: Sharpen = Sharpen()
     threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
-    compile: bool = added(False, "torch.compile of the training step; changes the last bits")
-    keep_memory: bool = added(True, "freed memory stays in the process; glibc only, and faster", same_result=True)
-    checkpoint_every: Number = added(60, "seconds between checkpoints", 0, MANY, same_result=True)
+    compile: bool = knob(False, "torch.compile of the training step; changes the last bits")
+    keep_memory: bool = knob(True, "freed memory stays in the process; glibc only, and faster", same_result=True)
+    checkpoint_every: Number = knob(60, "seconds between checkpoints", 0, MANY, same_result=True)
     num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
     log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
-    logger: Literal["tensorboard", "csv", "wandb", "mlflow", "trackio"] = added(
+    logger: Literal["tensorboard", "wandb", "mlflow"] = knob(
         "tensorboard", "a tracker beside TensorBoard", same_result=True
     )
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)
@@ -229,27 +227,22 @@ def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Fie
 FIELDS = fields()
 EXTRA: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in FIELDS.items()}
 SAME_RESULT = [name for name, extra in EXTRA.items() if "same_result" in extra]
-BEFORE = {name: extra["before"] for name, extra in EXTRA.items() if "before" in extra}
+RESUMABLE = (*SAME_RESULT, "epochs", "sharpen.epochs", "sharpen.weight")  # a resume may change these
 
 
 def checked(content: Any) -> Settings:
-    """Settings from the plain content of a command line, run folder or checkpoint, older ones included.
+    """Settings from the plain content of a command line, run folder or checkpoint, which names every one.
 
     Raises ConfigError, one sentence a problem.
     """
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
-    nested = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
-    for name, value in BEFORE.items():
-        group, _, leaf = name.rpartition(".")
-        place = nested.setdefault(group, {}) if group else nested
-        if isinstance(place, dict):
-            place.setdefault(leaf, value)
-    flat = flatten(nested)
-    problems = [f"{name} is missing" for name in FIELDS if name not in flat]
-    problems += ["trainer is missing"] * (not isinstance(nested.get("trainer"), Mapping))
+    flat = flatten(content)
+    problems = [f"{name} is missing" for name in FIELDS if name not in flat and name not in DRAWN]
+    if not isinstance(content.get("trainer"), Mapping):
+        problems.append("trainer is missing")
     try:
-        settings = Settings.model_validate(nested)
+        settings = Settings.model_validate(dict(content))
     except ValidationError as error:
         problems = sentences(error, FIELDS, "a knob; see --help") + problems
     if problems:

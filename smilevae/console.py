@@ -80,7 +80,7 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
         if not equals or key.startswith("-"):
             raise ConfigError(f"{word} is not understood; {usage}")
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        given[key] = re.sub(r"\\([\\'])", r"\1", value[1:-1]) if quoted else value
+        given[key] = re.sub(r"(\\*)\1(\\(')|$)", r"\1\3", value[1:-1]) if quoted else value
     for name, field in known.items():
         if field.is_required() and not given.get(name):
             raise ConfigError(f"{name} is not set; {usage}")

@@ -1,20 +1,14 @@
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import TINY
 
 from smilevae import config, runs
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
-
-FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture
@@ -135,34 +129,3 @@ def test_links_fall_back_to_copies(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
     runs.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x"
-
-
-# run folders of every release, kept as it wrote them; a later release must load them or say what to do
-
-
-@pytest.fixture(params=sorted(path.parent.name for path in FIXTURES.glob("*/config.yaml")))
-def released(request, tmp_path):
-    return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "sweep" / request.param))
-
-
-def test_a_run_of_every_release_evaluates_goes_on_and_is_compared(released, call):
-    old = json.loads((released / "result.json").read_text())
-    code, errors = call("evaluate", f"ckpt={released}")
-    assert code == 0, errors
-    found = json.loads((released / "evaluation" / "best" / "metrics.json").read_text())
-    assert found["model"]["psnr"] == pytest.approx(old["final"]["val/psnr"], abs=1e-3)  # mu decoded, no noise in it
-    code, errors = call("train", f"resume={released}", "epochs=3")
-    assert code == 0, errors
-    assert [line["epoch"] for line in runs.read_metrics(released)] == [1, 2, 3]
-    assert runs.state(released)["status"] == "COMPLETED"
-    assert runs.read_result(released)["settings"].keys() >= config.FIELDS.keys()
-    command = [sys.executable, "-m", "multirun_analysis", str(released.parent)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert released.name in (released.parent / "analysis" / "runs.csv").read_text()
-
-
-def test_a_release_keeps_a_run_folder():
-    from smilevae import __version__
-
-    assert (FIXTURES / __version__ / "result.json").exists()

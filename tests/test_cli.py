@@ -129,7 +129,7 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "refine=-1", "smile=x", "judge=no.such:one"]
+    "mistake", ["sampler=x", "temperature=-1", "temperature=a", "seed=-1", "smile=x", "judge=no.such:one"]
 )
 def test_a_mistake_in_an_evaluation_ends_with_2(call, tiny_run, mistake):
     code, errors = call("evaluate", f"ckpt={tiny_run}", mistake)
@@ -141,15 +141,32 @@ def test_a_mistake_never_removes_what_was_there_before(call, tmp_path, tiny_run)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("five years")
     (tmp_path / "precious" / "data_card.json").write_text("{}")
+    (tmp_path / "precious" / ".notes.2024.tmp").write_text("five more")
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'precious'}", "data=folder", "data.root=/nowhere")
     assert (code, "is not empty and holds no run" in errors) == (2, True)
-    assert {"thesis.txt", "data_card.json"} <= {p.name for p in (tmp_path / "precious").iterdir()}
+    assert {"thesis.txt", "data_card.json", ".notes.2024.tmp"} == {p.name for p in (tmp_path / "precious").iterdir()}
     shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = sorted(p.name for p in (tmp_path / "run").iterdir())
     code, errors = call("train", f"resume={tmp_path / 'run'}", "epochs=9")
     assert (code, "cannot go on" in errors) == (4, True)
     assert set(before) <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_paths_are_those_of_a_shell(call, tmp_path, monkeypatch):
+    """A tilde is the home, and a checkpoint may be named from inside its folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    code, errors = call("train", "hydra.run.dir='~/x'", *TINY, "epochs=1")
+    assert code == 0, errors
+    code, errors = call("train", "resume='~/x'", "epochs=2")
+    assert code == 0, errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+    monkeypatch.chdir(tmp_path / "x" / "checkpoints")
+    code, errors = call("evaluate", "ckpt=epoch-0002.ckpt", "edits=false", "realism=false")
+    assert code == 0, errors
+    assert (tmp_path / "x" / "evaluation" / "epoch-0002" / "metrics.json").exists()
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(call, tiny_run):

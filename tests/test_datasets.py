@@ -1,15 +1,17 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import SMILES
+from conftest import ROOT, SMILES
 from PIL import Image
 
 from smilevae.config import Data, Settings
-from smilevae.data import UNKNOWN, batches, cache, data_card, dataset, format_card, load_faces, sources
+from smilevae.data import UNKNOWN, batches, cache, data_card, dataset, format_card, load_faces, sources, spectrum_of
 from smilevae.data.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
 from smilevae.data.split import split_parts
 from smilevae.errors import DataError
@@ -210,8 +212,57 @@ def test_a_folder_that_cannot_train_is_refused_with_counts(pictures, spoil, sent
 def test_a_single_person_cannot_be_split(tmp_path):
     for index in range(5):
         Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"Me_{index:04d}.png")
-    with pytest.raises(DataError, match=r"of 1 people leave the (val|train) part empty"):
+    with pytest.raises(DataError, match=r"of 1 people leave no image in the (val|train) part; .*data.person_pattern"):
         load(tmp_path)
+
+
+def test_a_cameras_name_for_many_faces_is_said(tmp_path):
+    for index in range(120):
+        camera = "IMG" if index % 2 else "DSC"
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"{camera}_{index:04d}.png")
+    assert "60 images are of one person by data.person_pattern: DSC" in format_card(data_card(load(tmp_path)))
+    faces = load_faces(Data(source="folder", root=str(tmp_path), person_pattern="(.+)"), 64)
+    assert len(set(faces.people)) == 120
+    assert "of one person" not in format_card(data_card(faces))
+
+
+def test_one_training_image_is_refused(tmp_path):
+    """BatchNorm has no variance of one value."""
+    for index in range(2):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"P{index}_0001.png")
+    with pytest.raises(DataError, match="leave 1 image in the train part"):
+        load(tmp_path)
+
+
+def test_images_with_newer_suffixes_are_read_or_listed(tmp_path):
+    for index in range(30):
+        Image.new("RGB", (64, 64), (index, 0, 0)).save(tmp_path / f"P{index}_0001.png")
+    pixels = Image.new("RGB", (64, 64), (200, 0, 0))
+    pixels.save(tmp_path / "A_0001.jfif", "JPEG")
+    pixels.save(tmp_path / "B_0001.avif", "AVIF")
+    (tmp_path / "C_0001.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    faces = load_faces(Data(source="folder", root=str(tmp_path), max_skipped=0.1), 64)
+    assert {"A_0001.jfif", "B_0001.avif"} <= set(faces.names)
+    assert faces.skipped == {"C_0001.heic": "HEIC, which Pillow cannot read; convert it to JPEG"}
+
+
+def test_a_link_that_names_itself_is_listed(pictures):
+    link = pictures / "train" / "smile" / "loop_0001.jpg"
+    link.symlink_to(link.name)
+    faces = load_faces(Data(source="folder", root=str(pictures), max_skipped=0.1), 64)
+    assert faces.skipped == {"train/smile/loop_0001.jpg": "Too many levels of symbolic links"}
+
+
+def test_listing_compares_each_file_once(tmp_path, monkeypatch):
+    """A set of the test part for every file made 22,000 files take ten seconds."""
+    for index in range(50):
+        (tmp_path / "test").mkdir(exist_ok=True)
+        for folder in (tmp_path, tmp_path / "test"):
+            (folder / f"P{index}_0001.png").touch()
+    compared = []
+    monkeypatch.setattr(type(tmp_path), "__hash__", lambda path: compared.append(1) or hash(str(path)))
+    assert len(sources.folder(str(tmp_path))) == 100
+    assert len(compared) < 1000
 
 
 # the cache
@@ -462,3 +513,51 @@ def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
         file.truncate(400)
     with pytest.raises(DataError, match="was cut short"):
         batches.gather(mapped, np.array([3]))
+
+
+@pytest.mark.parametrize("other", [{"test_fraction": 0.5}, {"val_fraction": 0.4}, {"split_seed": 1}])
+def test_a_cached_spectrum_is_of_its_own_training_part(other):
+    """Otherwise a forecast depends on what was run before, and faces of the test part are in it."""
+    drawn = Data(num_smiling=40, num_not_smiling=40, num_test=1)
+    changed = drawn.model_copy(update=other)
+    spectrum_of(load_faces(drawn, 64))
+    faces = load_faces(changed, 64)
+    assert spectrum_of(faces) == spectrum_of(faces, cache=False)
+
+
+def test_what_torch_computes_is_cached_for_its_version_and_threads(monkeypatch):
+    faces = load_faces(Data(num_smiling=20, num_not_smiling=20, num_test=1), 64)
+    rows = faces.rows("train")
+    keys = [dataset.derived_key(faces, "x", rows), dataset.derived_key(faces, "x", rows[:-1])]
+    monkeypatch.setattr(dataset.torch, "get_num_threads", lambda: 77)
+    keys.append(dataset.derived_key(faces, "x", rows))
+    monkeypatch.setattr(dataset.torch, "__version__", "0")
+    keys.append(dataset.derived_key(faces, "x", rows))
+    assert len(set(keys)) == len(keys)
+    assert dataset.derived_key(faces, "x", rows, rows[:1]) != dataset.derived_key(faces, "x", np.append(rows, rows[:1]))
+
+
+BUILDS = """
+import numpy as np
+from smilevae.data.cache import cached
+
+def build(images):
+    print("building", flush=True)
+    input()
+
+cached("never", (8,), build, True)
+"""
+
+
+def test_what_a_killed_decoding_left_is_removed_by_the_next(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", BUILDS], cwd=ROOT, **pipes)
+    assert process.stdout.readline() == "building\n"
+    load(pictures)
+    unfinished = tmp_path / "cache" / "smilevae"
+    assert len(list(unfinished.glob("building-*"))) == 1  # its process lives
+    process.kill()
+    process.communicate()
+    load(pictures, image_size=72)
+    assert not list(unfinished.glob("building-*"))

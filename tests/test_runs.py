@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from smilevae import runs
-from smilevae.errors import ConfigError, Interrupted
+from smilevae.errors import CheckpointError, ConfigError, Interrupted
 from smilevae.runs import Run, folder
 
 
@@ -138,3 +138,25 @@ def test_bfloat16_is_chosen_where_the_cpu_has_it(monkeypatch, tmp_path, flags, p
     assert runs.fast_precision() == precision
     monkeypatch.setattr("smilevae.runs.machine.Path", lambda _: tmp_path / "missing")
     assert runs.fast_precision() == "32-true"
+
+
+def test_a_run_folder_without_metrics_does_not_guess_its_best_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for epoch in (2, 3):
+        (tmp_path / "checkpoints" / f"epoch-000{epoch}.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"no metrics.jsonl, .*; pass epoch-0002.ckpt or epoch-0003.ckpt"):
+        runs.find(str(tmp_path))
+    (tmp_path / "checkpoints" / "epoch-0003.ckpt").unlink()
+    assert runs.find(str(tmp_path)).name == "epoch-0002.ckpt"
+
+
+@pytest.mark.parametrize("value", ["tr\\ail", "tr\\ail\\", "it's", "\\'", "a\\\\'b", "/ä b/=,[]{}$ %#", "'", '"'])
+def test_a_path_is_the_same_to_hydra_and_to_our_own_commands(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from smilevae.console import parse_words
+    from smilevae.evaluation.options import EvaluateOptions
+
+    word = runs.override("ckpt", value)
+    assert OverridesParser.create().parse_override(word).value() == value
+    assert parse_words([word], EvaluateOptions).ckpt == value

@@ -27,6 +27,7 @@ from smilevae.data import load_faces
 from smilevae.data.augment import augment
 from smilevae.models.metrics import negative_elbo
 from smilevae.runs import checkpoint
+from smilevae.training import fit
 from smilevae.training.datamodule import VAL_BATCH
 from smilevae.training.module import EpochState, VAEModule, losses, one_cycle
 from smilevae.training.record import Record
@@ -365,6 +366,9 @@ def test_a_resume_that_would_change_the_result_is_refused_by_name(train, call):
     assert code == 2
     assert f"beta=7 would change the result of {run}, which has beta=1" in errors
     assert "batch_size=16 would change" in errors
+    code, errors = call("train", f"resume={run}", "experiment=smile", "epochs=3")
+    assert code == 2
+    assert f"an experiment does not apply to resume={run}, which has its own settings; leave it out" in errors
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -706,6 +710,30 @@ def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_p
     code, errors = call("train", f"resume={tmp_path / 'run'}", "+trainer.max_time='00:01:00:00'")
     assert code == 0, errors
     assert_same(weights(whole)["state_dict"], weights(tmp_path / "run")["state_dict"])
+
+
+@pytest.mark.parametrize("word", ["+trainer.limit_val_batches=0.5", "+trainer.limit_train_batches=0.01"])
+def test_what_lightning_refuses_only_when_it_trains_is_one_sentence(call, tmp_path, word):
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, word)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert errors.startswith("error: trainer: You requested to check")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_fails_leaves_a_complete_training(train, capfd, monkeypatch):
+    from smilevae.evaluation import report
+
+    def fails(options):
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(report, "report", fails)
+    said = []
+    monkeypatch.setattr(fit.log, "info", said.append)
+    run = train("evaluate=true")
+    assert runs.state(run)["status"] == "COMPLETED"
+    (line,) = [line for line in said if "evaluation failed" in line]
+    assert line.startswith("the training is complete, but its evaluation failed (ZeroDivisionError: float division")
+    assert f"again with python evaluate.py ckpt={runs.short(run)}" in line
 
 
 @pytest.mark.parametrize("word", ["+trainer.check_val_every_n_epoch=2", "+trainer.limit_val_batches=0"])

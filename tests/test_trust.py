@@ -83,7 +83,7 @@ def test_a_kill_within_a_checkpoint_write_is_resumed(train, tmp_path, kills, rec
         command = [sys.executable, "-c", SLOW_WRITES, *words]
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | elsewhere)
-            partial = run / "checkpoints" / f".last.ckpt.{process.pid}.tmp"
+            partial = run / "checkpoints" / f".last.ckpt.{process.pid}.smilevae.tmp"
             wait_for(lambda p=process, file=partial: file.exists() or p.poll() is not None)
             time.sleep(rng.uniform(0, 0.15))
             process.kill()

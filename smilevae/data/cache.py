@@ -4,17 +4,20 @@ import contextlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+from filelock import FileLock, Timeout
 
 from smilevae.errors import DataError
 
-CACHE_VERSION = 2  # raise it if the same file would decode to other pixels or notes
+CACHE_VERSION = 3  # raise it if the same file would decode to other pixels or notes
+UNFINISHED = "building-"  # begins the name of an entry that is not complete
+PIXELS_BY = ("pillow", "resvg-py")  # libraries that decode and draw
 Notes = dict[str, Any]
 Build = Callable[[np.ndarray], Notes]
 
@@ -25,20 +28,11 @@ def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple
         images = np.zeros(shape, dtype=np.uint8)
         return images, build(images)
     advice = "free space there, set XDG_CACHE_HOME, or pass data.cache=false"
-    entry = Path(platformdirs.user_cache_dir("smilevae")) / f"{key}-{CACHE_VERSION}"
+    versions = "-".join(map(version, PIXELS_BY))
+    entry = Path(platformdirs.user_cache_dir("smilevae")) / f"{key}-{CACHE_VERSION}-{versions}"
     try:
         if not (entry / "notes.json").exists():
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            size, parent = math.prod(shape), entry.parent
-            if shutil.disk_usage(parent).free < 1.1 * size:  # a full memory map ends in a bus error
-                raise DataError(f"the image cache needs {size / 1e9:.1f} GB in {parent}; {advice}")
-            with tempfile.TemporaryDirectory("", "building-", parent, ignore_cleanup_errors=True) as work:
-                images = np.lib.format.open_memmap(f"{work}/images.npy", "w+", np.uint8, shape)
-                notes = build(images)
-                images.flush()
-                Path(work, "notes.json").write_text(json.dumps(notes))
-                with contextlib.suppress(OSError):  # another process was faster
-                    Path(work).rename(entry)
+            _build(entry, shape, build, advice)
         try:
             notes = json.loads((entry / "notes.json").read_text())
             return np.load(entry / "images.npy", mmap_mode="r"), notes
@@ -46,3 +40,33 @@ def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple
             raise DataError(f"the image cache {entry} is damaged; remove it, and it is built again") from None
     except OSError as error:
         raise DataError(f"the image cache {entry} cannot be used ({error.strerror}); {advice}") from None
+
+
+def _build(entry: Path, shape: tuple[int, ...], build: Build, advice: str) -> None:
+    """Build an entry, unless another process has just done so. Its lock ends with the process."""
+    parent, size = entry.parent, math.prod(shape)
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(parent)
+    with FileLock(parent / f".{entry.name}.lock"):
+        if (entry / "notes.json").exists():
+            return
+        if shutil.disk_usage(parent).free < 1.1 * size:  # a full memory map ends in a bus error
+            raise DataError(f"the image cache needs {size / 1e9:.1f} GB in {parent}; {advice}")
+        work = parent / f"{UNFINISHED}{entry.name}"
+        try:
+            work.mkdir(exist_ok=True)
+            images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, shape)
+            notes = build(images)
+            images.flush()
+            (work / "notes.json").write_text(json.dumps(notes))
+            work.rename(entry)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_unfinished(parent: Path) -> None:
+    """Remove what killed processes were building: nobody holds the lock of such an entry."""
+    for work in parent.glob(f"{UNFINISHED}*"):
+        name = work.name.removeprefix(UNFINISHED)
+        with contextlib.suppress(Timeout), FileLock(parent / f".{name}.lock", timeout=0):
+            shutil.rmtree(work, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Any
 from smilevae.data.dataset import Faces
 from smilevae.data.sources import UNKNOWN, UNLABELLED
 
+MANY = 30  # images of one person: so many are often a camera's name, IMG_0001.jpg
 LABELS = {"smiling": 1, "not_smiling": 0, "unlabelled": UNKNOWN}
 
 
@@ -23,6 +24,7 @@ def data_card(faces: Faces) -> dict[str, Any]:
         "images": len(faces.smile),
         "people": len(set(faces.people)),
         "people_in_train_and_val": len(people["train"] & people["val"]),
+        "largest_person": Counter(faces.people).most_common(1)[0],
         "label": faces.classes[1],
         "native_size": faces.native_size,
         "left_out": len(faces.rows(UNLABELLED)),
@@ -38,6 +40,9 @@ def format_card(card: dict[str, Any]) -> str:
     line += f" {{smiling}} {card['label']}, {{not_smiling}} not, {{unlabelled}} without a label"
     lines = [line.format(part, **n) for part, n in card["parts"].items() if n["images"]]
     lines.append(f"people in both train and val: {card['people_in_train_and_val']}")
+    name, num = card["largest_person"]
+    if num > MANY:
+        lines.append(f"{num} images are of one person by data.person_pattern: {name}; pass another if that is wrong")
     if left_out := card["left_out"]:
         lines.append(f"left out of data.unlabelled: {left_out} images of people who are held out")
     if groups := card["duplicates"]:

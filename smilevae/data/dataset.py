@@ -109,11 +109,11 @@ def load_faces(data: Data, image_size: int) -> Faces:
     faces.part = split_parts(
         faces.people, faces.smile, faces.part, data.split_seed, data.val_fraction, data.test_fraction
     )
-    for part in ("train", "val"):
-        if not len(faces.rows(part)):
-            usable = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"
-            remedy = f"leave the {part} part empty; add images of more people"
-            raise DataError(f"{data.place}: {usable} {remedy}")
+    for part, least in (("train", 2), ("val", 1)):  # a batch of one has no variance for BatchNorm
+        if (num := len(faces.rows(part))) < least:
+            split = f"{(faces.part != 'test').sum()} usable training images of {len(set(faces.people))} people"
+            remedy = "add images of more people; if each image shows another person, pass data.person_pattern='(.+)'"
+            raise DataError(f"{data.place}: {split} leave {num or 'no'} image in the {part} part; {remedy}")
     return faces
 
 
@@ -192,6 +192,15 @@ def spectrum_of(faces: Faces, least: int = NUM_AXES, cache: bool = True) -> Spec
         rows = np.random.default_rng(0).permutation(faces.rows("val"))[: AT_ONCE // num_pixels]
         return spectrum(faces.axes(least), flat_faces(faces, np.sort(rows)))._asdict()
 
-    key = f"{faces.fingerprint}-{num_pixels}-{hash64(*faces.rows('val')):x}-spectrum"
-    key += f"-{least}" if least > NUM_AXES else ""
+    key = derived_key(faces, f"spectrum-{max(least, NUM_AXES)}", faces.rows("train"), faces.rows("val"))
     return Spectrum(**cached(key, (1,), build, cache)[1])
+
+
+def derived_key(faces: Faces, what: str, *parts: np.ndarray) -> str:
+    """The cache key of what torch computes from the faces in these rows.
+
+    The number of threads and the version of torch change the last bits.
+    """
+    rows = [part.tolist() for part in parts]
+    digest = hash64(*rows, torch.__version__, torch.get_num_threads())
+    return f"{faces.fingerprint}-{faces.images.shape[1]}-{digest:x}-{what}"

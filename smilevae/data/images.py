@@ -12,7 +12,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # checked before decoding
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+EXTENSIONS = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".avif", ".heic", ".heif"),
+}
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")  # bytes 4 to 12 of an iPhone's photo
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
 
@@ -69,7 +73,8 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             upright.info["note"] = "the first of several frames" if animated else None
             return upright
     except Image.UnidentifiedImageError:
-        raise Unreadable("not an image") from None
+        reason = "HEIC, which Pillow cannot read; convert it to JPEG" if data[4:12] in HEIC else "not an image"
+        raise Unreadable(reason) from None
     except Image.DecompressionBombError:
         raise TooLarge(f"{limit} pixels") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
@@ -95,16 +100,17 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
 
 def list_images(folder: Path) -> list[Path]:
     """Image files below a folder, sorted, each once: links followed, dotfiles and `__MACOSX` skipped."""
-    files: dict[Path, Path] = {}
-    visited: set[Path] = set()
+    files: dict[str, Path] = {}
+    visited: set[str] = set()
     stack = [folder]
     while stack:
         path = stack.pop()
         if path.is_dir() or path == folder:
-            if (real := path.resolve()) not in visited:  # links may form a loop
+            real = os.path.realpath(path)
+            if real not in visited:  # links may form a loop
                 visited.add(real)
                 inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
                 stack += sorted(inside, key=lambda p: p.name, reverse=True)
         elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes
-            files.setdefault(path.resolve(), path)
+            files.setdefault(os.path.realpath(path), path)  # Path.resolve raises where a link names itself
     return sorted(files.values())

@@ -52,7 +52,8 @@ def folder(root: str | None) -> list[ImageFile]:
         train = base / "train" if (base / "train").is_dir() else base
         by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
-        plain = [] if by_class else [p for p in list_images(train) if p not in set(test)]
+        tested = set(test)
+        plain = [] if by_class else [p for p in list_images(train) if p not in tested]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
     nums = {c: len(by_class.get(c, [])) for c in CLASS_FOLDERS}

@@ -12,7 +12,7 @@ from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, 
 from smilevae.runs.commands import override, program, resume_line, short, typed
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
-from smilevae.runs.folder import SHARP, Run, new_run_dir, what_next
+from smilevae.runs.folder import SHARP, Run, new_run_dir, refuse_used, what_next
 from smilevae.runs.machine import COST, code, code_now, environment, fast_precision, keep_memory
 from smilevae.runs.reading import epochs_done, in_use, read_json, read_metrics, read_result, state
 from smilevae.runs.resuming import continued, read_settings

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from smilevae.config import SAME_RESULT, Settings, checked
+from smilevae.config import RESUMABLE, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.models.vae import VAE, build_vae
 from smilevae.runs.checkpoint_files import EXPORTED, link
@@ -24,7 +24,7 @@ MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
 KEYS = {
     *("smilevae", "hyper_parameters", "fingerprint", "epoch", "state_dict", "callbacks"),
     *("global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums", "MixedPrecision"),  # to go on
-    *("pytorch-lightning_version", "contract"),
+    "pytorch-lightning_version",
 }
 GLOBALS = {  # what a pickle may name; others can demand any amount of memory, even under weights_only
     *("collections OrderedDict", "torch._utils _rebuild_tensor_v2"),
@@ -158,7 +158,7 @@ def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
         raise CheckpointError("the pictures changed since this run began; restore them, or start a new run")
     now, then = settings.flat(), checked(content["hyper_parameters"]).flat()
     for name in now:
-        if name not in (*SAME_RESULT, "epochs") and now[name] != then[name]:
+        if name not in RESUMABLE and now[name] != then[name]:
             raise CheckpointError(f"{run} cannot go on: config.yaml says {name}={now[name]}, trained was {then[name]}")
     return last
 

@@ -22,13 +22,18 @@ def find(ckpt: str) -> Path:
     """The checkpoint file meant by a path: itself, or a run folder's best. Raises CheckpointError."""
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
-    path = Path(os.path.expanduser(ckpt))
+    path = Path(os.path.abspath(os.path.expanduser(ckpt)))  # its folder's name tells whether it is a run's
     if not path.is_dir():
         return path
     path = path.parent if path.name == "checkpoints" else path
     if (path / EXPORTED).exists():
         return path / EXPORTED
-    if best := ranked(path):
+    best = ranked(path)
+    known = {-1, *(line["epoch"] for line in read_metrics(path))}  # -1: last.ckpt
+    if len(best) > 1 and epoch_of(best[0]) not in known:
+        names = " or ".join(file.name for file in best)
+        raise CheckpointError(f"{path} has no metrics.jsonl, which says what checkpoint is best; pass {names}")
+    if best:
         return best[0]
     raise CheckpointError(f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a file")
 

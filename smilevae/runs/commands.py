@@ -1,5 +1,6 @@
 """Command lines to print, quoted for the shell and for Hydra."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -19,7 +20,10 @@ def resume_line(path: Path) -> str:
 
 def short(path: Path) -> str:
     """A path for a shell: relative where that is shorter, quoted where it must be."""
-    return shlex.quote(min(os.path.relpath(path), str(path.resolve()), key=len))
+    names = [str(path.resolve())]
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        names.insert(0, os.path.relpath(path))
+    return shlex.quote(min(names, key=len))
 
 
 def typed(key: str, path: Path) -> str:
@@ -29,7 +33,8 @@ def typed(key: str, path: Path) -> str:
 
 
 def override(key: str, value: str) -> str:
-    """key=value as Hydra reads it, quoted where it must be."""
+    """key=value as Hydra reads it, quoted where it must be. Backslashes count double only before a quote."""
     if re.fullmatch(r"[A-Za-z0-9/._+-]+", value):
         return f"{key}={value}"
-    return f"{key}='" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    quoted = re.sub(r"(\\*)('|$)", lambda part: 2 * part[1] + part[2].replace("'", "\\'"), value)
+    return f"{key}='{quoted}'"

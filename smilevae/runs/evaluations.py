@@ -13,6 +13,7 @@ from typing import Any
 from smilevae.errors import CheckpointError, NotEvaluated
 from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
 from smilevae.runs.commands import program, short
+from smilevae.runs.files import TEMPORARY
 from smilevae.runs.reading import read_json
 
 
@@ -29,7 +30,7 @@ def point_to_best(path: Path) -> None:
     """Link evaluation/best to the evaluation of `path`, if that is its run's best checkpoint."""
     folder = evaluation_folder(path)
     if path.parent.name == "checkpoints" and path in ranked(run_of(path))[:1]:
-        link = folder.with_name(f".best.{os.getpid()}.tmp")
+        link = folder.with_name(f".best.{os.getpid()}{TEMPORARY}")
         with contextlib.suppress(OSError):  # not every file system has links
             link.symlink_to(folder.name)
             link.replace(folder.with_name("best"))

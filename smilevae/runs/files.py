@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+TEMPORARY = ".smilevae.tmp"  # ends the name of a file that is not whole yet
+
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], Any], check: Callable[[Path], Any] | None = None) -> None:
     """Write a temporary file beside `path`, fsync it, `check` it, rename it, fsync the folder."""
@@ -25,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A killed process leaves it behind; the folder's next owner removes it. An OSError names `path`.
     """
-    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    work = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,11 +37,12 @@ def replacing(path: Path) -> Iterator[Path]:
             if work.is_dir():
                 shutil.rmtree(work)
             work.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         error.filename = str(path)  # the error of a full disk names no file
         raise

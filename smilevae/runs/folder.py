@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import platform
 import secrets
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from smilevae.config import Settings
 from smilevae.errors import ConfigError, Interrupted, Paused, UserError
 from smilevae.runs.checkpoint_files import link, ranked
 from smilevae.runs.commands import program, resume_line, short, typed
-from smilevae.runs.files import write_bytes, write_text
+from smilevae.runs.files import TEMPORARY, write_bytes, write_text
 from smilevae.runs.machine import Meter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
@@ -46,9 +47,8 @@ class Run:
             self._lock = FileLock(self.dir / LOCK, timeout=LOCK_TIMEOUT)
             self._lock.acquire()
             for folder in (self.dir, self.checkpoints):
-                for left in folder.glob(".*.[0-9]*.tmp"):  # of a killed process
+                for left in folder.glob(f"*{TEMPORARY}"):  # of a killed process
                     left.unlink(missing_ok=True)
-            self.foreign = set(os.listdir(self.dir)) - {LOCK, "train.log"}
         except Timeout:
             raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
         except OSError as error:
@@ -113,10 +113,7 @@ class Run:
     def begin(self, settings: Settings) -> None:
         """Write config.yaml. Raises ConfigError if the folder holds anything but the resumed run."""
         if self.leads and not settings.resume:
-            if (self.dir / "config.yaml").exists():
-                raise ConfigError(f"{self.dir} already holds a run; go on with {resume_line(self.dir)}")
-            if self.foreign:
-                raise ConfigError(f"{self.dir} is not empty and holds no run; choose another with hydra.run.dir=PATH")
+            refuse_used(self.dir)
             self.new = True
         self.write_config(settings)
 
@@ -132,8 +129,8 @@ class Run:
 
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         """Write status.json. On a full disk a failure overwrites it in place."""
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        process = {"pid": os.getpid(), "host": os.uname().nodename, "sweep": self.sweep, "code": self.code}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        process = {"pid": os.getpid(), "host": platform.node(), "sweep": self.sweep, "code": self.code}
         content = {"status": state, "reason": reason, "error": error, "time": now, **process}
         try:
             self.write_json("status.json", content)
@@ -171,10 +168,18 @@ class Run:
         self.status("COMPLETED")
 
 
+def refuse_used(path: Path) -> None:
+    """Raise ConfigError if a folder holds a run, or anything else that a killed start does not leave."""
+    if (path / "config.yaml").exists():
+        raise ConfigError(f"{path} already holds a run; go on with {resume_line(path)}")
+    if [name for name in os.listdir(path) if name not in (LOCK, "train.log") and not name.endswith(TEMPORARY)]:
+        raise ConfigError(f"{path} is not empty and holds no run; choose another with hydra.run.dir=PATH")
+
+
 def new_run_dir(parent: str, resume: str | None) -> str:
     """The folder of a run: the resumed one, or a new name by time with a random suffix."""
     if resume:
-        return resume.rstrip("/")
+        return os.path.expanduser(resume).rstrip("/")
     return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
 
 

@@ -1,24 +1,21 @@
 """Versions, machine and cost of a result; the allocator."""
 
-import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib
-import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from smilevae.runs.reading import read_json
 
-COST = ("cpu_seconds", "gpu_seconds", "joules")
+COST = ("cpu_seconds", "gpu_seconds")
+SECONDS = ("wall_seconds", *COST)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow", "smilevae")
 
 
@@ -48,68 +45,61 @@ def git() -> str | None:
         return None
 
 
+def _version(package: str) -> str:
+    """The version of a package. A checkout may not be installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def environment() -> dict[str, Any]:
     """Code, versions, machine and this process's peak memory in MB."""
+    import resource  # Windows has none; it uses models, and does not train
+
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "git": git(),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit,
     }
 
 
 class Meter:
-    """The cost of a run. It starts with the numbers that earlier parts of the run left in `file`.
+    """The cost of a run in seconds. It starts with the numbers that earlier parts of the run left in `file`.
 
     `cpu_seconds` are user and system time of this process and its ended children. `gpu_seconds` are the time that it
-    holds GPUs. `joules` are those of the CPU packages (RAPL) and of these GPUs (NVML), as far as they can be read.
-    They include other programs on the machine. `joules` is missing if a part of the run has none.
+    holds GPUs, times their number; they are missing without GPUs.
     """
 
-    def __init__(self, file: Path, powercap: Path = Path("/sys/class/powercap")):
+    def __init__(self, file: Path):
         earlier = read_json(file)
-        self.file, self.total = file, {k: float(earlier[k]) for k in COST if isinstance(earlier.get(k), (int, float))}
-        self._energy = not self.total or "joules" in self.total
-        self._range: dict[Path, int] = {}  # of each package's counter, in microjoules
-        self._nvml: Any = None
-        self._gpus: list[Any] = []
-        with contextlib.suppress(OSError, ValueError):
-            zones = [p for p in powercap.glob("intel-rapl:*") if (p / "name").read_text().startswith("package")]
-            self._range = {zone: int((zone / "max_energy_range_uj").read_text()) for zone in zones}
+        self.file, self.num_gpus = file, 0
+        self.total = {k: float(earlier[k]) for k in SECONDS if isinstance(earlier.get(k), (int, float))}
         self._before = self._counters()
 
-    def use_gpus(self, uuids: list[str]) -> None:
-        """Count the time and the energy of these GPUs from now on."""
-        if not self._gpus:
-            self._gpus = list(uuids)
-            with contextlib.suppress(Exception):  # pynvml is missing, or its library raises one of many errors
-                self._nvml = importlib.import_module("pynvml")
-                self._nvml.nvmlInit()
-                self._gpus = [self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
-            self._before = self._counters() | self._before
+    def use_gpus(self, num: int) -> None:
+        """Count the time of so many GPUs from now on."""
+        self.read()
+        self.num_gpus = num
 
     def read(self) -> dict[str, float]:
-        """The cost up to now. A RAPL counter starts again at zero after some minutes to hours: call it more often."""
-        now, steps = self._counters(), dict.fromkeys(COST, 0.0)
-        for (name, key), value in now.items():
-            steps[name] += (value - self._before.get((name, key), value)) % (self._range.get(key, 0) / 1e6 or math.inf)
-        self._before, self._energy = now, self._energy and any(name == "joules" for name, _ in now)
-        known = {*self.total, *(name for name, _ in now)} - {"joules" if not self._energy else ""}
-        self.total = {name: self.total.get(name, 0.0) + steps[name] for name in COST if name in known}
-        return {name: round(value, 2) for name, value in self.total.items()}
+        """The cost up to now."""
+        now = self._counters()
+        steps = {name: now[name] - self._before[name] for name in now}
+        if self.num_gpus:
+            steps["gpu_seconds"] = self.num_gpus * steps["wall_seconds"]
+        for name, seconds in steps.items():
+            self.total[name] = self.total.get(name, 0.0) + seconds
+        self._before = now
+        return {name: round(seconds, 2) for name, seconds in self.total.items()}
 
-    def _counters(self) -> dict[tuple[str, Any], float]:
-        """(name of the cost, counter) -> its value in seconds or joules."""
+    def _counters(self) -> dict[str, float]:
+        import resource
+
         usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        values: dict[tuple[str, Any], float] = {("cpu_seconds", ""): sum(u.ru_utime + u.ru_stime for u in usage)}
-        values |= {("gpu_seconds", i): time.perf_counter() for i in range(len(self._gpus))}
-        with contextlib.suppress(OSError, ValueError):  # often only root may read them
-            values |= {("joules", zone): int((zone / "energy_uj").read_text()) / 1e6 for zone in self._range}
-        with contextlib.suppress(Exception):
-            total = self._nvml.nvmlDeviceGetTotalEnergyConsumption  # in millijoules
-            values |= {("joules", i): total(gpu) / 1e3 for i, gpu in enumerate(self._gpus)}
-        return values
+        return {"wall_seconds": time.perf_counter(), "cpu_seconds": sum(u.ru_utime + u.ru_stime for u in usage)}
 
 
 def fast_precision() -> str:
@@ -125,8 +115,9 @@ def keep_memory() -> bool:
     By default glibc returns each large tensor's pages to the kernel and faults them in again for the next one, see
     mallopt(3): 3 million page faults in two epochs of the source study's network instead of 0.4 million.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):  # another C library; Windows, which has none for None
         return False
     trim, top_pad, threshold = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
     kept = mallopt(threshold, 2**30) or mallopt(threshold, 2**25)  # older glibc allows 32 MiB

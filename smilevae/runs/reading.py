@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def state(path: Path) -> dict[str, Any]:
     status = empty | read_json(path / "status.json")
     if (path / "result.json").exists():
         return status | {"status": "COMPLETED", "reason": None}
-    here = status["host"] in (None, os.uname().nodename)
+    here = status["host"] in (None, platform.node())
     if status["status"] == "RUNNING" and here and not held and not in_use(path):  # again: one may have begun
         return status | {"status": "STALE", "reason": "its process is gone"}
     return status

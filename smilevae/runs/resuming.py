@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from smilevae.config import HARDWARE, SAME_RESULT, Settings, checked
+from smilevae.config import HARDWARE, RESUMABLE, Settings, checked
 from smilevae.errors import ConfigError
 from smilevae.runs.commands import typed
 from smilevae.runs.folder import SHARP
@@ -35,6 +35,8 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
         raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {again}")
     if run.name == SHARP and (run.parent / "config.yaml").exists():
         raise ConfigError(f"resume={resume} is the second phase of a run; pass {typed('resume', run.parent)}")
+    if "experiment" in named:
+        raise ConfigError(f"an experiment does not apply to resume={resume}, which has its own settings; leave it out")
     settings = read_settings(resume)
     target = wanted.epochs if "epochs" in named else settings.epochs
     done, complete = epochs_done(run), (run / "result.json").exists()
@@ -47,7 +49,7 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
         raise ConfigError(f"{resume} has trained {done} epochs already; to train on, add a larger epochs=N")
     old, new = settings.flat(), wanted.flat()
     asked = {name for name in new if name in named or name.partition(".")[0] in named}
-    allowed = asked & {*SAME_RESULT, "epochs"}
+    allowed = asked & set(RESUMABLE)
     change = f"would change the result of {resume}, which has"
     problems = [
         f"{name}={new[name]} {change} {name}={old[name]}; start a new run"
@@ -60,7 +62,7 @@ def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
         if named & {"trainer", f"trainer.{name}"} and value != before.get(name):
             values[f"trainer.{name}"] = value
             if name not in HARDWARE:
-                problems.append(f"trainer.{name}={value} {change} {before.get(name)}")
+                problems.append(f"trainer.{name}={value} {change} {before.get(name)}; start a new run")
     if problems:
         raise ConfigError("\n".join(problems))
     return settings.with_values(values)

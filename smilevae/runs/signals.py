@@ -23,6 +23,7 @@ class Stop:
         self.deferred = deferred
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a job's server blocks it
 
     def _receive(self, signum: int, frame: object) -> None:
         if self.signum and time.monotonic() - self._time < 1:

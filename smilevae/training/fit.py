@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
-from smilevae.errors import ConfigError, DataError
+from smilevae.errors import ConfigError, DataError, UserError
 from smilevae.evaluation import figures, realism, report
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.samplers import sampler_of
@@ -38,7 +37,7 @@ def fit(
 
     Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
     """
-    start, goes_on = time.perf_counter(), settings.resume and run.goes_on
+    goes_on = settings.resume and run.goes_on
     kept = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -57,13 +56,24 @@ def fit(
     record = train(module, faces, settings, run, stop, devices, bool(goes_on), until)
     evaluated = sharpen(settings, faces, run, stop, devices) if settings.sharpen.epochs else run.dir
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
-    seconds = {"wall_seconds": round(time.perf_counter() - start, 1)}
-    result = record.result(settings, faces.fingerprint) | seconds | machine
+    result = record.result(settings, faces.fingerprint) | machine
     if run.leads and settings.evaluate:
-        sharpened = evaluated != run.dir  # otherwise a comparison with real faces takes as long as the rest
-        log.info(report.report(EvaluateOptions(ckpt=str(evaluated), realism=sharpened)))
+        log.info(_report(evaluated, evaluated != run.dir))
     run.complete(result)
     return record.best()[0]
+
+
+def _report(path: Path, realism: bool) -> str:
+    """The report of a run folder. A comparison with real faces takes as long as the rest.
+
+    What goes wrong in an evaluation is said in a sentence: the training is complete all the same.
+    """
+    try:
+        return report.report(EvaluateOptions(ckpt=str(path), realism=realism))
+    except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        again = f"{runs.program('evaluate')} {runs.typed('ckpt', path)}"
+        return f"the training is complete, but its evaluation failed ({reason}); again with {again}"
 
 
 def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None) -> Path:
@@ -108,7 +118,10 @@ def train(
     resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
     if run.leads:
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
-    trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:  # of an argument that Lightning checks only now
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
     if run.leads:
         record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)

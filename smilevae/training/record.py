@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins import CheckpointIO
 
 from smilevae import runs
@@ -93,8 +92,7 @@ class Record(pl.callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._start, self._seen = time.perf_counter(), 0
         if trainer.strategy.root_device.type == "cuda":
-            devices = map(torch.cuda.get_device_properties, trainer.device_ids)
-            self.run.meter.use_gpus([str(getattr(device, "uuid", "")) for device in devices])
+            self.run.meter.use_gpus(len(trainer.device_ids))
         if self.max_time:
             days, hours, minutes, seconds = map(int, self.max_time.split(":"))
             self._end = self._start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -147,7 +145,7 @@ class Record(pl.callbacks.Checkpoint):
         if self.epochs[-1] in self.best():
             trainer.save_checkpoint(self.run.checkpoints / runs.best_name(epoch), weights_only=False)
         self.io.kept = {path: kept for path, kept in self.io.kept.items() if path.name in self._best_names()}
-        at_end = epoch in (trainer.max_epochs, self.until) or trainer.global_step == trainer.max_steps
+        at_end = epoch in (trainer.max_epochs, self.until)
         due = not self.every or len(self.epochs) == 1 or at_end or self._due(self.checkpoint_due)
         if trainer.strategy.broadcast(due):  # one process decides
             self._save(trainer)

@@ -1,6 +1,5 @@
 """How long training takes: a few steps, timed."""
 
-import math
 import statistics
 import time
 
@@ -38,4 +37,4 @@ def seconds_per_epoch(settings: Settings, faces: Faces) -> float:
     with torch.no_grad():
         vae.eval().decode(vae.encode(x)[0])
     validation = 1.5 * (time.perf_counter() - start) * held_out / len(x)  # encoded once, decoded twice
-    return statistics.median(times[1:]) * math.ceil(num / batch) + validation
+    return statistics.median(times[1:]) * max(1, num // batch) + validation

@@ -1,7 +1,8 @@
-"""Other trackers beside TensorBoard: Lightning's loggers for CSV files, Weights & Biases and MLflow, and Trackio."""
+"""Other trackers beside TensorBoard: Lightning's loggers for Weights & Biases and MLflow."""
 
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from smilevae.config import Settings
 from smilevae.training.record import Record
 
 log = logging.getLogger(__name__)
-RUN_ID = "tracker.txt"  # MLflow's name of a run, in the run folder
+RUN_ID = "tracker.txt"  # the tracker's name of a run, in the run folder
 
 
 class Tracker(pl.callbacks.Checkpoint):
@@ -65,36 +66,14 @@ def open_logger(name: str, run: Path) -> Any:
 
     run = run.resolve()
     group = run.parent.name if (run.parent / "sweep.json").exists() else "smilevae"
-    if name == "csv":
-        return loggers.CSVLogger(run.parent, run.name, version="", prefix="", flush_logs_every_n_steps=1)
+    known = (run / RUN_ID).read_text().strip() if (run / RUN_ID).exists() else None
     if name == "wandb":
+        known = known or secrets.token_hex(8)
+        (run / RUN_ID).write_text(f"{known}\n")
         return loggers.WandbLogger(
-            name=run.name, id=f"{run.parent.name}-{run.name}"[-64:], project="smilevae", group=group, save_dir=run,
-            resume="allow",
-        )  # fmt: skip
-    if name == "mlflow":
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent}/mlflow.db"
-        known = (run / RUN_ID).read_text().strip() if (run / RUN_ID).exists() else None
-        logger = loggers.MLFlowLogger(group, run.name, tracking_uri=uri, run_id=known)
-        (run / RUN_ID).write_text(f"{logger.run_id}\n")
-        return logger
-    return _Trackio(run, group)
-
-
-class _Trackio:
-    """Trackio, which has no logger in Lightning."""
-
-    def __init__(self, run: Path, group: str):
-        import trackio
-
-        self.trackio = trackio
-        self.run = trackio.init(project=group, name=run.name, resume="allow")
-
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
-        self.run.config.update(params)
-
-    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        self.trackio.log(metrics, step=step)
-
-    def finalize(self, status: str) -> None:
-        self.trackio.finish()
+            name=run.name, id=known, project="smilevae", group=group, save_dir=run, resume="allow"
+        )
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent}/mlflow.db"
+    logger = loggers.MLFlowLogger(group, run.name, tracking_uri=uri, run_id=known)
+    (run / RUN_ID).write_text(f"{logger.run_id}\n")
+    return logger
