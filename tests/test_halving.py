@@ -175,6 +175,7 @@ def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     assert weights(tmp_path)[f"{alone.name}/{best}"] == weights(folder)[f"beta-1/{best}"]
 
 
+@slow
 def test_rungs_that_decide_nothing_train_everything_and_say_so(tmp_path):
     done = sweep(tmp_path / "s", "beta=1,20,50", "epochs=3", "sweep.halving=3", "sweep.first=2")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from test_training import Killed, assert_same, read, weights
 from torch import nn
 
@@ -63,7 +63,7 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     assert "remove it first" in errors
 
 
-@pytest.mark.parametrize("step", [3, 11])
+@pytest.mark.parametrize("step", [11, pytest.param(3, marks=slow)])
 def test_an_interrupted_second_phase_goes_on_to_the_same_bits(train, call, monkeypatch, tmp_path, step):
     whole = train(*SHARP, to="whole")
     batch_end = Record.on_train_batch_end
@@ -99,6 +99,7 @@ def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call, monkey
     assert "has trained 2 epochs already" in errors
 
 
+@slow
 def test_a_killed_first_phase_is_sharpened_by_its_resume(train, call, monkeypatch, tmp_path):
     whole = train(*SHARP, to="whole")
     save = Record._save

@@ -405,7 +405,7 @@ def wait_for(condition, seconds: float = 60) -> None:
     ("whole_group", "signum", "code"),
     [
         (True, signal.SIGINT, 130),
-        (False, signal.SIGTERM, 143),
+        pytest.param(False, signal.SIGTERM, 143, marks=slow),
         pytest.param(True, signal.SIGTERM, 143, marks=slow),
         pytest.param(False, signal.SIGINT, 130, marks=slow),
     ],
