@@ -50,7 +50,7 @@ def rank_settings(sweep: Sweep, metric: str) -> list[Setting]:
     if frame.empty:
         return []
     knobs = [knob for knob in sweep.swept if knob not in REPEATS]
-    values = frame[knobs].itertuples(index=False, name=None)
+    values = zip(*(frame[knob] for knob in knobs)) if knobs else [()] * len(frame)
     names = [", ".join(f"{knob}={rank.plain(value)}" for knob, value in zip(knobs, row)) for row in values]
     frame = rank.best(_units(frame.assign(_name=[name or "all runs" for name in names])), metric, len(frame))
     cells = frame.groupby(["_unit", "_block", "_name"])[metric].mean()  # the same run twice counts once
