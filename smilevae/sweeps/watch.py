@@ -89,8 +89,8 @@ class Watch:
             if status == "RUNNING":
                 self.say(f"{name} started")
             if status == "PAUSED":
-                lowest = self.plan.halving.score(name, now["done"])
-                text = f"{text}, lowest {RANK_BY[4:]} {lowest:.5g}"
+                score = self.plan.halving.score(name, now["done"])
+                text = f"{text}, {RANK_BY[4:]} {score:.5g}"
             if status == "COMPLETED":
                 text = ", ".join(f"{term[4:]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED)
             if status in ENDED:
