@@ -23,6 +23,7 @@ Text = Annotated[str, Field(min_length=1)]
 MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
 PLACES = ("root", "positive", "negative", "unlabelled", "attributes")  # paths of data
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are older names
+# Settings of synthetic faces; other sources lack them
 DRAWN = tuple(f"data.{name}" for name in ("draw_seed", "num_smiling", "num_not_smiling", "num_test", "confound"))
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
 

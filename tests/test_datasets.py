@@ -517,7 +517,7 @@ def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
 
 @pytest.mark.parametrize("other", [{"test_fraction": 0.5}, {"val_fraction": 0.4}, {"split_seed": 1}])
 def test_a_cached_spectrum_is_of_its_own_training_part(other):
-    """Otherwise a forecast depends on what was run before, and faces of the test part are in it."""
+    """The held-out people are the same, the training people are not: a shared entry would leak the test part."""
     drawn = Data(num_smiling=40, num_not_smiling=40, num_test=1)
     changed = drawn.model_copy(update=other)
     spectrum_of(load_faces(drawn, 64))

@@ -6,7 +6,7 @@ from typing import Any
 from smilevae.data.dataset import Faces
 from smilevae.data.sources import UNKNOWN, UNLABELLED
 
-MANY = 30  # images of one person: so many are often a camera's name, IMG_0001.jpg
+MANY = 50  # images of one person; more are often a camera's name, IMG_0001.jpg
 LABELS = {"smiling": 1, "not_smiling": 0, "unlabelled": UNKNOWN}
 
 

@@ -31,9 +31,9 @@ class Halving:
     """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943; asynchronous as ASHA, Li et al. 1810.05934).
 
     A setting is all jobs that differ in seed or split only. It goes on if it is among the best `num` of those that
-    finished a rung, or would be at the end of the next one if it went on as it did lately: what learns slowly is often
-    best at the end. What is behind the mean face has learnt nothing yet: it is spared after the first rung, and after
-    any rung that fewer than `num` settings leave ahead of it.
+    finished a rung. It also goes on if its trend puts it among the best `num` at the end of the next rung: a setting
+    that learns slowly is often the best at the end. A setting behind the mean face goes on after the first rung, and
+    after any rung with fewer than `num` settings ahead of the mean face: it has learnt nothing that could be compared.
 
     The lowest rung comes first: one job at a time, a rung is full before the next begins; of several jobs at a time,
     none waits, and at most as many settings more go on as there are jobs at a time.
