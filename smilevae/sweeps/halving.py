@@ -35,8 +35,8 @@ class Halving:
     that learns slowly is often the best at the end. A setting behind the mean face goes on after the first rung, and
     after any rung with fewer than `num` settings ahead of the mean face: it has learnt nothing that could be compared.
 
-    The lowest rung comes first: one job at a time, a rung is full before the next begins; of several jobs at a time,
-    none waits, and at most as many settings more go on as there are jobs at a time.
+    The lowest rung comes first: one job at a time, a rung is full before the next begins. Several jobs at a time do
+    not wait for each other, so a few settings more can go on.
     """
 
     def __init__(self, folder: Path, jobs: Mapping[str, Settings], rungs: list[Rung]):
@@ -121,13 +121,13 @@ class Halving:
         return []
 
     def num_left(self) -> int:
-        """How many trainings are left, at most."""
+        """How many trainings are left if each rung drops all but its `num` settings; at least 1."""
         each = max(map(len, self.settings.values()))
         finished = [len(self._means(rung.epochs)) for rung in self.rungs]
         return max(1, sum(each * max(0, rung.num - num) for rung, num in zip(self.rungs, finished)))
 
     def total_epochs(self) -> float:
-        """The epochs of all trainings."""
+        """The epochs of all trainings if each rung drops all but its `num` settings."""
         each = sum(map(len, self.settings.values())) / len(self.settings)
         before = [0, *(rung.epochs for rung in self.rungs)]
         return each * sum(rung.num * (rung.epochs - least) for rung, least in zip(self.rungs, before))
