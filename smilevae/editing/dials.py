@@ -105,5 +105,5 @@ def read(path: Path, vae: VAE) -> Dials:
             raise ValueError
         return Dials(content["attribute"], edits, tuple((x, y) for x, y in points.tolist()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
+        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
