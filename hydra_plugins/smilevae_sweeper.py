@@ -81,7 +81,7 @@ class ResumableSweeper(BasicSweeper):
         left = plan.left(self.config.retry_failed)
         watch = Watch(plan, options)
         if options.seconds and watch.spent >= options.seconds:
-            spent = f"{runs.short(folder)} has run for {watch.spent:.0f} s"
+            spent = f"{runs.shell_path(folder)} has run for {watch.spent:.0f} s"
             raise ConfigError(f"sweep.budget={options.budget} is spent: {spent}; pass a larger one")
         settings = [job.settings for _, job in points] if search else [plan.jobs[name].settings for name in plan.wanted]
         epochs = (
@@ -92,10 +92,11 @@ class ResumableSweeper(BasicSweeper):
             sys.exit(code)  # the process has printed why no job can run
         plan.claim()
         if search:
-            print(f"a search of {options.trials} points in {runs.short(plan.folder)}; each logs to its train.log")
+            print(f"a search of {options.trials} points in {runs.shell_path(plan.folder)}; each logs to its train.log")
         else:
             print(
-                f"{len(plan.wanted)} jobs in {runs.short(plan.folder)}, {len(left)} to run; each logs to its train.log"
+                f"{len(plan.wanted)} jobs in {runs.shell_path(plan.folder)}, {len(left)} to run;"
+                " each logs to its train.log"
             )
         if plan.rungs:
             print(plan.rungs_line())
@@ -142,7 +143,9 @@ class ResumableSweeper(BasicSweeper):
                 lines.append(str(changed))
             raise UserError("\n".join(lines))
         if failed_analysis:
-            raise UserError(f"the analysis failed; again with python -m multirun_analysis {runs.short(plan.folder)}")
+            raise UserError(
+                f"the analysis failed; again with python -m multirun_analysis {runs.shell_path(plan.folder)}"
+            )
 
     def _launcher(self, plan: Plan, watch: Watch) -> Callable[[list[str]], None]:
         """A function that hands jobs to Hydra's launcher and waits for them.

@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import os
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -187,9 +186,7 @@ def _entry(run: Any, metric: str) -> dict[str, Any]:
         "psnr": float(run["val/psnr"]),
         "kl": float(run["val/kl"]),
         "behind_mean_face": _behind(run),
-        "evaluate": collect.text(
-            f"{runs.program('evaluate')} {shlex.quote(runs.override('ckpt', shlex.split(runs.short(path))[0]))}"
-        ),
+        "evaluate": collect.text(f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', path)}"),
     }
 
 
@@ -287,7 +284,7 @@ def _terminal(sweep: collect.Sweep, summary: dict[str, Any], effects: list[rank.
     lines += [DIFFERENCE.format(rank_by=summary["rank_by"]), *summary["conclusions"][1:]]
     rest = [e.sentence() for e in effects if e.metric == summary["rank_by"]]
     lines += [text for text in rest if not any(text in line for line in summary["conclusions"])]
-    return "\n".join([*lines, f"page: {runs.short(out / 'index.html')}"])
+    return "\n".join([*lines, f"page: {runs.shell_path(out / 'index.html')}"])
 
 
 def cost_lines(sweep: collect.Sweep) -> list[str]:

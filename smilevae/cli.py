@@ -122,8 +122,8 @@ def task(config: Any) -> float | None:
             run.close()
             run.discard_if_untrained()
             raise
-        if run.leads:
-            log.info(runs.what_next(run.dir, best))
+        if run.is_main_process:
+            log.info(runs.closing_lines(run.dir, best))
         return best["val/nelbo"]
 
 
@@ -151,7 +151,7 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
     paths = {"resume": settings.resume} | {f"data.{name}": getattr(settings.data, name) for name in PLACES}
     paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
     settings = settings.with_values(paths)
-    return runs.continued(settings.resume, settings, named) if settings.resume else settings
+    return runs.settings_for_resume(settings.resume, settings, named) if settings.resume else settings
 
 
 def evaluate(options: Any) -> None:

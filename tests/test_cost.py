@@ -9,11 +9,11 @@ import pytest
 
 from smilevae import runs
 from smilevae.runs import machine
-from smilevae.runs.machine import Meter
+from smilevae.runs.machine import CostMeter
 
 
 def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
-    meter = Meter(tmp_path / "cost.json")
+    meter = CostMeter(tmp_path / "cost.json")
     begin = time.process_time()
     while time.process_time() < begin + 0.3:
         pass
@@ -25,7 +25,7 @@ def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
 
 
 def test_gpus_count_from_the_moment_they_are_held(tmp_path):
-    meter = Meter(tmp_path / "cost.json")
+    meter = CostMeter(tmp_path / "cost.json")
     time.sleep(0.1)
     begin = time.perf_counter()
     meter.use_gpus(2)
@@ -37,10 +37,10 @@ def test_gpus_count_from_the_moment_they_are_held(tmp_path):
 def test_a_damaged_cost_counts_from_zero(tmp_path):
     file = tmp_path / "cost.json"
     file.write_text('{"cpu_seconds": 5.0, "wall_seconds": "x"}')
-    assert 5 <= Meter(file).read()["cpu_seconds"] < 6
-    assert Meter(file).read()["wall_seconds"] < 1
+    assert 5 <= CostMeter(file).read()["cpu_seconds"] < 6
+    assert CostMeter(file).read()["wall_seconds"] < 1
     file.write_text('{"cpu_seconds": [')
-    assert Meter(file).read()["cpu_seconds"] < 1
+    assert CostMeter(file).read()["cpu_seconds"] < 1
 
 
 @pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds"])

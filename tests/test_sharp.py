@@ -57,7 +57,7 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     assert set(floor) == {"faces", "landmarks"}
     code, errors = call("train", f"resume={inner}")
     assert code == 2
-    assert f"pass resume={runs.short(run)}" in errors
+    assert f"pass resume={runs.shell_path(run)}" in errors
     code, errors = call("train", f"resume={run}", "epochs=5")
     assert code == 2
     assert "remove it first" in errors

@@ -127,7 +127,7 @@ def test_resume_names_a_run_and_not_a_sweep(tmp_path, call, many):
     code, errors = call("train", *["-m"] * many, f"resume={tmp_path / 's'}")
     assert (code, len(errors.strip().splitlines())) == (2, 1), errors
     assert "is a sweep, and resume names a run; go on with the line that it printed" in errors
-    assert f"hydra.sweep.dir={runs.short(tmp_path / 's')}" in errors
+    assert f"hydra.sweep.dir={runs.shell_path(tmp_path / 's')}" in errors
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
     assert statuses(folder) == {"seed-0": "INTERRUPTED", "seed-1": "NEW"}
     assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in printed
-    assert f"hydra.sweep.dir={runs.short(folder)}" in printed.partition("to go on: python train.py -m ")[2]
+    assert f"hydra.sweep.dir={runs.shell_path(folder)}" in printed.partition("to go on: python train.py -m ")[2]
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(4, marks=slow), pytest.param(7, marks=slow)])

@@ -733,7 +733,7 @@ def test_an_evaluation_that_fails_leaves_a_complete_training(train, capfd, monke
     assert runs.state(run)["status"] == "COMPLETED"
     (line,) = [line for line in said if "evaluation failed" in line]
     assert line.startswith("the training is complete, but its evaluation failed (ZeroDivisionError: float division")
-    assert f"again with python evaluate.py ckpt={runs.short(run)}" in line
+    assert f"again with python evaluate.py ckpt={runs.shell_path(run)}" in line
 
 
 @pytest.mark.parametrize("word", ["+trainer.check_val_every_n_epoch=2", "+trainer.limit_val_batches=0"])

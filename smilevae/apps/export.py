@@ -66,7 +66,7 @@ def main(options: ExportOptions) -> None:
         runs.write_bytes(work / runs.EXPORTED, save(weights))
         if out.exists():
             out.rmdir()  # Windows renames no folder to one that exists
-    print(f"exported: {runs.short(out)}/")
+    print(f"exported: {runs.shell_path(out)}/")
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:

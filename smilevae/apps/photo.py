@@ -70,7 +70,7 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
         save(photos, out, picture.info.get("icc_profile"), faces[0].matrix, model.vae.image_size)
     except mesh.opencv().error as error:
         raise DataError(f"{source}: {str(error).splitlines()[0]}; pass another photo") from None
-    line = f"{source}: {len(faces)} face{'s' * (len(faces) > 1)}, {dial.name}, {runs.short(out)}"
+    line = f"{source}: {len(faces)} face{'s' * (len(faces) > 1)}, {dial.name}, {runs.shell_path(out)}"
     if not all(dial.low <= intensity <= dial.high for intensity in options.intensity):
         line += f"; beyond {dial.low:+g}..{dial.high:+g} the score does not follow, or the face does not look real"
     return line

@@ -95,7 +95,7 @@ def report(options: EvaluateOptions) -> str:
     metrics, out = evaluate(runs.find(options.ckpt), options)
     more = [realism.format_realism(metrics["realism"])] if "realism" in metrics else []
     more += [edits_text.format_card(metrics["edits"])] if "edits" in metrics else []
-    return "\n".join([format_table(metrics), *more, *metrics["left_out"], f"pictures: {runs.short(out)}/"])
+    return "\n".join([format_table(metrics), *more, *metrics["left_out"], f"pictures: {runs.shell_path(out)}/"])
 
 
 def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
@@ -131,7 +131,7 @@ def compare(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
             sheet.paste(image, (0, top + 20))
             top += image.height + 20
         runs.replace_file(out / figure, partial(sheet.save, format="PNG"))
-    return "\n".join([*lines, f"side by side: {runs.short(out)}/"])
+    return "\n".join([*lines, f"side by side: {runs.shell_path(out)}/"])
 
 
 def format_table(metrics: dict[str, Any]) -> str:

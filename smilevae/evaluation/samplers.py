@@ -65,7 +65,7 @@ def kept(path: Path, num_dims: int, digest: str) -> Mixture:
     except NotEvaluated:
         return prior(num_dims)
     except (ValueError, KeyError, TypeError, RuntimeError):
-        again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
+        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
 
 

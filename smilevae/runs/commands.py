@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 
-def program(command: str) -> str:
+def command_name(command: str) -> str:
     """A command as this process was started: `smilevae train` if it is installed, else `python train.py`."""
     return f"smilevae {command}" if Path(sys.argv[0]).name == "smilevae" else f"python {command}.py"
 
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"{program('train')} {typed('resume', path)}"
+    return f"{command_name('train')} {hydra_argument('resume', path)}"
 
 
-def short(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """A path for a shell: relative where that is shorter, quoted where it must be."""
     names = [str(path.resolve())]
     with contextlib.suppress(ValueError):  # another drive of Windows
@@ -26,9 +26,9 @@ def short(path: Path) -> str:
     return shlex.quote(min(names, key=len))
 
 
-def typed(key: str, path: Path) -> str:
+def hydra_argument(key: str, path: Path) -> str:
     """key=path for Hydra, in a shell."""
-    word = override(key, shlex.split(short(path))[0])
+    word = override(key, shlex.split(shell_path(path))[0])
     return word if "'" not in word else shlex.quote(word)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from smilevae.errors import CheckpointError, NotEvaluated
 from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
-from smilevae.runs.commands import program, short
+from smilevae.runs.commands import command_name, shell_path
 from smilevae.runs.files import TEMPORARY
 from smilevae.runs.reading import read_json
 
@@ -46,7 +46,7 @@ def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
     for content in contents:
         if content.get("weights") == weights:
             return content
-    again = f"run {program('evaluate')} ckpt={short(path)}"
+    again = f"run {command_name('evaluate')} ckpt={shell_path(path)}"
     if not files:
         raise NotEvaluated(f"{folders[0] / _part(path) / name} is missing; {again} first")
     if not all(contents):

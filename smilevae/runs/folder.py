@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, Interrupted, Paused, UserError
 from smilevae.runs.checkpoint_files import link, ranked
-from smilevae.runs.commands import program, resume_line, short, typed
+from smilevae.runs.commands import command_name, hydra_argument, resume_line, shell_path
 from smilevae.runs.files import TEMPORARY, write_bytes, write_text
-from smilevae.runs.machine import Meter, code
+from smilevae.runs.machine import CostMeter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
 SHARP = "sharp"  # the folder of a run's second phase
@@ -31,16 +31,16 @@ BEFORE_TRAINING = (  # what a run writes before its first checkpoint
 class Run:
     """A claimed run folder. The claim is a lock that ends with the process.
 
-    Of processes that train together only the one that `leads` claims and writes.
+    Of processes that train together only the one that `is_main_process` claims and writes.
     Raises ConfigError if another process holds the folder or it cannot be written.
     """
 
     def __init__(self, path: str | Path):
         self.dir, self.new = Path(path), False
         self.sweep: str | None = None  # the id of the sweep that may stop this run
-        self.meter = Meter(self.dir / "cost.json")
-        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
-        if not self.leads:
+        self.meter = CostMeter(self.dir / "cost.json")
+        self.is_main_process = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
+        if not self.is_main_process:
             return
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ class Run:
         return any(self.checkpoints.glob("*.ckpt"))
 
     @property
-    def goes_on(self) -> bool:
+    def can_resume(self) -> bool:
         """Whether a resume has, or should have, a checkpoint to continue from."""
         kept = any((self.checkpoints / name).exists() for name in ("last.ckpt", "previous.ckpt"))
         return kept or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
@@ -78,7 +78,7 @@ class Run:
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
         """Write the status RUNNING, then FAILED, INTERRUPTED or PAUSED if the body raises."""
-        if not self.leads:
+        if not self.is_main_process:
             yield self
             return
         try:
@@ -99,7 +99,7 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        if self.leads:
+        if self.is_main_process:
             self._lock.release()
 
     def begin_from(self, other: Path) -> None:
@@ -112,7 +112,7 @@ class Run:
 
     def begin(self, settings: Settings) -> None:
         """Write config.yaml. Raises ConfigError if the folder holds anything but the resumed run."""
-        if self.leads and not settings.resume:
+        if self.is_main_process and not settings.resume:
             refuse_used(self.dir)
             self.new = True
         self.write_config(settings)
@@ -142,11 +142,11 @@ class Run:
                 file.truncate()
 
     def write_json(self, name: str, content: Any) -> None:
-        if self.leads:
+        if self.is_main_process:
             write_text(self.dir / name, json.dumps(content, indent=2) + "\n")
 
     def write_config(self, settings: Settings) -> None:
-        if self.leads:
+        if self.is_main_process:
             content = settings.plain() | {"resume": None}
             write_text(self.dir / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
@@ -158,7 +158,7 @@ class Run:
         """Write cost.json, the cost of all parts of the run up to now; the run goes on where that fails."""
         cost = self.meter.read()
         with contextlib.suppress(OSError):
-            if self.leads:
+            if self.is_main_process:
                 write_text(self.meter.file, json.dumps(cost) + "\n")
         return cost
 
@@ -183,10 +183,10 @@ def new_run_dir(parent: str, resume: str | None) -> str:
     return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
 
 
-def what_next(run: Path, best: dict[str, Any]) -> str:
+def closing_lines(run: Path, best: dict[str, Any]) -> str:
     """The closing lines of a run."""
     return (
-        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: {program('evaluate')} {typed('ckpt', run / SHARP if (run / SHARP).exists() else run)}\n"
-        f"      tensorboard --logdir {short(run.parent)}"
+        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {shell_path(run)}\n"
+        f"next: {command_name('evaluate')} {hydra_argument('ckpt', run / SHARP if (run / SHARP).exists() else run)}\n"
+        f"      tensorboard --logdir {shell_path(run.parent)}"
     )

@@ -66,7 +66,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-class Meter:
+class CostMeter:
     """The cost of a run in seconds. It starts with the numbers that earlier parts of the run left in `file`.
 
     `cpu_seconds` are user and system time of this process and its ended children. `gpu_seconds` are the time that it

@@ -6,7 +6,7 @@ import yaml
 
 from smilevae.config import HARDWARE, RESUMABLE, Settings, checked
 from smilevae.errors import ConfigError
-from smilevae.runs.commands import typed
+from smilevae.runs.commands import hydra_argument
 from smilevae.runs.folder import SHARP
 from smilevae.runs.reading import epochs_done
 
@@ -24,17 +24,17 @@ def read_settings(path: str | Path) -> Settings:
     return checked(content)
 
 
-def continued(resume: str, wanted: Settings, named: set[str]) -> Settings:
+def settings_for_resume(resume: str, wanted: Settings, named: set[str]) -> Settings:
     """A run's own settings, with `epochs` and those the user `named` that do not change its result.
 
     Raises ConfigError, by name with both values, for any other change.
     """
     run = Path(resume)
     if (run / "sweep.json").exists():
-        again = f"go on with the line that it printed: its command and {typed('hydra.sweep.dir', run)}"
+        again = f"go on with the line that it printed: its command and {hydra_argument('hydra.sweep.dir', run)}"
         raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {again}")
     if run.name == SHARP and (run.parent / "config.yaml").exists():
-        raise ConfigError(f"resume={resume} is the second phase of a run; pass {typed('resume', run.parent)}")
+        raise ConfigError(f"resume={resume} is the second phase of a run; pass {hydra_argument('resume', run.parent)}")
     if "experiment" in named:
         raise ConfigError(f"an experiment does not apply to resume={resume}, which has its own settings; leave it out")
     settings = read_settings(resume)

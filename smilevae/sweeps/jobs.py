@@ -161,12 +161,13 @@ def _train(settings: Settings, run: runs.Run, sweep: str | None, until: int | No
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=log, force=True)
     run.sweep = sweep
     with contextlib.suppress(Paused), run.recording():
-        if not run.goes_on and (first := plan.prefix(path.parent, settings)):
+        if not run.can_resume and (first := plan.prefix(path.parent, settings)):
             print(f"the first epochs are those of {first.name}")
             run.write_config(settings)
             run.begin_from(first)
         if run.trained:
-            settings = runs.continued(str(path), settings, set(SAME_RESULT)).with_values({"resume": str(path)})
+            settings = runs.settings_for_resume(str(path), settings, set(SAME_RESULT))
+            settings = settings.with_values({"resume": str(path)})
         run.write_config(settings)
         import torch
 

@@ -163,7 +163,8 @@ class Plan:
 
     def resume_line(self) -> str:
         """The command that continues this sweep."""
-        return f"{runs.program('train')} {shlex.join(self.argv)} {runs.typed('hydra.sweep.dir', self.folder)}"
+        folder = runs.hydra_argument("hydra.sweep.dir", self.folder)
+        return f"{runs.command_name('train')} {shlex.join(self.argv)} {folder}"
 
 
 def job_name(varied: list[str]) -> str:

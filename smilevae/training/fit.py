@@ -37,7 +37,7 @@ def fit(
 
     Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
     """
-    goes_on = settings.resume and run.goes_on
+    can_resume = settings.resume and run.can_resume
     kept = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -47,17 +47,17 @@ def fit(
     beta = describe(faces, settings, run)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
-    if vae.linear and not goes_on:
+    if vae.linear and not can_resume:
         some = faces.axes(settings.latent_dim)
         vae.linear.load_state_dict(axes.linear_vae_weights(some, beta, settings.latent_dim))
     if isinstance(vae.beta, torch.Tensor):
         vae.beta.fill_(beta)
     module = VAEModule(vae, settings, faces.fingerprint)
-    record = train(module, faces, settings, run, stop, devices, bool(goes_on), until)
+    record = train(module, faces, settings, run, stop, devices, bool(can_resume), until)
     evaluated = sharpen(settings, faces, run, stop, devices) if settings.sharpen.epochs else run.dir
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
     result = record.result(settings, faces.fingerprint) | machine
-    if run.leads and settings.evaluate:
+    if run.is_main_process and settings.evaluate:
         log.info(_report(evaluated, evaluated != run.dir))
     run.complete(result)
     return record.best()[0]
@@ -72,7 +72,7 @@ def _report(path: Path, realism: bool) -> str:
         return report.report(EvaluateOptions(ckpt=str(path), realism=realism))
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        again = f"{runs.program('evaluate')} {runs.typed('ckpt', path)}"
+        again = f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', path)}"
         return f"the training is complete, but its evaluation failed ({reason}); again with {again}"
 
 
@@ -82,7 +82,7 @@ def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, de
         inner.sweep, inner.meter = run.sweep, run.meter
         if runs.read_result(inner.dir):
             return inner.dir
-        log.info(f"a sharper decoder, {settings.sharpen.epochs} epochs, into {runs.short(inner.dir)}")
+        log.info(f"a sharper decoder, {settings.sharpen.epochs} epochs, into {runs.shell_path(inner.dir)}")
         own = settings.with_values({"epochs": settings.sharpen.epochs, "ema": sharp.EMA, "resume": None})
         inner.write_config(own)
         inner.status("RUNNING")
@@ -91,7 +91,7 @@ def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, de
         spaces = realism.spaces(faces, settings.data.cache)
         torch.manual_seed(hash64("discriminator", settings.seed))
         module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, spaces)
-        record = train(module, faces, own, inner, stop, devices, inner.goes_on)
+        record = train(module, faces, own, inner, stop, devices, inner.can_resume)
         inner.complete(record.result(own, faces.fingerprint) | runs.environment())
         return inner.dir
 
@@ -103,26 +103,29 @@ def train(
     run: runs.Run,
     stop: runs.Stop,
     devices: list[int] | None,
-    goes_on: bool,
+    can_resume: bool,
     until: int | None = None,
 ) -> Record:
-    """Train a module in a run folder, from its last checkpoint if it `goes_on`."""
+    """Train a module in a run folder, from its last checkpoint if it `can_resume`."""
     arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
     record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None), until)
-    callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
-    callbacks += [trackers.Tracker(record, settings)] if run.leads and settings.logger != "tensorboard" else []
+    callbacks: list[pl.Callback] = []
+    if run.is_main_process:
+        callbacks = [TensorBoard(record, faces, settings), Progress(record)]
+        if settings.logger != "tensorboard":
+            callbacks.append(trackers.Tracker(record, settings))
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it
     first = not module.automatic_optimization or settings.warm_start == "ppca"
     trainer = build_trainer(settings.epochs, first, [record, *callbacks], arguments)
-    resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
-    if run.leads:
+    resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if can_resume else None
+    if run.is_main_process:
         (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
     try:
         trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:  # of an argument that Lightning checks only now
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    if run.leads:
+    if run.is_main_process:
         record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     return record

@@ -168,7 +168,7 @@ class Record(pl.callbacks.Checkpoint):
 
     def remove_others(self) -> None:
         """Remove checkpoints that are not among the best any more, and those of a killed process after last.ckpt."""
-        if self.run.leads:
+        if self.run.is_main_process:
             for path in self.run.checkpoints.glob("epoch-*.ckpt"):
                 if path.name not in self._best_names():
                     path.unlink(missing_ok=True)
