@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SMILES
 from PIL import Image
 
@@ -88,6 +90,17 @@ def test_a_tiny_set_has_both_classes_on_both_sides(seed):
     part = split_parts(names, smile, np.full(4, "train"), seed, 0.2)
     for label in (0, 1):
         assert set(part[smile == label]) == {"train", "val"}
+
+
+def test_a_sample_is_a_fixed_random_choice_and_a_batch_is_its_pixels():
+    faces = load_faces(Data(num_smiling=20, num_not_smiling=20, num_test=0, cache=False), 64)
+    assert not faces.cache
+    every, some = faces.sample("train"), faces.sample("train", 5)
+    assert sorted(every) == faces.rows("train").tolist() != every.tolist()
+    assert (some == every[:5]).all()
+    x = faces.batch(some)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert (x.permute(0, 2, 3, 1).mul(255).round().numpy() == faces.images[some]).all()
 
 
 # folders
@@ -522,7 +535,7 @@ def test_a_cached_spectrum_is_of_its_own_training_part(other):
     changed = drawn.model_copy(update=other)
     spectrum_of(load_faces(drawn, 64))
     faces = load_faces(changed, 64)
-    assert spectrum_of(faces) == spectrum_of(faces, cache=False)
+    assert spectrum_of(faces) == spectrum_of(dataclasses.replace(faces, cache=False))
 
 
 def test_what_torch_computes_is_cached_for_its_version_and_threads(monkeypatch):

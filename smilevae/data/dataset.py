@@ -43,11 +43,20 @@ class Faces:
     duplicates: list[list[str]] = field(default_factory=list)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
     label: str = SMILE  # the attribute that `smile` tells
+    cache: bool = True  # whether what is computed from these faces is kept on disk
     _axes: dict[int, Axes] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, part: str) -> np.ndarray:
         """Positions of a part's faces."""
         return np.flatnonzero(self.part == part)
+
+    def sample(self, part: str, num: int | None = None) -> np.ndarray:
+        """Positions of `num` faces of a part (of all without a number), in the same random order each time."""
+        return np.random.default_rng(0).permutation(self.rows(part))[:num]
+
+    def batch(self, rows: np.ndarray) -> Tensor:
+        """Some faces as floats in [0, 1]: (B, 3, S, S), channels_last."""
+        return to_unit(torch.from_numpy(gather(self.images, rows)))
 
     def labelled(self, part: str) -> bool:
         """Whether a part has both smiling and non-smiling faces."""
@@ -91,7 +100,7 @@ class Faces:
         return self._axes[num]
 
     def _fitted_axes(self, num_axes: int) -> Axes:
-        rows = np.sort(np.random.default_rng(0).permutation(self.rows("train"))[:MAX_FITTED])
+        rows = np.sort(self.sample("train", MAX_FITTED))
         num = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
         if len(rows) <= num:
             return mirrored_axes(flat_faces(self, rows).unflatten(1, (3, *self.images.shape[1:3])), num_axes)
@@ -102,6 +111,7 @@ class Faces:
 def load_faces(data: Data, image_size: int) -> Faces:
     """The faces of a source, split. Raises DataError if a part is empty or too many files are unreadable."""
     faces = (_synthetic if data.source == "synthetic" else _decoded)(data, image_size)
+    faces.cache = data.cache
     if data.source == "celeba":
         faces.attributes |= celeba_attributes(data.root, faces.names)
     if data.attributes:
@@ -180,20 +190,20 @@ def _digest(path: Path) -> str:
 
 def flat_faces(faces: Faces, rows: np.ndarray, mirrored: bool = False) -> Tensor:
     """Some faces, then their mirror images, as (N, 3 S^2) in [0, 1]."""
-    x = to_unit(torch.from_numpy(gather(faces.images, rows))).contiguous()
+    x = faces.batch(rows).contiguous()
     return torch.cat([x, x.flip(3)] if mirrored else [x]).flatten(1)
 
 
-def spectrum_of(faces: Faces, least: int = NUM_AXES, cache: bool = True) -> Spectrum:
+def spectrum_of(faces: Faces, least: int = NUM_AXES) -> Spectrum:
     """The spectrum of the training and held-out faces, on at least so many axes."""
     num_pixels = math.prod(faces.images.shape[1:])
 
     def build(_: np.ndarray) -> dict[str, Any]:
-        rows = np.random.default_rng(0).permutation(faces.rows("val"))[: AT_ONCE // num_pixels]
-        return spectrum(faces.axes(least), flat_faces(faces, np.sort(rows)))._asdict()
+        rows = np.sort(faces.sample("val", AT_ONCE // num_pixels))
+        return spectrum(faces.axes(least), flat_faces(faces, rows))._asdict()
 
     key = derived_key(faces, f"spectrum-{max(least, NUM_AXES)}", faces.rows("train"), faces.rows("val"))
-    return Spectrum(**cached(key, (1,), build, cache)[1])
+    return Spectrum(**cached(key, (1,), build, faces.cache)[1])
 
 
 def derived_key(faces: Faces, what: str, *parts: np.ndarray) -> str:

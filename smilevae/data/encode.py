@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae.data.batches import gather, in_order, to_unit
+from smilevae.data.batches import in_order
 from smilevae.data.dataset import Faces
 from smilevae.models.vae import VAE
 
@@ -17,7 +17,7 @@ def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
     """Faces in the given order as batches (B, 3, S, S) in [0, 1] on the network's device."""
     device = next(vae.parameters()).device
     for chunk, _ in in_order(rows, BATCH):
-        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)
+        yield faces.batch(chunk).to(device)
 
 
 @torch.no_grad()

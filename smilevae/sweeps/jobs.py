@@ -57,7 +57,7 @@ def forecast(points: list[Settings], epochs: list[float], at_once: int) -> None:
         wanted.setdefault(faces, {})[point] = None
     for (data, image_size), targets in list(wanted.items())[:MAX_FORECASTS]:
         least = max(latent_dim for _, latent_dim in targets)
-        spectrum = spectrum_of(load_faces(data, image_size), least, data.cache)
+        spectrum = spectrum_of(load_faces(data, image_size), least)
         for target in targets:
             print(linear.forecast(spectrum, *target), flush=True)
     if seconds := _duration(points, epochs, at_once):

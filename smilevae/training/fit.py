@@ -133,7 +133,7 @@ def train(
 
 def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
     """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE. Gives its beta."""
-    card, spectrum = data_card(faces), spectrum_of(faces, settings.latent_dim, settings.data.cache)
+    card, spectrum = data_card(faces), spectrum_of(faces, settings.latent_dim)
     beta = linear.settled_beta(spectrum, settings.beta, settings.latent_dim)
     log.info(format_card(card))
     log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
