@@ -114,10 +114,11 @@ def task(config: Any) -> float | None:
             settings = settings_from(config, job.overrides.task)
             run.begin(settings)
             with run.recording():
-                from smilevae.training import fit  # torch is imported only now
+                from smilevae.evaluation import report  # torch is imported only now
+                from smilevae.training import fit
 
                 console.quiet_lightning()
-                best = fit.fit(settings, run, stop)
+                best = fit.fit(settings, run, stop, report.after_training)
         except (UserError, Interrupted):
             run.close()
             run.discard_if_untrained()
@@ -169,7 +170,7 @@ def evaluate(options: Any) -> None:
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
-    print(report.compare(best, runs.evaluation_folder(folder), options))
+    print(report.compare_checkpoints(best, runs.evaluation_folder(folder), options))
 
 
 if __name__ == "__main__":

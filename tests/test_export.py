@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import smilevae
 from smilevae import console, runs
 from smilevae.apps import export, photo
 from smilevae.apps.options import ExportOptions, PhotoOptions
+from smilevae.editing import attributes
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.report import evaluate
@@ -112,7 +114,7 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
     results = []
     for model in (run, out):
-        words = (f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=frame", f"out={tmp_path / 'out.png'}", "smile=2")
+        words = (f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=0,0,100", f"out={tmp_path / 'out.png'}", "intensity=2")
         photo.main(console.parse_words(words, PhotoOptions))
         results.append((tmp_path / "out.png").read_bytes())
     assert results[0] == results[1]
@@ -157,15 +159,15 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
         if path.is_file():
             content = path.read_bytes()
             assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
-    assert smilevae.load(out).dials.choose()[1].name == smilevae.load(run).dials.choose()[1].name
-    file = next(run.rglob("dials.json"))
-    content = json.loads(file.read_text())
-    content["attributes"]["hat"] = content["attributes"]["smile"]
-    file.write_text(json.dumps(content))
+    edits = smilevae.load(run).edits
+    assert smilevae.load(out).edits.main.gain == edits.main.gain
+    vae = smilevae.load(run).vae
+    hat = edits._replace(attributes=[edits.main, replace(edits.main, name="hat")])
+    next(run.rglob(attributes.NAME)).write_bytes(attributes.to_bytes(vae, hat))
     export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "hat"), attribute="hat"))
-    assert smilevae.load(tmp_path / "hat").dials.attribute == "hat"
-    assert smilevae.load(tmp_path / "hat", "smile").dials.attribute == "smile"
-    with pytest.raises(ConfigError, match="attribute=coat has no dial; choose one of hat, smile"):
+    assert smilevae.load(tmp_path / "hat").edits.main.name == "hat"
+    assert smilevae.load(tmp_path / "hat", "smile").edits.main.name == "smile"
+    with pytest.raises(ConfigError, match="attribute=coat cannot be edited; choose one of hat, smile"):
         export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "coat"), attribute="coat"))
     assert not (tmp_path / "coat").exists()
     with pytest.raises(ConfigError, match="does not name the folder of its images; pass root=PATH"):
@@ -201,7 +203,7 @@ import smilevae
 from smilevae import cli
 model = smilevae.load({str(out)!r})
 assert model.smile(model.sample(2)).shape == (2, 3, 64, 64)
-cli.main(["photo", "ckpt={out}", "image=in.png", "box=frame", "out=edited/out.png"])
+cli.main(["photo", "ckpt={out}", "image=in.png", "box=0,0,100", "out=edited/out.png"])
 cli.main(["export", "ckpt={run}", "out=given"])
 smilevae.load("given")
 """

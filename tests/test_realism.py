@@ -1,6 +1,7 @@
 """Do faces look real? The scores against independent oracles, and bad generators that each must be caught."""
 
 import functools
+import sys
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from torchmetrics.image.kid import poly_mmd
 
 from smilevae.config import Settings
 from smilevae.data import load_faces
-from smilevae.data.batches import to_unit
 from smilevae.editing.classifier import blur
-from smilevae.evaluation import realism
+from smilevae.errors import DataError
+from smilevae.evaluation import exemplar, realism
 
 
 def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
@@ -71,12 +72,21 @@ def test_copies_are_a_rank_test():
 
 @functools.cache
 def drawn():
-    """Drawn faces with their spaces: training faces, held-out ones, and as many of other people."""
+    """Drawn faces with both spaces: training faces, held-out ones, and as many of other people."""
     data = {"data.num_smiling": 250, "data.num_not_smiling": 250, "data.val_fraction": 0.3, "data.num_test": 150}
     settings = Settings().with_values(data | {"image_size": 64})
     faces = load_faces(settings.data, 64)
-    parts = {part: to_unit(torch.from_numpy(faces.images[faces.rows(part)])) for part in ("train", "val", "test")}
-    return faces, realism.spaces(faces), parts
+    parts = {part: faces.batch(faces.rows(part)) for part in ("train", "val", "test")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(realism, "seen_by_the_mesh", without_faces)
+        exemplars, _ = realism.feature_space(faces)
+    landmarks, reason = realism.feature_space(faces)
+    assert (landmarks.name, reason) == ("landmarks", None)
+    return faces, {"exemplars": exemplars, "landmarks": landmarks}, parts
+
+
+def without_faces(_):
+    raise DataError("finding faces needs OpenCV")
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +103,12 @@ def scores():
         "ghosts": (other + other.roll(1, 0)) / 2,
         "few": other[:8].repeat(19, 1, 1, 1)[:150],
     }
-    return realism.realism(spaces, parts["val"], sets)
+    return {name: realism.realism(space, parts["val"], sets) for name, space in spaces.items()}
 
 
-@pytest.mark.parametrize("space", ["faces", "landmarks"])
+@pytest.mark.parametrize("space", ["exemplars", "landmarks"])
 def test_real_faces_of_other_people_pass(scores, space):
-    good = scores["others"][space]
+    good = scores[space]["others"]
     assert good["distance"] < 3 * good["error"] + 0.02
     assert good["precision"] > 0.7
     assert good["recall"] > 0.7
@@ -108,19 +118,19 @@ def test_real_faces_of_other_people_pass(scores, space):
 
 @pytest.mark.parametrize(
     ("bad", "space"),
-    [(bad, space) for bad in ("blurred", "ghosts") for space in ("faces", "landmarks")] + [("noisy", "landmarks")],
+    [(bad, space) for bad in ("blurred", "ghosts") for space in ("exemplars", "landmarks")] + [("noisy", "landmarks")],
 )
 def test_faces_that_do_not_look_real_are_far(scores, space, bad):
-    found, good = scores[bad][space], scores["others"][space]
+    found, good = scores[space][bad], scores[space]["others"]
     assert found["distance"] - abs(good["distance"]) > np.hypot(found["error"], good["error"])
 
 
-@pytest.mark.parametrize("space", ["faces", "landmarks"])
+@pytest.mark.parametrize("space", ["exemplars", "landmarks"])
 def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores, space):
-    assert scores["copies"][space]["copies"] > 0.8 > 0.65 > scores["others"][space]["copies"]
-    assert scores["copies"][space]["precision"] > 0.5  # and nothing else catches it
-    assert scores["few"][space]["coverage"] < 0.5 * scores["others"][space]["coverage"]
-    assert scores["few"][space]["recall"] < 0.5 * scores["others"][space]["recall"]
+    assert scores[space]["copies"]["copies"] > 0.8 > 0.65 > scores[space]["others"]["copies"]
+    assert scores[space]["copies"]["precision"] > 0.5  # and nothing else catches it
+    assert scores[space]["few"]["coverage"] < 0.5 * scores[space]["others"]["coverage"]
+    assert scores[space]["few"]["recall"] < 0.5 * scores[space]["others"]["recall"]
 
 
 def test_the_network_is_trained_once_for_a_data_set(monkeypatch):
@@ -129,14 +139,19 @@ def test_the_network_is_trained_once_for_a_data_set(monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(realism, "_train", never)
-    again = realism.spaces(faces)[0]
-    assert torch.equal(again(parts["val"]), spaces[0](parts["val"]))
-    features = realism.exemplar_network(faces)(F.interpolate(parts["val"][:4], (128, 128), mode="nearest"))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+    monkeypatch.setattr(exemplar, "_train", never)
+    monkeypatch.setattr(realism, "seen_by_the_mesh", without_faces)
+    again, reason = realism.feature_space(faces)
+    assert reason == "finding faces needs OpenCV"
+    assert torch.equal(again(parts["val"]), spaces["exemplars"](parts["val"]))
+    network = exemplar.exemplar_network(faces, realism.reference_rows(faces))
+    large = F.interpolate(parts["val"][:4], (128, 128), mode="nearest")
+    torch.testing.assert_close(network(large).norm(dim=1), torch.ones(4))
 
 
-def test_without_opencv_there_is_one_space(monkeypatch):
+def test_without_opencv_the_space_is_that_of_the_network(monkeypatch):
     faces, *_ = drawn()
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    assert [space.name for space in realism.spaces(faces)] == ["faces"]
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    space, reason = realism.feature_space(faces)
+    assert space.name == "exemplars"
+    assert "OpenCV, which is not installed" in reason

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from smilevae.apps import photo
 from smilevae.apps.model import Model
 from smilevae.apps.options import AppOptions
 from smilevae.data import images
+from smilevae.editing.alignment import Face
 from smilevae.errors import ConfigError, DataError
 from smilevae.evaluation import grids
 
@@ -53,19 +54,36 @@ HEADERS = {
 }
 
 
+class View(NamedTuple):
+    """A photo (H, W, 3) and the face in it."""
+
+    pixels: np.ndarray
+    face: Face
+
+
+class Kept(NamedTuple):
+    """A photo of the page: its colour profile, a preview and the full size."""
+
+    profile: bytes | None
+    preview: View
+    full: View
+
+
 class Studio:
     """The model and the photos of the page. One thread at a time uses the model."""
 
     def __init__(self, model: Model):
-        self.model, self.dials, self.lock = model, model.dials, threading.Lock()
-        # profile, preview and full; the last two are (pixels, face)
-        self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self.model = model
+        self.edits = model.edits
+        self.lock = threading.Lock()
+        self.photos: OrderedDict[str, Kept] = OrderedDict()
 
     def open(self, data: bytes, middle: bool) -> Response:
         """Keep a photo, with its face or its middle square. Answers its id and preview size."""
         try:
             picture = images.read(data, MAX_PIXELS)
-            full, box = np.asarray(picture), "frame" if middle else None
+            full = np.asarray(picture)
+            box = photo.middle(full) if middle else None
             face = photo.locate(self.model, full, "this picture", box)[0]
         except images.TooLarge as reason:
             raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
@@ -78,57 +96,60 @@ class Studio:
         width, height = preview.size
         matrix = face.matrix.copy()
         matrix[:, :2] /= [width / picture.width, height / picture.height]
-        name, profile = secrets.token_urlsafe(12), picture.info.get("icc_profile")
+        name = secrets.token_urlsafe(12)
+        kept = Kept(
+            picture.info.get("icc_profile"),
+            View(np.asarray(preview), face._replace(matrix=matrix)),
+            View(full, face),
+        )
         with self.lock:
-            self.photos[name] = profile, (np.asarray(preview), face._replace(matrix=matrix)), (full, face)
+            self.photos[name] = kept
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
 
     def edit(self, request: Request) -> Response:
         """A kept photo at the intensities of a request."""
-        query, amounts = request.query_params, self._amounts(request)
+        amounts = self._amounts(request)
+        name = request.query_params.get("id", "")
+        whole = "full" in request.query_params
         with self.lock:
-            if (name := query.get("id", "")) not in self.photos:
+            if name not in self.photos:
                 raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
             self.photos.move_to_end(name)
-            profile, preview, full = self.photos[name]
-            pixels, face = full if "full" in query else preview
-            after = photo.edit(self.model, pixels, face, *amounts)
-        return _picture(after, "PNG" if "full" in query else "JPEG", profile)
+            kept = self.photos[name]
+            view = kept.full if whole else kept.preview
+            after = photo.edit(self.model, view.pixels, view.face, amounts)
+        return _picture(after, "PNG" if whole else "JPEG", kept.profile)
 
     def new(self, request: Request) -> Response:
         """New faces at the intensities of a request."""
         amounts = self._amounts(request)
         codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:
-            with torch.no_grad():
-                codes = self.dials.mix(self.model.vae, codes, *amounts)
-            grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
+            faces = self.model.decode(self.edits.mix(codes, amounts))
+        grid = grids.tile(faces.unflatten(0, (2, NUM_NEW // 2)))
         return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
-    def _amounts(self, request: Request) -> tuple[dict[str, float], str | None]:
-        """Intensities by attribute, the page's own first, and its direction."""
-        amounts = {self.dials.attribute: _number(request, "value", 10)}
-        direction = request.query_params.get("direction")
+    def _amounts(self, request: Request) -> dict[str, float]:
+        """Intensities by attribute, the page's own first."""
+        amounts = {self.edits.main.name: _number(request, "value", 10)}
+        for name in request.query_params:
+            if name.startswith(OTHER):
+                amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
         try:
-            self.dials.choose(None, direction)
-            for name in request.query_params:
-                if name.startswith(OTHER):
-                    self.dials.choose(name.removeprefix(OTHER))
-                    amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
+            for name in amounts:
+                self.edits.find(name)
         except ConfigError:
-            raise HTTPException(400, "there is no such direction or attribute") from None
-        return amounts, direction
+            raise HTTPException(400, "there is no such attribute") from None
+        return amounts
 
 
 def application(studio: Studio) -> TrustedHostMiddleware:
     """The pages. Starlette runs the plain functions in threads."""
-    dials = studio.dials
-    ranges = {
-        name: {kind: [dial.low, dial.high] for kind, dial in {e.best: e.dials[e.best], **e.dials}.items()}
-        for name, e in dials.edits.items()
-    }  # the best one first
+    edits = studio.edits
+    ranges = {one.name: [one.low, one.high] for one in edits.attributes}
+    about = {"attribute": edits.main.name, "ranges": ranges}
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
@@ -145,7 +166,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
-        Route("/about", JSONResponse({"attribute": dials.attribute, "dials": ranges}), methods=["GET"]),
+        Route("/about", JSONResponse(about), methods=["GET"]),
         Route("/edit", studio.edit),
         Route("/new", studio.new),
         Route("/photo", upload, methods=["POST"]),

@@ -3,11 +3,10 @@
 Shapes: N training faces, B batch, I intensities, D latent dimensions.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Attribute:
     labels: Tensor
     direction: Tensor
     matrix: Tensor | None = None
-    weights: Tensor = torch.empty(0)
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
     bias: float = 0.0
     target: float = 1.0
     gain: float = 1.0
@@ -130,20 +129,23 @@ def to_bytes(vae: VAE, edits: Edits) -> bytes:
         {"name": attribute.name} | {number: getattr(attribute, number) for number in NUMBERS}
         for attribute in edits.attributes
     ]
-    content = {"points": edits.points, "attributes": rows}
-    return runs.tensor_file(tensors, content, checkpoint.digest(vae))
+    content = {"weights": checkpoint.digest(vae), "points": edits.points, "attributes": rows}
+    return runs.tensor_file(tensors, content)
 
 
 def read(path: Path, vae: VAE) -> Edits:
     """The edits of a checkpoint. Raises CheckpointError where these weights have none."""
-    tensors, content = runs.read_tensors(path, NAME, checkpoint.digest(vae))
+    content = runs.read_evaluation(path, NAME, checkpoint.digest(vae), runs.read_tensors)
     try:
-        attributes = [_attribute(row, index, tensors, vae) for index, row in enumerate(content["attributes"])]
+        tensors = content["tensors"]
+        rows = enumerate(content["attributes"])
+        attributes = [_attribute(row, index, tensors, vae) for index, row in rows]
         points = torch.tensor(content["points"], dtype=torch.float64)
         if points.shape != (3, 2) or not ((points - 0.5).abs() <= 0.5).all() or not attributes:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        raise CheckpointError(f"{NAME} of {path} is damaged; {runs.evaluate_again(path)}") from None
+        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
+        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
     return Edits(attributes, tuple((x, y) for x, y in points.tolist()))
 
 
@@ -151,11 +153,13 @@ def _attribute(row: Mapping, index: int, tensors: Mapping[str, Tensor], vae: VAE
     """One attribute of a file. Raises ValueError, KeyError or TypeError for a damaged one."""
     dims = vae.latent_dim
     shapes = {"direction": (dims,), "weights": (dims,), "matrix": (dims + 1, dims)}
-    parts = {name: tensors[f"{index}.{name}"] for name in shapes if f"{index}.{name}" in tensors}
+    parts: Any = {
+        name: tensors[f"{index}.{name}"] for name in shapes if f"{index}.{name}" in tensors
+    }
     for name, tensor in parts.items():
         if tensor.shape != shapes[name] or not tensor.isfinite().all():
             raise ValueError(f"{name} has another shape or values that are not finite")
-    numbers = {name: float(row[name]) for name in NUMBERS}
+    numbers: Any = {name: float(row[name]) for name in NUMBERS}
     if not torch.tensor([*numbers.values()]).isfinite().all():
         raise ValueError("a number is not finite")
     attribute = Attribute(str(row["name"]), torch.empty(0), **parts, **numbers)

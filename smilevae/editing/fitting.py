@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae.data.batches import gather, to_unit
+from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
 from smilevae.editing import calibration, directions, mesh
@@ -119,8 +119,7 @@ def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
     of the people.
     """
     labels = faces.labels(main)
-    train = np.random.default_rng(0).permutation(faces.rows("train"))
-    rows = directions.some_of_both(train, labels, MAX_TRAIN)
+    rows = directions.some_of_both(faces.sample("train"), labels, MAX_TRAIN)
     rows = rows[labels[rows] >= 0]
     people = [faces.people[row] for row in rows]
     return rows, np.unique(people, return_inverse=True)[1] % 2 == 0
@@ -171,7 +170,7 @@ def classifier_of(
     faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
 ) -> AttributeClassifier:
     """A classifier of attributes that saw the faces on one side only."""
-    x = to_unit(torch.from_numpy(gather(faces.images, rows[side]))).contiguous()
+    x = faces.batch(rows[side]).contiguous()
     people = [faces.people[row] for row in rows[side]]
     return AttributeClassifier(x, _values(attributes, side), people)
 
@@ -180,9 +179,8 @@ def geometry_of(
     faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
 ) -> GeometryReader | None:
     """A reader of landmarks of the faces on one side; None without OpenCV, or without faces in the images."""
-    x = to_unit(torch.from_numpy(gather(faces.images, rows[side])))
     try:
-        seen = mesh.see(x)
+        seen = mesh.see(faces.batch(rows[side]))
     except DataError:
         return None
     if np.median(seen.scores) < 0:

@@ -17,3 +17,4 @@ from smilevae.runs.machine import COST, code, code_now, environment, fast_precis
 from smilevae.runs.reading import epochs_done, in_use, read_json, read_metrics, read_result, state
 from smilevae.runs.resuming import read_settings, settings_for_resume
 from smilevae.runs.signals import Stop
+from smilevae.runs.tensors import read_tensors, tensor_file

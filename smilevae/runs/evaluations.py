@@ -7,6 +7,7 @@ evaluation-RUN/          in the current folder, where the run may not be written
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,15 @@ def point_to_best(path: Path) -> None:
             link.replace(folder.with_name("best"))
 
 
-def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
-    """A JSON file of a checkpoint's newest evaluation of `weights`, a digest. Raises NotEvaluated, CheckpointError."""
+def read_evaluation(
+    path: Path, name: str, weights: str, read: Callable[[Path], dict[str, Any]] = read_json
+) -> dict[str, Any]:
+    """A file of a checkpoint's newest evaluation of `weights`, a digest. Raises NotEvaluated, CheckpointError."""
     home = run_of(path)
     folders = [home / "evaluation", Path(f"evaluation-{home.resolve().name}")]
     files = [folder / part / name for folder in folders for part in (_part(path), "")]
     files = sorted((file for file in files if file.exists()), key=lambda file: -file.stat().st_mtime)
-    contents = [read_json(file) for file in files]
+    contents = [read(file) for file in files]
     for content in contents:
         if content.get("weights") == weights:
             return content

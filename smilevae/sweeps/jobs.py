@@ -171,10 +171,11 @@ def _train(settings: Settings, run: runs.Run, sweep: str | None, until: int | No
         run.write_config(settings)
         import torch
 
+        from smilevae.evaluation import report
         from smilevae.training.fit import fit
 
         console.quiet_lightning()
-        fit(settings, run, stop, _free_device(path.parent, torch.cuda.device_count()), until)
+        fit(settings, run, stop, report.after_training, _free_device(path.parent, torch.cuda.device_count()), until)
 
 
 def _stop_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
 from smilevae.errors import ConfigError, DataError, UserError
-from smilevae.evaluation import figures, realism, report
-from smilevae.evaluation.options import EvaluateOptions
+from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae
@@ -30,20 +30,30 @@ from smilevae.training.tensorboard import TensorBoard
 log = logging.getLogger(__name__)
 
 
+Evaluate = Callable[[Path, Faces], str]  # the report of a run folder, on its faces
+
+
 def fit(
-    settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None, until: int | None = None
+    settings: Settings,
+    run: runs.Run,
+    stop: runs.Stop,
+    evaluate: Evaluate,
+    devices: list[int] | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Train and record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
 
-    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
+    With settings.evaluate the log gets what `evaluate` says. Raises ConfigError, DataError,
+    CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
     """
     can_resume = settings.resume and run.can_resume
     kept = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     faces = load_faces(settings.data, settings.image_size)
-    if settings.sharpen.epochs and not realism.possible(faces):
-        raise DataError(f"sharpen.epochs needs {realism.MIN_FACES} faces in each part; add images of more people")
+    few = realism.too_few(faces)
+    if settings.sharpen.epochs and few:
+        raise DataError(f"sharpen.epochs: {few}; add images of more people")
     beta = describe(faces, settings, run)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
@@ -58,18 +68,15 @@ def fit(
     machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
     result = record.result(settings, faces.fingerprint) | machine
     if run.is_main_process and settings.evaluate:
-        log.info(_report(evaluated, evaluated != run.dir))
+        log.info(_report(evaluate, evaluated, faces))
     run.complete(result)
     return record.best()[0]
 
 
-def _report(path: Path, realism: bool) -> str:
-    """The report of a run folder. A comparison with real faces takes as long as the rest.
-
-    What goes wrong in an evaluation is said in a sentence: the training is complete all the same.
-    """
+def _report(evaluate: Evaluate, path: Path, faces: Faces) -> str:
+    """What an evaluation says, or why it failed: the training is complete all the same."""
     try:
-        return report.report(EvaluateOptions(ckpt=str(path), realism=realism))
+        return evaluate(path, faces)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         again = f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', path)}"
@@ -88,9 +95,9 @@ def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, de
         inner.status("RUNNING")
         vae = checkpoint.load(runs.find(str(run.dir))).vae
         mixture = sampler_of(vae, faces, "auto", settings.seed)
-        spaces = realism.spaces(faces, settings.data.cache)
+        space, _ = realism.feature_space(faces)
         torch.manual_seed(hash64("discriminator", settings.seed))
-        module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, spaces)
+        module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, space)
         record = train(module, faces, own, inner, stop, devices, inner.can_resume)
         inner.complete(record.result(own, faces.fingerprint) | runs.environment())
         return inner.dir

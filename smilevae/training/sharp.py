@@ -76,17 +76,17 @@ class SharpModule(VAEModule):
 
     The adversarial loss is weighted: its gradient in the decoder's last layer is `sharpen.weight` times that of the SSE
     (Esser et al. 2012.09841, eq. 7). Both losses are logistic, with R1 (Mescheder et al. 1801.04406) on the mean logit.
-    `val/distance` ranks the epochs. It is the mean kernel distance, over `spaces`, of reconstructions and new faces to
-    real faces of held-out people.
+    `val/distance` ranks the epochs. It is the mean kernel distance in `space` of reconstructions and of new
+    faces to real faces of held-out people.
     """
 
     def __init__(
-        self, vae: VAE, settings: Settings, fingerprint: str, native: int, mixture: Mixture, spaces: list[Space]
+        self, vae: VAE, settings: Settings, fingerprint: str, native: int, mixture: Mixture, space: Space
     ):
         super().__init__(vae, settings, fingerprint)
         self.automatic_optimization = False
         self.discriminator = Discriminator()
-        self.native, self.mixture, self.spaces = native, mixture, spaces
+        self.native, self.mixture, self.space = native, mixture, space
         self._validated: list[Tensor] = []  # a validation's faces and reconstructions
         for name, parameter in vae.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
@@ -168,12 +168,12 @@ class SharpModule(VAEModule):
         codes = self.mixture.draw(len(real), torch.Generator().manual_seed(0)).to(self.device)
         with torch.no_grad():
             new = torch.cat([self._small(self.epoch.eval_model.decode(z)).cpu() for z in codes.split(64)])
+        target = self.space(real)
         distances = []
-        for space in self.spaces:
-            target = space(real)
-            for name, images in (("reconstructions", rebuilt), ("samples", new)):
-                distances.append(kernel_distance(target, space(images)).value)
-                self.epoch.metrics[f"distance_{space.name}/{name}"] = distances[-1]
+        for name, images in (("reconstructions", rebuilt), ("samples", new)):
+            distance = kernel_distance(target, self.space(images)).value
+            self.epoch.metrics[f"distance/{name}"] = distance
+            distances.append(distance)
         self.epoch.metrics["val/distance"] = sum(distances) / len(distances)
 
     def on_train_epoch_end(self) -> None:

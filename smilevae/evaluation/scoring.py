@@ -1,0 +1,312 @@
+"""Scores of edits: held-out faces that lack an attribute are edited, and read by those who did not calibrate.
+
+Shapes: N edited faces, D latent dimensions, S image side.
+"""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae.data.dataset import Faces
+from smilevae.data.encode import batches_of, encode
+from smilevae.editing import directions
+from smilevae.editing.attributes import Attribute, mean_difference
+from smilevae.editing.calibration import decode
+from smilevae.editing.classifier import AttributeClassifier
+from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
+from smilevae.editing.geometry import GeometryReader
+from smilevae.evaluation.exemplar import small
+from smilevae.evaluation.realism import (
+    MIN_FACES,
+    Space,
+    kernel_distance,
+    reference_rows,
+    seen_by_the_mesh,
+)
+from smilevae.models import latents
+from smilevae.models.vae import VAE
+
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities at which the main attribute is scored
+FEW = (0.0, 1.0)  # other attributes, and the mean difference
+MAX_EDITED = 100  # held-out faces that get the main attribute
+MAX_OTHERS = 40  # those that get another attribute
+MIN_EDITED = 4  # of fewer faces no distance has an error
+MAX_REAL = 300  # held-out faces that have the attribute
+MIN_PAIRS = 8  # of photos of one person
+SUBSETS = 30  # of a distance's jackknife
+REAL = 3.0  # times the distance of reconstructions: beyond it edits do not look real
+CONFOUNDED = 0.1  # correlation from which on real faces are matched in another attribute
+
+
+def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
+    """Why edits of an attribute cannot be scored; None where they can."""
+    if not fitted.scorer or np.isnan(fitted.scorer.accuracy.get(name, np.nan)):
+        return fitted.left_out.get(name, UNTESTED)
+    val = faces.rows("val")
+    people = {faces.people[row] for row in val}
+    if len(people) < 2 or (faces.labels(name)[val] == 0).sum() < MIN_EDITED:
+        return f"two held-out people are needed, and {MIN_EDITED} held-out faces that lack it"
+    return None
+
+
+@torch.no_grad()
+def score_edits(vae: VAE, faces: Faces, fitted: Fitted, space: Space) -> dict[str, Any]:
+    """The scores of every attribute by name, the main one first. It has those of the mean difference too.
+
+    Readings are of a classifier and of landmarks; both saw other people than those who calibrated.
+    """
+    assert fitted.scorer
+    scorer = Scorer(vae, faces, fitted, space)
+    scores: dict[str, Any] = {}
+    for attribute in fitted.edits.attributes:
+        if obstacle(faces, fitted, attribute.name):
+            continue
+        is_main = attribute is fitted.edits.main
+        rows = lacking(faces, attribute.name)[: MAX_EDITED if is_main else MAX_OTHERS]
+        scores[attribute.name] = scorer.score(attribute, rows, LEVELS if is_main else FEW)
+        if is_main:
+            plain = scorer.plain(attribute, rows)
+            scores[attribute.name]["mean_difference"] = plain
+    return scores
+
+
+def with_ranges(fitted: Fitted, scores: dict[str, Any]) -> Fitted:
+    """Edits whose ranges end where edited faces stop to look real; the scores get these ranges."""
+    attributes = []
+    for attribute in fitted.edits.attributes:
+        own = scores.get(attribute.name)
+        if own:
+            attribute = replace(attribute, high=min(attribute.high, last_real(own)))
+            own["range"] = [attribute.low, attribute.high]
+        attributes.append(attribute)
+    return fitted._replace(edits=fitted.edits._replace(attributes=attributes))
+
+
+def last_real(scores: dict[str, Any]) -> float:
+    """The largest scored intensity up to which edited faces look real; infinite if all do."""
+    levels = scores["intensities"]
+    if not scores["reference"]:
+        return math.inf
+    for at in range(1, len(levels)):
+        if not looks_real(scores["distance"][at], scores["reference"]):
+            return levels[at - 1]
+    return math.inf
+
+
+def looks_real(distance: tuple[float, float], reference: dict[str, Any]) -> bool:
+    """Whether edits are at most REAL times as far from real faces as reconstructions, within the errors."""
+    value, error = distance
+    floor, floor_error = reference["reconstructed"]["distance"]
+    return value - error <= REAL * max(floor, 0) + floor_error
+
+
+def lacking(faces: Faces, name: str) -> np.ndarray:
+    """Held-out faces that lack an attribute, in random order."""
+    val = faces.rows("val")
+    return np.random.default_rng(0).permutation(val[faces.labels(name)[val] == 0])
+
+
+class Scorer:
+    """Scores edited faces of a model: two readers, the distance to real faces, the person."""
+
+    def __init__(self, vae: VAE, faces: Faces, fitted: Fitted, space: Space):
+        assert fitted.scorer
+        self.vae = vae
+        self.faces = faces
+        self.space = space
+        self.attributes = fitted.edits.attributes
+        self.classifier = fitted.scorer
+        self.geometry = _geometry(faces, fitted, space)
+        self.same_person, self.other_person = persons(faces, self.classifier)
+        self.errors = reading_errors(faces, self.classifier)
+
+    def score(self, attribute: Attribute, rows: np.ndarray, levels: tuple[float, ...]) -> dict[str, Any]:
+        """Scores of faces at intensities: lists in their order."""
+        mu = encode(self.vae, self.faces, rows)[0]
+        codes = attribute.edit(mu, torch.tensor(levels))
+        return self.score_images(attribute.name, rows, levels, self._images(codes))
+
+    def plain(self, attribute: Attribute, rows: np.ndarray) -> dict[str, Any]:
+        """The same for the study's method: a code plus the mean difference, not calibrated."""
+        known, _ = fitted_rows(self.faces, attribute.name)
+        labels = torch.from_numpy(self.faces.labels(attribute.name)[known])
+        step = mean_difference(encode(self.vae, self.faces, known)[0], labels)
+        mu = encode(self.vae, self.faces, rows)[0]
+        codes = latents.shift(mu, step, torch.tensor(FEW))
+        return self.score_images(attribute.name, rows, FEW, self._images(codes))
+
+    def _images(self, codes: Tensor) -> list[Tensor]:
+        """Codes (N, I, D) as I batches of images."""
+        return [small(decode(self.vae, z).clamp(0, 1)) for z in codes.unbind(1)]
+
+    def score_images(
+        self, name: str, rows: np.ndarray, levels: tuple[float, ...], edited: list[Tensor]
+    ) -> dict[str, Any]:
+        """Scores of edited images (N, 3, S, S) at each level, of which the first is 0."""
+        target, reference = self._reference(name, rows)
+        before = self.classifier(edited[0])
+        person = self.classifier.embed(edited[0])
+        table: dict[str, list] = {key: [] for key in ("score", "success", "success_landmarks")}
+        table |= {key: [] for key in ("distance", "identity", "changes")}
+        for x in edited:
+            seen = self.space.look(x)
+            readings = self.classifier(x)
+            for key, value in self._readings(name, readings, seen.points).items():
+                table[key].append(value)
+            if target is not None:
+                table["distance"].append([*kernel_distance(target, seen.features, SUBSETS)])
+            moved = (self.classifier.embed(x) - person).norm(dim=1).mean().item()
+            table["identity"].append(moved / self.same_person)
+            table["changes"].append(self._changes(name, before, readings))
+        return {
+            "num_faces": len(rows),
+            "intensities": list(levels),
+            **{key: values for key, values in table.items() if values},
+            "reference": reference,
+            "accuracy": self.classifier.accuracy[name],
+            "other_person": self.other_person / self.same_person,
+        }
+
+    def _readings(
+        self, name: str, readings: dict[str, Tensor], points: np.ndarray | None
+    ) -> dict[str, float]:
+        """The mean score of images, and the shares that both readers call faces that have the attribute."""
+        score = readings[name]
+        has = score > self.classifier.threshold[name]
+        result = {"score": score.mean().item(), "success": has.float().mean().item()}
+        if self.geometry and points is not None and name in self.geometry.accuracy:
+            by_points = self.geometry.read(points)[name]
+            has = by_points > self.geometry.threshold[name]
+            result["success_landmarks"] = has.float().mean().item()
+        return result
+
+    def _changes(
+        self, name: str, before: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """Other attributes whose readings change by more than the classifier's own error.
+
+        The change is a root mean square over faces with the sign of the mean: opposite ones do not cancel.
+        """
+        changes = {}
+        for attribute in self.attributes:
+            other = attribute.name
+            if other == name:
+                continue
+            change = after[other] - before[other]
+            size = change.square().mean().sqrt().item()
+            if size > self.errors[other]:
+                changes[other] = -size if change.mean() < 0 else size
+        return changes
+
+    def _reference(self, name: str, rows: np.ndarray) -> tuple[Tensor | None, dict[str, Any]]:
+        """Features of real held-out faces that have an attribute; their scores and their reconstructions'.
+
+        Nothing where they are fewer than MIN_FACES.
+        """
+        val = np.random.default_rng(1).permutation(self.faces.rows("val"))
+        has = val[self.faces.labels(name)[val] == 1]
+        has = matched(self.faces, has, rows, self._confounders(name))[:MAX_REAL]
+        if len(has) < MIN_FACES:
+            return None, {}
+        real = torch.cat([small(x).cpu() for x in batches_of(self.vae, self.faces, has)])
+        codes = encode(self.vae, self.faces, has)[0]
+        rebuilt = small(decode(self.vae, codes).clamp(0, 1))
+        reference: dict[str, dict[str, Any]] = {}
+        features = {}
+        for kind, x in {"real": real, "reconstructed": rebuilt}.items():
+            seen = self.space.look(x)
+            features[kind] = seen.features
+            reference[kind] = self._readings(name, self.classifier(x), seen.points)
+        floor = kernel_distance(features["real"], features["reconstructed"], SUBSETS)
+        reference["reconstructed"]["distance"] = [*floor]
+        return features["real"], reference
+
+    def _confounders(self, name: str, most: int = 2) -> list[str]:
+        """The editable attributes that correlate most with one."""
+        labels = {one.name: one.labels for one in self.attributes}
+        strength = {
+            other: abs(directions.correlation(labels[name], values))
+            for other, values in labels.items()
+            if other != name
+        }
+        strong = [other for other in strength if strength[other] > CONFOUNDED]
+        return sorted(strong, key=lambda other: -strength[other])[:most]
+
+
+def _geometry(faces: Faces, fitted: Fitted, space: Space) -> GeometryReader | None:
+    """A reader of landmarks that saw the scorer's people only; None where there are no landmarks."""
+    if space.name != "landmarks":
+        return None
+    rows = reference_rows(faces)
+    points = seen_by_the_mesh(faces).points
+    own = np.array([faces.people[row] in fitted.scorer_people for row in rows])
+    labels = {}
+    for attribute in fitted.edits.attributes:
+        values = faces.labels(attribute.name)[rows[own]].astype(float)
+        labels[attribute.name] = np.where(values < 0, np.nan, values)
+    people = [faces.people[row] for row in rows[own]]
+    return GeometryReader(points[own], labels, people) if len(people) > 1 else None
+
+
+def matched(faces: Faces, rows: np.ndarray, edited: np.ndarray, names: list[str]) -> np.ndarray:
+    """Of `rows` those that have other attributes in the shares that the edited faces have them.
+
+    Otherwise an edit that also changes them would be nearer to real faces. All rows where too few
+    would remain.
+    """
+    if not names:
+        return rows
+    keys = list(zip(*(faces.labels(name).tolist() for name in names)))
+    wanted = Counter(keys[row] for row in edited)
+    there = Counter(keys[row] for row in rows)
+    most = min(there[key] / num for key, num in wanted.items())
+    left = {key: int(most * num) for key, num in wanted.items()}
+    if sum(left.values()) < MIN_FACES:
+        return rows
+    chosen = []
+    for row in rows:
+        if left.get(keys[row], 0):
+            left[keys[row]] -= 1
+            chosen.append(row)
+    return np.array(chosen)
+
+
+def persons(faces: Faces, classifier: AttributeClassifier) -> tuple[float, float]:
+    """Mean distances of two photos of one held-out person, and of two people.
+
+    Without MIN_PAIRS of photos the first is half of the second. A copy of a file is no second photo.
+    """
+    by_person: dict[str, list[int]] = {}
+    for row in faces.sample("val").tolist():
+        by_person.setdefault(faces.people[row], []).append(row)
+    some = np.array([rows[0] for rows in by_person.values()][:MAX_REAL])
+    x = classifier.embed(faces.batch(some))
+    other = (x - x.roll(1, 0)).norm(dim=1).mean().clamp(min=1e-6).item()
+
+    pairs = np.array([rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL], dtype=int)
+    if len(pairs) < MIN_PAIRS:
+        return other / 2, other
+    first = faces.batch(pairs[:, 0])
+    second = faces.batch(pairs[:, 1])
+    differ = (first != second).flatten(1).any(1)
+    if differ.sum() < MIN_PAIRS:
+        return other / 2, other
+    moved = classifier.embed(first[differ]) - classifier.embed(second[differ])
+    return moved.norm(dim=1).mean().item(), other
+
+
+def reading_errors(faces: Faces, classifier: AttributeClassifier) -> dict[str, float]:
+    """The standard deviation of an attribute's scores among held-out faces that are alike in it."""
+    rows = faces.sample("val", MAX_REAL)
+    errors = {}
+    for name, scores in classifier(faces.batch(rows)).items():
+        labels = torch.from_numpy(faces.labels(name)[rows])
+        groups = [scores[labels == label] for label in (0, 1)]
+        deviations = torch.cat([group - group.mean() for group in groups if len(group)])
+        errors[name] = deviations.square().mean().sqrt().item() if len(deviations) else float("inf")
+    return errors
