@@ -28,7 +28,6 @@ from smilevae.editing import fitting
 from smilevae.editing.attributes import Attribute, mean_difference
 from smilevae.editing.calibration import CHUNK, decode
 from smilevae.evaluation import realism
-from smilevae.evaluation.exemplar import small
 from smilevae.evaluation.scoring import Scorer, lacking, looks_real
 from smilevae.models import latents
 from smilevae.models.metrics import psnr
@@ -51,7 +50,7 @@ def faults(scores: Mapping[str, Any], edges: float) -> str:
         found.append("another person")
     if edges < BLURRED:
         found.append("blurred")
-    if scores["reference"] and not looks_real(scores["distance"][1], scores["reference"]):
+    if "distance" in scores and not looks_real(scores["distance"][1], scores["reference"]):
         found.append("not real")
     return ", ".join(found) or "holds"
 
@@ -136,7 +135,7 @@ def main(run: str) -> None:
     faces, _ = load_faces(settings.data, settings.image_size).reporting()
     fitted = fitting.fit_edits(vae, faces)
     assert fitted and fitted.scorer
-    space, _ = realism.feature_space(faces)
+    space = realism.feature_space(faces)
     scorer = Scorer(vae, faces, fitted, space)
     attribute = fitted.edits.main
     rows = lacking(faces, attribute.name)[:100]
@@ -144,14 +143,14 @@ def main(run: str) -> None:
     known, _ = fitting.fitted_rows(faces, attribute.name)
     codes = encode(vae, faces, known)[0]
 
-    rest = small(decode(vae, mu).clamp(0, 1))
+    rest = realism.small(decode(vae, mu).clamp(0, 1))
     edited = {}
     back = {}
     for name, edit in edits_of(attribute, mean_difference(codes, attribute.labels)).items():
         moved = edit(mu, torch.ones(1))[:, 0]
-        edited[name] = small(decode(vae, moved).clamp(0, 1))
+        edited[name] = realism.small(decode(vae, moved).clamp(0, 1))
         back[name] = f"{reversibility(vae, mu, moved):.2f}"
-    edited |= {name: small(x) for name, x in bad_edits(faces, attribute.name, rest).items()}
+    edited |= {name: realism.small(x) for name, x in bad_edits(faces, attribute.name, rest).items()}
     print(f"{'':16} success landmarks distance person edges  back  faults")
     for name, x in edited.items():
         scores = scorer.score_images(attribute.name, rows, LEVELS, [rest, x])
@@ -160,7 +159,7 @@ def main(run: str) -> None:
         distance = f"{1000 * scores['distance'][1][0]:8.0f}" if "distance" in scores else f"{'':8}"
         line = f"{name:16} {scores['success'][1]:7.0%} {landmarks} {distance} {scores['identity'][1]:6.2f}"
         print(f"{line} {left:5.2f} {back.get(name, ''):>5}  {faults(scores, left)}")
-    if scores["reference"]:
+    if "distance" in scores:
         print(f"distance of reconstructions: {1000 * scores['reference']['reconstructed']['distance'][0]:.0f}")
     passes = composition(vae, faces)
     print(f"encoded and decoded once: {passes[1]:.1f} dB, {PASSES} times: {passes[PASSES]:.1f} dB")

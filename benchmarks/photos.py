@@ -75,7 +75,7 @@ def shuffled(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def corners(matrix: np.ndarray, side: int) -> np.ndarray:
-    return alignment.moved(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix, back=True)
+    return alignment.moved_back(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix)
 
 
 def unmasked(face: alignment.Face, shape: tuple[int, ...]) -> np.ndarray:
@@ -105,8 +105,8 @@ def main(run: str, out: Path) -> int:
             picture, true = assembled(shuffled(image, rng) if kind == "no face" else image, kind, rng)
             marks = mesh.see(torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN).points[0]
             marks, _ = detector.place(image, alignment.keypoints(image.shape[0] * marks))
-            aim = alignment.face_at(detector.steadied(image, marks), side, model.dials.points).matrix
-            at = alignment.moved(corners(aim, side), true, back=True)
+            aim = alignment.face_at(detector.steadied(image, marks), side, model.edits.points).matrix
+            at = alignment.moved_back(corners(aim, side), true)
             try:
                 located = photo.locate(model, picture, kind, face="all")
             except DataError:
@@ -123,7 +123,7 @@ def main(run: str, out: Path) -> int:
                 tiles.append(np.hstack([_thumbnail(picture), np.zeros((SHOWN, 3 * SHOWN, 3), np.uint8)]))
                 continue
             after = [
-                photo.edit(model, picture, nearest, {model.dials.attribute: intensity}, None)
+                photo.edit(model, picture, nearest, {model.edits.main.name: intensity})
                 for intensity in (1.0, 2.0)
             ]
             outside = unmasked(nearest, picture.shape)

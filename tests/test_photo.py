@@ -97,7 +97,7 @@ def test_a_similarity_is_the_least_squares_one_and_recovers_a_known_one():
     known = alignment.matrix_of(0.3 * np.exp(2j), 7 - 90j, 64)
     target = alignment.moved(points, known)
     assert alignment.similarity(points, target) == pytest.approx(known)
-    assert alignment.moved(target, known, back=True) == pytest.approx(points)
+    assert alignment.moved_back(target, known) == pytest.approx(points)
     fitted = alignment.similarity(points, target + noise)
     rows = np.concatenate([[[x, -y, 1, 0], [y, x, 0, 1]] for x, y in points])
     a, b, x, y = np.linalg.lstsq(rows, (target + noise).ravel(), rcond=None)[0]

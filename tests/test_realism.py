@@ -1,5 +1,6 @@
 """Do faces look real? The scores against independent oracles, and bad generators that each must be caught."""
 
+import dataclasses
 import functools
 import sys
 
@@ -7,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 
 from smilevae.config import Settings
 from smilevae.data import load_faces
 from smilevae.editing.classifier import blur
 from smilevae.errors import DataError
-from smilevae.evaluation import exemplar, realism
+from smilevae.evaluation import realism
 
 
 def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
@@ -72,27 +72,18 @@ def test_copies_are_a_rank_test():
 
 @functools.cache
 def drawn():
-    """Drawn faces with both spaces: training faces, held-out ones, and as many of other people."""
+    """Drawn faces with their space: training faces, held-out ones, and as many of other people."""
     data = {"data.num_smiling": 250, "data.num_not_smiling": 250, "data.val_fraction": 0.3, "data.num_test": 150}
     settings = Settings().with_values(data | {"image_size": 64})
     faces = load_faces(settings.data, 64)
     parts = {part: faces.batch(faces.rows(part)) for part in ("train", "val", "test")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(realism, "seen_by_the_mesh", without_faces)
-        exemplars, _ = realism.feature_space(faces)
-    landmarks, reason = realism.feature_space(faces)
-    assert (landmarks.name, reason) == ("landmarks", None)
-    return faces, {"exemplars": exemplars, "landmarks": landmarks}, parts
-
-
-def without_faces(_):
-    raise DataError("finding faces needs OpenCV")
+    return faces, realism.feature_space(faces), parts
 
 
 @pytest.fixture(scope="module")
 def scores():
     """Good and bad generators, scored."""
-    _, spaces, parts = drawn()
+    _, space, parts = drawn()
     train, other = parts["train"], parts["test"]
     noise = torch.Generator().manual_seed(0)
     sets = {
@@ -103,12 +94,11 @@ def scores():
         "ghosts": (other + other.roll(1, 0)) / 2,
         "few": other[:8].repeat(19, 1, 1, 1)[:150],
     }
-    return {name: realism.realism(space, parts["val"], sets) for name, space in spaces.items()}
+    return realism.realism(space, parts["val"], sets)
 
 
-@pytest.mark.parametrize("space", ["exemplars", "landmarks"])
-def test_real_faces_of_other_people_pass(scores, space):
-    good = scores[space]["others"]
+def test_real_faces_of_other_people_pass(scores):
+    good = scores["others"]
     assert good["distance"] < 3 * good["error"] + 0.02
     assert good["precision"] > 0.7
     assert good["recall"] > 0.7
@@ -116,42 +106,28 @@ def test_real_faces_of_other_people_pass(scores, space):
     assert good["copies"] == pytest.approx(0.5, abs=0.12)
 
 
-@pytest.mark.parametrize(
-    ("bad", "space"),
-    [(bad, space) for bad in ("blurred", "ghosts") for space in ("exemplars", "landmarks")] + [("noisy", "landmarks")],
-)
-def test_faces_that_do_not_look_real_are_far(scores, space, bad):
-    found, good = scores[space][bad], scores[space]["others"]
+@pytest.mark.parametrize("bad", ["blurred", "ghosts", "noisy"])
+def test_faces_that_do_not_look_real_are_far(scores, bad):
+    found, good = scores[bad], scores["others"]
     assert found["distance"] - abs(good["distance"]) > np.hypot(found["error"], good["error"])
 
 
-@pytest.mark.parametrize("space", ["exemplars", "landmarks"])
-def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores, space):
-    assert scores[space]["copies"]["copies"] > 0.8 > 0.65 > scores[space]["others"]["copies"]
-    assert scores[space]["copies"]["precision"] > 0.5  # and nothing else catches it
-    assert scores[space]["few"]["coverage"] < 0.5 * scores[space]["others"]["coverage"]
-    assert scores[space]["few"]["recall"] < 0.5 * scores[space]["others"]["recall"]
+def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores):
+    assert scores["copies"]["copies"] > 0.8 > 0.65 > scores["others"]["copies"]
+    assert scores["copies"]["precision"] > 0.5  # and nothing else catches it
+    assert scores["few"]["coverage"] < 0.5 * scores["others"]["coverage"]
+    assert scores["few"]["recall"] < 0.5 * scores["others"]["recall"]
 
 
-def test_the_network_is_trained_once_for_a_data_set(monkeypatch):
-    faces, spaces, parts = drawn()
-
-    def never(*_):
-        raise AssertionError
-
-    monkeypatch.setattr(exemplar, "_train", never)
-    monkeypatch.setattr(realism, "seen_by_the_mesh", without_faces)
-    again, reason = realism.feature_space(faces)
-    assert reason == "finding faces needs OpenCV"
-    assert torch.equal(again(parts["val"]), spaces["exemplars"](parts["val"]))
-    network = exemplar.exemplar_network(faces, realism.reference_rows(faces))
-    large = F.interpolate(parts["val"][:4], (128, 128), mode="nearest")
-    torch.testing.assert_close(network(large).norm(dim=1), torch.ones(4))
-
-
-def test_without_opencv_the_space_is_that_of_the_network(monkeypatch):
+def test_without_opencv_or_without_faces_there_is_no_space(monkeypatch):
     faces, *_ = drawn()
+    noise = np.random.default_rng(0).integers(0, 256, faces.images.shape, dtype=np.uint8)
+    strange = dataclasses.replace(faces, images=noise, fingerprint="noise", cache=False)
+    with pytest.raises(DataError, match="sees no faces in these images"):
+        realism.feature_space(strange)
+    few = dataclasses.replace(faces, part=np.where(np.arange(len(faces.part)) < 19, "val", "train"))
+    with pytest.raises(DataError, match="each part needs 20 faces"):
+        realism.feature_space(few)
     monkeypatch.setitem(sys.modules, "cv2", None)
-    space, reason = realism.feature_space(faces)
-    assert space.name == "exemplars"
-    assert "OpenCV, which is not installed" in reason
+    with pytest.raises(DataError, match="OpenCV, which is not installed"):
+        realism.feature_space(faces)

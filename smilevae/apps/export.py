@@ -34,7 +34,9 @@ def main(options: ExportOptions) -> None:
         import onnxscript  # noqa: F401
         from safetensors.torch import save
     except ImportError as error:
-        raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
+        raise ConfigError(
+            f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'"
+        ) from None
     path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     digest = checkpoint.digest(vae)
@@ -74,7 +76,10 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
     """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
     x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
     files = {}
-    for method, example, inputs, outputs in (("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])):
+    for method, example, inputs, outputs in (
+        ("encode", x, ["x"], ["mu", "logvar"]),
+        ("decode", z, ["z"], ["x_hat"]),
+    ):
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]
         with warnings.catch_warnings():

@@ -85,7 +85,9 @@ class Model:
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size
         if not isinstance(images, Tensor | np.ndarray):
-            fitted = [ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images]
+            fitted = [
+                ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images
+            ]
             images = np.array([np.asarray(image) for image in fitted], np.uint8)
         x = images if isinstance(images, Tensor) else torch.from_numpy(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:

@@ -108,7 +108,9 @@ def locate(
         raise DataError(f"{name}: no face was detected with certainty; {remedy}")
     if face != "all":
         if int(face) > len(faces):
-            raise DataError(f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all")
+            raise DataError(
+                f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all"
+            )
         faces = [faces[int(face) - 1]]
     size = model.vae.image_size
     return [alignment.face_at(marks, size, model.edits.points) for marks in faces]
@@ -146,4 +148,6 @@ def save(photo: np.ndarray, out: Path, profile: bytes | None) -> None:
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None):  # of the system
             raise
-        raise ConfigError(f"out={out}: {error}, as a side is too long for {form}; end it in .png") from None
+        raise ConfigError(
+            f"out={out}: {error}, as a side is too long for {form}; end it in .png"
+        ) from None

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from smilevae.apps import photo
@@ -34,7 +33,9 @@ try:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    raise ConfigError(f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'") from None
+    raise ConfigError(
+        f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'"
+    ) from None
 
 PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
@@ -86,7 +87,9 @@ class Studio:
             box = photo.middle(full) if middle else None
             face = photo.locate(self.model, full, "this picture", box)[0]
         except images.TooLarge as reason:
-            raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
+            raise HTTPException(
+                413, f"this picture is too large: {reason}; shrink it first"
+            ) from None
         except images.Unreadable as reason:
             raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
@@ -115,7 +118,9 @@ class Studio:
         whole = "full" in request.query_params
         with self.lock:
             if name not in self.photos:
-                raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
+                raise HTTPException(
+                    410, f"only the last {KEPT} pictures are kept; drop yours again"
+                )
             self.photos.move_to_end(name)
             kept = self.photos[name]
             view = kept.full if whole else kept.preview
@@ -154,7 +159,9 @@ def application(studio: Studio) -> TrustedHostMiddleware:
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
             return other(request)
-        return await anyio.to_thread.run_sync(studio.open, await _body(request), "middle" in request.query_params)
+        return await anyio.to_thread.run_sync(
+            studio.open, await _body(request), "middle" in request.query_params
+        )
 
     def other(request: Request) -> Response:
         if request.method == "POST":
@@ -197,7 +204,9 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
     if size > MAX_BYTES:
-        raise HTTPException(413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one")
+        raise HTTPException(
+            413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one"
+        )
     return bytes(data)
 
 
@@ -212,12 +221,16 @@ def _number(request: Request, name: str, bound: float) -> float:
 
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` starts with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # `smilevae app &` starts with it ignored
     app = application(Studio(Model(options.ckpt, options.attribute)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:
-        raise ConfigError(f"port={options.port}: {os.strerror(error.errno or 0)}; choose another") from None
+        raise ConfigError(
+            f"port={options.port}: {os.strerror(error.errno or 0)}; choose another"
+        ) from None
     config = uvicorn.Config(
         app, http="h11", ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
         headers=list(HEADERS.items()), server_header=False, timeout_graceful_shutdown=1,

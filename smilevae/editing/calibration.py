@@ -94,7 +94,9 @@ def effects(attributes: list[Attribute], mu: Tensor, scores: DecodedScores) -> T
     return torch.stack(rows)
 
 
-def calibrated(attribute: Attribute, lacks: Tensor, has: Tensor, scores: DecodedScores) -> Attribute:
+def calibrated(
+    attribute: Attribute, lacks: Tensor, has: Tensor, scores: DecodedScores
+) -> Attribute:
     """An attribute with gain and range, fitted to codes (N, D) of faces that lack and that have it.
 
     At intensity 1 the mean score is that of faces that have the attribute, by the classifier and
@@ -113,7 +115,9 @@ def calibrated(attribute: Attribute, lacks: Tensor, has: Tensor, scores: Decoded
     return replace(attribute, low=low, high=high)
 
 
-Measure = Callable[[Tensor], tuple[float, float]]  # codes -> mean score, mean share of clipped values
+Measure = Callable[
+    [Tensor], tuple[float, float]
+]  # codes -> mean score, mean share of clipped values
 
 
 def fitted_gain(attribute: Attribute, mu: Tensor, measure: Measure) -> float:

@@ -61,7 +61,9 @@ def blur(x: Tensor, sd: float = BLUR) -> Tensor:
     kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / (2 * sd**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel, groups=3)
-    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3)
+    return F.conv2d(
+        F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3
+    )
 
 
 class AttributeClassifier:
@@ -84,7 +86,9 @@ class AttributeClassifier:
         every = torch.cat(sharp + blurred)
         self._mean = every.mean(0)
         sd = every.std(0, correction=0)
-        self._sd = sd.maximum(0.5 * sd.mean(1, keepdim=True))  # decoders vary what images hardly vary
+        self._sd = sd.maximum(
+            0.5 * sd.mean(1, keepdim=True)
+        )  # decoders vary what images hardly vary
 
         # Principal axes of both halves of the features.
         halves = standardised(every, self._mean, self._sd).swapaxes(0, 1).double().numpy()
@@ -103,7 +107,9 @@ class AttributeClassifier:
             self.accuracy[name] = model.accuracy
             if model.two:
                 self.threshold[name] = -model.low / (model.high - model.low)
-            parts = np.pad(model.coefficients, (0, 2 * num - len(model.coefficients))).reshape(2, num)
+            parts = np.pad(model.coefficients, (0, 2 * num - len(model.coefficients))).reshape(
+                2, num
+            )
             slopes = np.stack([part @ pca.components_ for part, pca in zip(parts, axes)])
             offset = sum(slope @ pca.mean_ for slope, pca in zip(slopes, axes)) + model.low
             scale = model.high - model.low
@@ -112,7 +118,9 @@ class AttributeClassifier:
 
         # The axes that distinguish people.
         spread = np.sqrt(axes[0].explained_variance_[:NUM_IDENTITY])
-        self._identity = torch.from_numpy(axes[0].components_[:NUM_IDENTITY] / spread[:, None]).float()
+        self._identity = torch.from_numpy(
+            axes[0].components_[:NUM_IDENTITY] / spread[:, None]
+        ).float()
         self._offset = torch.from_numpy(axes[0].mean_).float()
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:

@@ -26,10 +26,14 @@ from smilevae.errors import ConfigError, DataError
 from smilevae.models.vae import VAE
 
 MAX_TRAIN = 8000  # training faces of directions and classifiers
-MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
+MIN_LABELLED = (
+    20  # faces that have the attribute, and as many that lack it, in each half of the people
+)
 MAX_PLACED = 100  # training faces in which eyes and mouth are located
 MAX_READ = 500  # faces whose reconstructions are read
-MAX_CALIBRATED = 40  # faces that gain and range of the main attribute are fitted to; half for others
+MAX_CALIBRATED = (
+    40  # faces that gain and range of the main attribute are fitted to; half for others
+)
 SAME = 0.95  # correlation from which on two attributes count as one
 READABLE = 0.25  # of the smaller class, by which a classifier must beat guessing
 WEAK = 0.1  # of an average face's attribute, which a direction must change
@@ -129,7 +133,9 @@ def shortage(faces: Faces, name: str, main: str | None = None) -> str | None:
     """Why an attribute has too few faces for a classifier, fitted to the rows of `main`; None if not."""
     rows, half = fitted_rows(faces, main or name)
     labels = faces.labels(name)
-    counts = [int((labels[rows[side]] == value).sum()) for side in (half, ~half) for value in (1, 0)]
+    counts = [
+        int((labels[rows[side]] == value).sum()) for side in (half, ~half) for value in (1, 0)
+    ]
     if min(counts) < MIN_LABELLED:
         has = counts[0] + counts[2]
         lacks = counts[1] + counts[3]
@@ -256,7 +262,9 @@ def unmixed(
     strong = [k for k in range(len(attributes)) if k == 0 or effects[k, k] > WEAK]
     kept = [attributes[k] for k in strong]
     left_out = {
-        one.name: "its direction does not change it" for k, one in enumerate(attributes) if k not in strong
+        one.name: "its direction does not change it"
+        for k, one in enumerate(attributes)
+        if k not in strong
     }
     if len(kept) > 1:
         combined = directions.unmixed([one.direction for one in kept], effects[strong][:, strong])
@@ -264,7 +272,9 @@ def unmixed(
     return kept, left_out
 
 
-def calibrated(attribute: Attribute, mu: Tensor, side: np.ndarray, scores: DecodedScores) -> Attribute:
+def calibrated(
+    attribute: Attribute, mu: Tensor, side: np.ndarray, scores: DecodedScores
+) -> Attribute:
     """An attribute with gain and range, fitted to faces on one side."""
     num = MAX_CALIBRATED if attribute.matrix is not None else MAX_CALIBRATED // 2
     keep = torch.from_numpy(side)

@@ -15,7 +15,10 @@ from smilevae.evaluation.figures import STRIP, png, stacked
 from smilevae.evaluation.summary import SETS
 
 NAME = "faces.json"
-METRICS = {"psnr": ("PSNR", " dB", 1), "nelbo": ("nELBO", " nats", -1)}  # name, unit, sign of better
+METRICS = {
+    "psnr": ("PSNR", " dB", 1),
+    "nelbo": ("nELBO", " nats", -1),
+}  # name, unit, sign of better
 FIGURES = ("reconstructions.png", "samples.png", STRIP)
 Evaluations = dict[str, tuple[dict[str, Any], Path]]  # name -> metrics and evaluation folder
 
@@ -44,7 +47,9 @@ def compare(evaluations: Evaluations, out: Path) -> str:
         lines.append(difference(evaluations))
     for name, (each, folder) in evaluations.items():
         if "realism" in each:
-            parts = [f"{SETS[kind]} {1000 * each['realism'][kind]['distance']:,.0f}" for kind in SETS]
+            parts = [
+                f"{SETS[kind]} {1000 * each['realism'][kind]['distance']:,.0f}" for kind in SETS
+            ]
             lines.append(f"{name}: distance to real faces (lower is better): {', '.join(parts)}")
         lines.append(f"{name}: {runs.shell_path(folder / 'index.html')}")
     return "\n".join([*lines, f"side by side: {runs.shell_path(out)}/"])
@@ -58,7 +63,9 @@ def table(evaluations: Evaluations) -> str:
     for name, (metrics, _) in evaluations.items():
         row = metrics["model"]
         units = metrics["active_units"]
-        cells = f"{row['psnr']:12.2f}{row['ssim']:12.3f}{metrics['kl']:12.1f}{metrics['nelbo']:12.0f}"
+        cells = (
+            f"{row['psnr']:12.2f}{row['ssim']:12.3f}{metrics['kl']:12.1f}{metrics['nelbo']:12.0f}"
+        )
         cells += f"{'' if units is None else units:>12}{metrics['beta']:12.4g}"
         lines.append(f"{name:{width}}{cells}")
     first, _ = next(iter(evaluations.values()))

@@ -64,7 +64,9 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
     train = some_of_both(faces.sample("train"), faces.smile, MAX_REFERENCE)
     codes, _ = encode(vae, faces, train)
     direction = mean_difference(codes, torch.from_numpy(faces.smile[train])).to(mu.device)
-    return decode_rows(vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=mu.device)))
+    return decode_rows(
+        vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=mu.device))
+    )
 
 
 @torch.no_grad()

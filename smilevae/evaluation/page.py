@@ -90,9 +90,13 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
                 reader = ("classifier", "landmarks")[index]
                 success.plot(x, scores[key], f"C{index}", label=reader)
                 if scores["reference"]:
-                    success.axhline(scores["reference"]["real"][key], color=f"C{index}", linestyle=":")
+                    success.axhline(
+                        scores["reference"]["real"][key], color=f"C{index}", linestyle=":"
+                    )
         success.legend(fontsize=8)
-        success.set(title=f"share read as {label} (dotted: real)", xlabel="intensity", ylim=(0, 1.05))
+        success.set(
+            title=f"share read as {label} (dotted: real)", xlabel="intensity", ylim=(0, 1.05)
+        )
         if "distance" in scores:
             values, errors = 1000 * np.array(scores["distance"]).T
             floor = 1000 * scores["reference"]["reconstructed"]["distance"][0]

@@ -3,12 +3,12 @@
 Shapes: N faces, B batch, S image side, F features, L landmarks.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from smilevae.data.batches import hash64
 from smilevae.data.cache import cached
@@ -17,68 +17,58 @@ from smilevae.data.encode import batches_of
 from smilevae.editing import mesh
 from smilevae.editing.calibration import decode
 from smilevae.errors import DataError
-from smilevae.evaluation.exemplar import exemplar_network, small
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
+SIDE = 64  # pixels of the images that are compared
 NEIGHBOURS = 5
 SUBSETS = 100
 MIN_FACES = 20  # in each part
 MAX_REAL = 2000  # faces of held-out people
 
 
+def small(x: Tensor) -> Tensor:
+    """Images of SIDE pixels: (N, 3, S, S) -> (N, 3, SIDE, SIDE)."""
+    return F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
+
+
 class Seen(NamedTuple):
-    """What a feature space sees in images: features (N, F), and landmarks (N, L, 2) where it has any."""
+    """What a feature space sees in images: features (N, F) and landmarks (N, L, 2)."""
 
     features: Tensor
-    points: np.ndarray | None
+    points: np.ndarray
 
 
 class Space:
-    """A feature space of faces, scaled by the features (N, F) of training faces, which are `seen`."""
+    """The feature space inside the face mesh, scaled by features (N, F) of training faces."""
 
-    def __init__(self, name: str, look: Callable[[Tensor], Seen], training: Tensor):
-        self.name = name
-        self._look = look
+    def __init__(self, training: Tensor):
         self._mean = training.mean(0)
         self._sd = training.std(0) + 1e-6
-        self.seen = self._standard(training)
+        self.training = self._scaled(training)
 
     def look(self, x: Tensor) -> Seen:
         """Features and landmarks of images (N, 3, S, S)."""
-        seen = self._look(small(x.clamp(0, 1).cpu()))
-        return seen._replace(features=self._standard(seen.features))
+        seen = mesh.see(small(x.clamp(0, 1).cpu()))
+        return Seen(self._scaled(seen.features), seen.points)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features of images: (N, 3, S, S) -> (N, F)."""
         return self.look(x).features
 
-    def _standard(self, features: Tensor) -> Tensor:
+    def _scaled(self, features: Tensor) -> Tensor:
         return (features - self._mean) / self._sd
 
 
 @torch.no_grad()
-def feature_space(faces: Faces) -> tuple[Space, str | None]:
-    """The space inside the face mesh; where it sees no faces that of an exemplar network, and why."""
-    rows = reference_rows(faces)
-    try:
-        seen = seen_by_the_mesh(faces)
-        if np.median(seen.scores) > 0:
-            return Space("landmarks", _by_mesh, seen.features), None
-        reason = "the face mesh sees no faces in these images"
-    except DataError as error:
-        reason = str(error)
-    network = exemplar_network(faces, rows)
-
-    def look(x: Tensor) -> Seen:
-        return Seen(torch.cat([network(part) for part in x.split(128)]), None)
-
-    return Space("exemplars", look, look(faces.batch(rows)).features), reason
-
-
-def _by_mesh(x: Tensor) -> Seen:
-    seen = mesh.see(x)
-    return Seen(seen.features, seen.points)
+def feature_space(faces: Faces) -> Space:
+    """The space for these faces. Raises DataError without OpenCV, or where the mesh sees no faces."""
+    if len(faces.rows("train")) < MIN_FACES or len(faces.rows("val")) < MIN_FACES:
+        raise DataError(f"each part needs {MIN_FACES} faces")
+    seen = seen_by_the_mesh(faces)
+    if np.median(seen.scores) <= 0:
+        raise DataError("the face mesh sees no faces in these images")
+    return Space(seen.features)
 
 
 def reference_rows(faces: Faces) -> np.ndarray:
@@ -145,7 +135,9 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = SUBSETS) -> Distance:
 
 def prdc(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Precision, recall, density and coverage: (N, F), (M, F). Naeem et al. 2002.09797, section 3; k = NEIGHBOURS."""
-    radius_real, radius_fake = (torch.cdist(x, x).kthvalue(NEIGHBOURS + 1).values for x in (real, fake))
+    radius_real, radius_fake = (
+        torch.cdist(x, x).kthvalue(NEIGHBOURS + 1).values for x in (real, fake)
+    )
     between = torch.cdist(real, fake)
     inside = between < radius_real[:, None]
     return {
@@ -165,12 +157,6 @@ def copies(seen: Tensor, unseen: Tensor, fake: Tensor) -> float:
     nearer = (new[:, None] < real).float().mean()
     equal = (new[:, None] == real).float().mean()
     return float(nearer + equal / 2)
-
-
-def too_few(faces: Faces) -> str | None:
-    """Why these faces are not compared with real ones; None where there are enough."""
-    least = min(len(faces.rows(part)) for part in ("train", "val"))
-    return f"each part needs {MIN_FACES} faces" if least < MIN_FACES else None
 
 
 @torch.no_grad()
@@ -194,13 +180,13 @@ def realism(space: Space, real: Tensor, sets: dict[str, Tensor]) -> dict[str, di
     `own_face` is the share of reconstructions to which, of all real faces, their own is the nearest.
     """
     target = space(real)
-    features = {"training": space.seen} | {name: space(x) for name, x in sets.items()}
+    features = {"training": space.training} | {name: space(x) for name, x in sets.items()}
     table: dict[str, dict[str, float]] = {}
     for name, x in features.items():
         distance = kernel_distance(target, x)
         table[name] = {"distance": distance.value, "error": distance.error} | prdc(target, x)
         if name in sets:
-            table[name]["copies"] = copies(space.seen, target, x)
+            table[name]["copies"] = copies(space.training, target, x)
         if name == "reconstructed":
             own = torch.cdist(x, target).argmin(1) == torch.arange(len(x))
             table[name]["own_face"] = own.float().mean().item()

@@ -9,7 +9,7 @@ from smilevae import runs
 from smilevae.config import PLACES, Settings
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.editing import attributes, fitting
-from smilevae.errors import CheckpointError, ConfigError
+from smilevae.errors import CheckpointError, ConfigError, DataError
 from smilevae.evaluation import compare, figures, page, realism, samplers, scoring, summary
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
@@ -60,7 +60,9 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
 def faces_of(path: Path, settings: Settings, options: EvaluateOptions) -> Faces:
     """The faces that a checkpoint was trained on, from where they are now."""
     places = {name: getattr(options, name) for name in PLACES}
-    settings = settings.with_values({f"data.{name}": value for name, value in places.items() if value})
+    settings = settings.with_values(
+        {f"data.{name}": value for name, value in places.items() if value}
+    )
     data = settings.data
     if data.source == "folder" and not (data.root or data.positive):
         raise ConfigError(
@@ -94,14 +96,12 @@ def evaluate_model(
 
     # New faces, and what compares them and edited ones with real faces.
     sampler = samplers.sampler_of(vae, faces, options.sampler)
-    few = realism.too_few(faces)
     space = None
-    if few:
-        left_out.append(f"No comparison with real faces: {few}.")
-    elif options.realism or options.edits:
-        space, no_landmarks = realism.feature_space(faces)
-        if no_landmarks:
-            left_out.append(f"No landmarks: {no_landmarks}.")
+    if options.realism or options.edits:
+        try:
+            space = realism.feature_space(faces)
+        except DataError as error:
+            left_out.append(f"No comparison with real faces: {error}.")
     if space and options.realism:
         temperature = options.temperature
         metrics["realism"] = realism.of_model(vae, faces, space, options.seed, sampler, temperature)
@@ -109,14 +109,16 @@ def evaluate_model(
     # Edits of attributes; their ranges end where edited faces stop to look real.
     fitted = fitting.fit_edits(vae, faces, options.attribute) if options.edits else None
     if options.edits and fitted is None:
-        left_out.append("No edits: the codes of training faces differ in no attribute that is known.")
+        left_out.append(
+            "No edits: the codes of training faces differ in no attribute that is known."
+        )
     metrics["not_editable"] = fitted.left_out if fitted else {}
     if fitted:
         main = fitted.edits.main.name
-        why = few or scoring.obstacle(faces, fitted, main)
+        why = scoring.obstacle(faces, fitted, main)
         if why:
             left_out.append(f"No scores of edits of {main}: {why}.")
-        elif space:
+        else:
             scores = scoring.score_edits(vae, faces, fitted, space)
             fitted = scoring.with_ranges(fitted, scores)
             metrics["edits"] = scores

@@ -101,7 +101,9 @@ def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
     return Mixture(weights, centres, torch.linalg.cholesky(covariance).float())
 
 
-def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE) -> Mixture:
+def sampler_of(
+    vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE
+) -> Mixture:
     """A sampler fitted to the codes of `most` training faces and their mirror images."""
     if sampler == "prior":
         return prior(vae.latent_dim)

@@ -20,13 +20,14 @@ from smilevae.editing.calibration import decode
 from smilevae.editing.classifier import AttributeClassifier
 from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
 from smilevae.editing.geometry import GeometryReader
-from smilevae.evaluation.exemplar import small
 from smilevae.evaluation.realism import (
     MIN_FACES,
+    Seen,
     Space,
     kernel_distance,
     reference_rows,
     seen_by_the_mesh,
+    small,
 )
 from smilevae.models import latents
 from smilevae.models.vae import VAE
@@ -55,7 +56,9 @@ def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
 
 
 @torch.no_grad()
-def score_edits(vae: VAE, faces: Faces, fitted: Fitted, space: Space) -> dict[str, Any]:
+def score_edits(
+    vae: VAE, faces: Faces, fitted: Fitted, space: Space | None
+) -> dict[str, Any]:
     """The scores of every attribute by name, the main one first. It has those of the mean difference too.
 
     Readings are of a classifier and of landmarks; both saw other people than those who calibrated.
@@ -90,7 +93,7 @@ def with_ranges(fitted: Fitted, scores: dict[str, Any]) -> Fitted:
 def last_real(scores: dict[str, Any]) -> float:
     """The largest scored intensity up to which edited faces look real; infinite if all do."""
     levels = scores["intensities"]
-    if not scores["reference"]:
+    if "distance" not in scores:
         return math.inf
     for at in range(1, len(levels)):
         if not looks_real(scores["distance"][at], scores["reference"]):
@@ -114,18 +117,20 @@ def lacking(faces: Faces, name: str) -> np.ndarray:
 class Scorer:
     """Scores edited faces of a model: two readers, the distance to real faces, the person."""
 
-    def __init__(self, vae: VAE, faces: Faces, fitted: Fitted, space: Space):
+    def __init__(self, vae: VAE, faces: Faces, fitted: Fitted, space: Space | None):
         assert fitted.scorer
         self.vae = vae
         self.faces = faces
         self.space = space
         self.attributes = fitted.edits.attributes
         self.classifier = fitted.scorer
-        self.geometry = _geometry(faces, fitted, space)
+        self.geometry = _geometry(faces, fitted) if space else None
         self.same_person, self.other_person = persons(faces, self.classifier)
         self.errors = reading_errors(faces, self.classifier)
 
-    def score(self, attribute: Attribute, rows: np.ndarray, levels: tuple[float, ...]) -> dict[str, Any]:
+    def score(
+        self, attribute: Attribute, rows: np.ndarray, levels: tuple[float, ...]
+    ) -> dict[str, Any]:
         """Scores of faces at intensities: lists in their order."""
         mu = encode(self.vae, self.faces, rows)[0]
         codes = attribute.edit(mu, torch.tensor(levels))
@@ -154,11 +159,11 @@ class Scorer:
         table: dict[str, list] = {key: [] for key in ("score", "success", "success_landmarks")}
         table |= {key: [] for key in ("distance", "identity", "changes")}
         for x in edited:
-            seen = self.space.look(x)
             readings = self.classifier(x)
-            for key, value in self._readings(name, readings, seen.points).items():
+            seen = self.space.look(x) if self.space else None
+            for key, value in self._readings(name, readings, seen).items():
                 table[key].append(value)
-            if target is not None:
+            if seen and target is not None:
                 table["distance"].append([*kernel_distance(target, seen.features, SUBSETS)])
             moved = (self.classifier.embed(x) - person).norm(dim=1).mean().item()
             table["identity"].append(moved / self.same_person)
@@ -173,15 +178,14 @@ class Scorer:
         }
 
     def _readings(
-        self, name: str, readings: dict[str, Tensor], points: np.ndarray | None
+        self, name: str, readings: dict[str, Tensor], seen: Seen | None
     ) -> dict[str, float]:
-        """The mean score of images, and the shares that both readers call faces that have the attribute."""
+        """The mean score, and the shares of faces that have the attribute by both readers."""
         score = readings[name]
         has = score > self.classifier.threshold[name]
         result = {"score": score.mean().item(), "success": has.float().mean().item()}
-        if self.geometry and points is not None and name in self.geometry.accuracy:
-            by_points = self.geometry.read(points)[name]
-            has = by_points > self.geometry.threshold[name]
+        if seen and self.geometry and name in self.geometry.accuracy:
+            has = self.geometry.read(seen.points)[name] > self.geometry.threshold[name]
             result["success_landmarks"] = has.float().mean().item()
         return result
 
@@ -219,12 +223,14 @@ class Scorer:
         reference: dict[str, dict[str, Any]] = {}
         features = {}
         for kind, x in {"real": real, "reconstructed": rebuilt}.items():
-            seen = self.space.look(x)
-            features[kind] = seen.features
-            reference[kind] = self._readings(name, self.classifier(x), seen.points)
-        floor = kernel_distance(features["real"], features["reconstructed"], SUBSETS)
-        reference["reconstructed"]["distance"] = [*floor]
-        return features["real"], reference
+            seen = self.space.look(x) if self.space else None
+            reference[kind] = self._readings(name, self.classifier(x), seen)
+            if seen:
+                features[kind] = seen.features
+        if features:
+            floor = kernel_distance(features["real"], features["reconstructed"], SUBSETS)
+            reference["reconstructed"]["distance"] = [*floor]
+        return features.get("real"), reference
 
     def _confounders(self, name: str, most: int = 2) -> list[str]:
         """The editable attributes that correlate most with one."""
@@ -238,10 +244,8 @@ class Scorer:
         return sorted(strong, key=lambda other: -strength[other])[:most]
 
 
-def _geometry(faces: Faces, fitted: Fitted, space: Space) -> GeometryReader | None:
-    """A reader of landmarks that saw the scorer's people only; None where there are no landmarks."""
-    if space.name != "landmarks":
-        return None
+def _geometry(faces: Faces, fitted: Fitted) -> GeometryReader | None:
+    """A reader of landmarks that saw the scorer's people only; None where those are too few."""
     rows = reference_rows(faces)
     points = seen_by_the_mesh(faces).points
     own = np.array([faces.people[row] in fitted.scorer_people for row in rows])
@@ -288,7 +292,9 @@ def persons(faces: Faces, classifier: AttributeClassifier) -> tuple[float, float
     x = classifier.embed(faces.batch(some))
     other = (x - x.roll(1, 0)).norm(dim=1).mean().clamp(min=1e-6).item()
 
-    pairs = np.array([rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL], dtype=int)
+    pairs = np.array(
+        [rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL], dtype=int
+    )
     if len(pairs) < MIN_PAIRS:
         return other / 2, other
     first = faces.batch(pairs[:, 0])

@@ -87,7 +87,9 @@ def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     lines = [f"Distance to real faces (lower is better): {each}."]
     copies = table["sampled"]["copies"]
     if copies > COPIES:
-        lines.append(f"New faces are near to copies of training faces: {copies:.2f} (0.5 no, 1 all).")
+        lines.append(
+            f"New faces are near to copies of training faces: {copies:.2f} (0.5 no, 1 all)."
+        )
     return lines
 
 
@@ -114,7 +116,9 @@ def edit_lines(metrics: Metrics) -> list[str]:
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
-    beside = f"Also changed: {side}" if side else "Nothing else changes beyond the classifier's error"
+    beside = (
+        f"Also changed: {side}" if side else "Nothing else changes beyond the classifier's error"
+    )
     lines.append(_cut(f"Edits follow and look real from {low:g} to {high:g}. {beside}."))
     others = [other for other in metrics["edits"] if other != name]
     if others:
@@ -180,7 +184,10 @@ def loss_table(metrics: Metrics) -> Table:
         ["KL (nats)", f"{metrics['kl']:.2f}"],
         ["beta", f"{metrics['beta']:.4g}"],
         ["loss = squared error + beta x KL", f"{metrics['loss']:.2f}"],
-        ["the same in the source study's units, values in [-1, 1]", f"{metrics['loss_study_units']:.1f}"],
+        [
+            "the same in the source study's units, values in [-1, 1]",
+            f"{metrics['loss_study_units']:.1f}",
+        ],
         ["nELBO (nats)", f"{metrics['nelbo']:.0f}"],
     ]
     return Table("Loss", note, ["", "mean"], rows)
@@ -217,7 +224,9 @@ def edit_table(metrics: Metrics) -> Table:
     for name, scores in metrics["edits"].items():
         rows.append(_edit_row(name, scores))
         if "mean_difference" in scores:
-            rows.append(_edit_row(f"{name}, by the mean difference alone", scores["mean_difference"]))
+            rows.append(
+                _edit_row(f"{name}, by the mean difference alone", scores["mean_difference"])
+            )
     return Table("Edits", note, columns, rows)
 
 
@@ -231,7 +240,7 @@ def _edit_row(name: str, scores: Metrics) -> list[str]:
         row.append(f"{real[key]:.0%}" if key in real else "")
     row.append(f"{scores['identity'][one]:.2f}")
     row.append(f"{1000 * scores['distance'][one][0]:.1f}" if "distance" in scores else "")
-    row.append(f"{1000 * rebuilt['distance'][0]:.1f}" if rebuilt else "")
+    row.append(f"{1000 * rebuilt['distance'][0]:.1f}" if "distance" in rebuilt else "")
     row.append("{:g} to {:g}".format(*scores["range"]) if "range" in scores else "")
     changes = scores["changes"][one]
     row.append(", ".join(f"{other} {change:+.2f}" for other, change in changes.items()))

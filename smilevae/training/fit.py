@@ -14,7 +14,7 @@ from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
-from smilevae.errors import ConfigError, DataError, UserError
+from smilevae.errors import ConfigError, UserError
 from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
@@ -51,9 +51,8 @@ def fit(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     faces = load_faces(settings.data, settings.image_size)
-    few = realism.too_few(faces)
-    if settings.sharpen.epochs and few:
-        raise DataError(f"sharpen.epochs: {few}; add images of more people")
+    if settings.sharpen.epochs:
+        realism.feature_space(faces)  # raises DataError before the first phase
     beta = describe(faces, settings, run)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
@@ -95,7 +94,7 @@ def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, de
         inner.status("RUNNING")
         vae = checkpoint.load(runs.find(str(run.dir))).vae
         mixture = sampler_of(vae, faces, "auto", settings.seed)
-        space, _ = realism.feature_space(faces)
+        space = realism.feature_space(faces)
         torch.manual_seed(hash64("discriminator", settings.seed))
         module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, space)
         record = train(module, faces, own, inner, stop, devices, inner.can_resume)
