@@ -3,9 +3,9 @@
 For the main attribute of a run: edits by transport, by the unmixed direction and by the mean difference, then
 deliberately bad ones. Of each at intensity 1: the shares that a classifier and landmarks call faces that have the
 attribute, the distance to real faces beside that of reconstructions, the person, the share of edges that is left, what
-remains after edit, encode, edit back (reversibility), and the faults by name. Also how a face survives ten passes through
-encoder and decoder (composition), and how sure the mean difference is (bootstrap over people). These are the axioms of
-counterfactuals of Monteiro et al. 2303.01274.
+remains after edit, encode, edit back (reversibility), and the faults by name. Also how a face survives ten passes
+through encoder and decoder (composition), and how sure the mean difference is (bootstrap over people). These are the
+axioms of counterfactuals of Monteiro et al. 2303.01274.
 """
 
 import sys
@@ -134,7 +134,7 @@ def main(run: str) -> None:
     vae, settings, *_ = checkpoint.load(runs.find(run))
     faces, _ = load_faces(settings.data, settings.image_size).reporting()
     fitted = fitting.fit_edits(vae, faces)
-    assert fitted and fitted.scorer
+    assert fitted
     space = realism.feature_space(faces)
     scorer = Scorer(vae, faces, fitted, space)
     attribute = fitted.edits.main

@@ -16,7 +16,7 @@ from smilevae.editing import directions, fitting
 from smilevae.editing.calibration import decode
 from smilevae.editing.geometry import GeometryReader, upright
 from smilevae.errors import ConfigError
-from smilevae.evaluation import realism, scoring
+from smilevae.evaluation import realism, references, scoring
 from smilevae.models.axes import linear_vae_weights
 from smilevae.models.vae import VAE
 
@@ -212,7 +212,7 @@ def test_a_copy_of_a_file_is_no_second_photo_of_a_person(world):
         pictures[second] = pictures[first]
         people[second] = people[first]
     copied = dataclasses.replace(faces, images=pictures, people=people)
-    same, other = scoring.persons(copied, fitted.scorer)
+    same, other = references.persons(copied, fitted.scorer)
     assert same == other / 2 > 0
 
 
@@ -221,10 +221,10 @@ def test_real_faces_are_matched_to_the_edited_ones():
     hair, rows = faces.labels("hair_length"), np.arange(600)
     smiling, calm = rows[faces.smile == 1], rows[faces.smile == 0]
     assert hair[smiling].mean() > hair[calm].mean() + 0.3
-    chosen = scoring.matched(faces, smiling, calm, ["hair_length"])
+    chosen = references.matched(faces, smiling, calm, ["hair_length"])
     assert hair[chosen].mean() == pytest.approx(hair[calm].mean(), abs=0.03)
     assert len(chosen) >= 20
-    assert (scoring.matched(faces, smiling, calm, []) == smiling).all()
+    assert (references.matched(faces, smiling, calm, []) == smiling).all()
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
     results = []
     for model in (run, out):
-        words = (f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=0,0,100", f"out={tmp_path / 'out.png'}", "intensity=2")
+        words = [f"ckpt={model}", f"image={tmp_path / 'in.png'}", f"out={tmp_path / 'out.png'}"]
+        words += ["box=0,0,100", "intensity=2"]
         photo.main(console.parse_words(words, PhotoOptions))
         results.append((tmp_path / "out.png").read_bytes())
     assert results[0] == results[1]

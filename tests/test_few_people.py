@@ -1,6 +1,5 @@
 """Small data sets: refused in one sentence before the training, or trained, evaluated, and every number finite."""
 
-import functools
 import json
 import re
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from PIL import Image
 
 from smilevae import runs
 from smilevae.data.synthetic import SyntheticFaces
-from smilevae.editing import dials, directions, fitting, mesh
-from smilevae.evaluation import edits, edits_page, judges, realism, report
+from smilevae.editing import attributes, fitting, mesh
+from smilevae.evaluation import realism, report, scoring
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.runs import checkpoint
 
@@ -144,16 +143,12 @@ def quick(monkeypatch):
         return mesh.Seen(small @ to_features, points, np.ones(len(x)))
 
     monkeypatch.setattr(mesh, "see", see)
-    monkeypatch.setattr(Image.Image, "quantize", lambda image, _: image.convert("P"))
-    monkeypatch.setattr(realism, "EPOCHS", 1)
     monkeypatch.setattr(realism, "SUBSETS", 4)
-    monkeypatch.setattr(judges, "SUBSETS", 4)
+    monkeypatch.setattr(scoring, "SUBSETS", 4)
     monkeypatch.setattr(fitting, "MAX_CALIBRATED", 6)
-    monkeypatch.setattr(edits, "MAX_FACES", 10)
-    monkeypatch.setattr(edits, "MAX_OTHERS", 5)
-    monkeypatch.setattr(edits, "LEVELS", edits.SOME)
-    monkeypatch.setattr(edits_page, "LEVELS", edits.SOME)
-    monkeypatch.setattr(directions, "angles", functools.partial(directions.angles, resamples=3))
+    monkeypatch.setattr(scoring, "MAX_EDITED", 10)
+    monkeypatch.setattr(scoring, "MAX_OTHERS", 5)
+    monkeypatch.setattr(scoring, "LEVELS", (0.0, 1.0, 2.0))
 
 
 def check(case: Case, call, pool, folder) -> str:
@@ -173,9 +168,9 @@ def check(case: Case, call, pool, folder) -> str:
     assert not re.search(r"\b(nan|inf|None)\b", text), text
     for path in run.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=not_finite)
-    if (run / "evaluation" / "best" / dials.NAME).exists():
+    if (run / "evaluation" / "best" / attributes.NAME).exists():
         path = runs.find(str(run))
-        dials.read(path, checkpoint.load(path).vae)
+        attributes.read(path, checkpoint.load(path).vae)
     return "completed"
 
 

@@ -4,7 +4,6 @@ Shapes: N edited faces, D latent dimensions, S image side.
 """
 
 import math
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,6 @@ from smilevae.data.encode import batches_of, encode
 from smilevae.editing import directions
 from smilevae.editing.attributes import Attribute, mean_difference
 from smilevae.editing.calibration import decode
-from smilevae.editing.classifier import AttributeClassifier
 from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
 from smilevae.editing.geometry import GeometryReader
 from smilevae.evaluation.realism import (
@@ -29,6 +27,7 @@ from smilevae.evaluation.realism import (
     seen_by_the_mesh,
     small,
 )
+from smilevae.evaluation.references import MAX_REAL, matched, persons, reading_errors
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 
@@ -37,8 +36,6 @@ FEW = (0.0, 1.0)  # other attributes, and the mean difference
 MAX_EDITED = 100  # held-out faces that get the main attribute
 MAX_OTHERS = 40  # those that get another attribute
 MIN_EDITED = 4  # of fewer faces no distance has an error
-MAX_REAL = 300  # held-out faces that have the attribute
-MIN_PAIRS = 8  # of photos of one person
 SUBSETS = 30  # of a distance's jackknife
 REAL = 3.0  # times the distance of reconstructions: beyond it edits do not look real
 CONFOUNDED = 0.1  # correlation from which on real faces are matched in another attribute
@@ -255,64 +252,3 @@ def _geometry(faces: Faces, fitted: Fitted) -> GeometryReader | None:
         labels[attribute.name] = np.where(values < 0, np.nan, values)
     people = [faces.people[row] for row in rows[own]]
     return GeometryReader(points[own], labels, people) if len(people) > 1 else None
-
-
-def matched(faces: Faces, rows: np.ndarray, edited: np.ndarray, names: list[str]) -> np.ndarray:
-    """Of `rows` those that have other attributes in the shares that the edited faces have them.
-
-    Otherwise an edit that also changes them would be nearer to real faces. All rows where too few
-    would remain.
-    """
-    if not names:
-        return rows
-    keys = list(zip(*(faces.labels(name).tolist() for name in names)))
-    wanted = Counter(keys[row] for row in edited)
-    there = Counter(keys[row] for row in rows)
-    most = min(there[key] / num for key, num in wanted.items())
-    left = {key: int(most * num) for key, num in wanted.items()}
-    if sum(left.values()) < MIN_FACES:
-        return rows
-    chosen = []
-    for row in rows:
-        if left.get(keys[row], 0):
-            left[keys[row]] -= 1
-            chosen.append(row)
-    return np.array(chosen)
-
-
-def persons(faces: Faces, classifier: AttributeClassifier) -> tuple[float, float]:
-    """Mean distances of two photos of one held-out person, and of two people.
-
-    Without MIN_PAIRS of photos the first is half of the second. A copy of a file is no second photo.
-    """
-    by_person: dict[str, list[int]] = {}
-    for row in faces.sample("val").tolist():
-        by_person.setdefault(faces.people[row], []).append(row)
-    some = np.array([rows[0] for rows in by_person.values()][:MAX_REAL])
-    x = classifier.embed(faces.batch(some))
-    other = (x - x.roll(1, 0)).norm(dim=1).mean().clamp(min=1e-6).item()
-
-    pairs = np.array(
-        [rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL], dtype=int
-    )
-    if len(pairs) < MIN_PAIRS:
-        return other / 2, other
-    first = faces.batch(pairs[:, 0])
-    second = faces.batch(pairs[:, 1])
-    differ = (first != second).flatten(1).any(1)
-    if differ.sum() < MIN_PAIRS:
-        return other / 2, other
-    moved = classifier.embed(first[differ]) - classifier.embed(second[differ])
-    return moved.norm(dim=1).mean().item(), other
-
-
-def reading_errors(faces: Faces, classifier: AttributeClassifier) -> dict[str, float]:
-    """The standard deviation of an attribute's scores among held-out faces that are alike in it."""
-    rows = faces.sample("val", MAX_REAL)
-    errors = {}
-    for name, scores in classifier(faces.batch(rows)).items():
-        labels = torch.from_numpy(faces.labels(name)[rows])
-        groups = [scores[labels == label] for label in (0, 1)]
-        deviations = torch.cat([group - group.mean() for group in groups if len(group)])
-        errors[name] = deviations.square().mean().sqrt().item() if len(deviations) else float("inf")
-    return errors

@@ -43,16 +43,17 @@ def summary(metrics: Metrics, out: Path) -> str:
         lines += realism_lines(metrics["realism"])
     if "edits" in metrics:
         lines += edit_lines(metrics)
-    lines += [_cut(line) for line in metrics["left_out"]]
+    lines += metrics["left_out"]
+    short = [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines]
     page = f"page: {runs.shell_path(out / 'index.html')}"
-    return "\n".join([*lines[: MAX_LINES - 1], page])
+    return "\n".join([*short[: MAX_LINES - 1], page])
 
 
 def headline(metrics: Metrics) -> str:
     """Which faces were held out, and whether they chose the epoch."""
     text = f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}."
     if metrics["part"] == "test":
-        return f"{text} Their people were neither in the training nor did they choose the epoch."
+        return f"{text} They did not choose the epoch."
     return f"{text} {HOLD_OTHERS}"
 
 
@@ -119,28 +120,23 @@ def edit_lines(metrics: Metrics) -> list[str]:
     beside = (
         f"Also changed: {side}" if side else "Nothing else changes beyond the classifier's error"
     )
-    lines.append(_cut(f"Edits follow and look real from {low:g} to {high:g}. {beside}."))
+    lines.append(f"Edits follow and look real from {low:g} to {high:g}. {beside}.")
     others = [other for other in metrics["edits"] if other != name]
-    if others:
-        lines.append(_listed("Also editable: ", others))
-    if metrics["not_editable"]:
-        lines.append(_listed("Not editable (the page says why): ", list(metrics["not_editable"])))
+    refused = list(metrics["not_editable"])
+    if others or refused:
+        can = f"Also editable: {_listed(others)}."
+        lines.append(f"{can} Not, see the page: {_listed(refused)}.")
     return lines
 
 
-def _listed(text: str, names: list[str]) -> str:
-    """Names after a text, as many as fit into a line."""
-    for num in range(len(names), 0, -1):
-        more = f" and {len(names) - num} more" if num < len(names) else ""
-        line = f"{text}{', '.join(names[:num])}{more}."
-        if len(line) <= WIDTH:
-            return line
-    return f"{text}{len(names)}."
-
-
-def _cut(line: str) -> str:
-    """A line of at most WIDTH characters."""
-    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."
+def _listed(names: list[str], width: int = 30) -> str:
+    """Names, as many as fit into so many characters, and how many more there are."""
+    shown: list[str] = []
+    for name in names:
+        if len(", ".join([*shown, name])) > width:
+            return f"{', '.join(shown)} and {len(names) - len(shown)} more"
+        shown.append(name)
+    return ", ".join(shown) or "none"
 
 
 def tables(metrics: Metrics) -> list[Table]:

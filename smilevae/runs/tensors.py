@@ -15,7 +15,7 @@ def tensor_file(tensors: Mapping[str, "Tensor"], content: Mapping[str, Any]) -> 
     """The bytes of a file with tensors, as float32, and a JSON object."""
     from safetensors.torch import save
 
-    plain = {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}
     return save(plain, {CONTENT: json.dumps(content)})
 
 
