@@ -84,7 +84,7 @@ def loss_line(metrics: Metrics) -> str:
 def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     """How far from real faces new ones are, and a warning of copies."""
     order = ("reconstructed", "sampled", "training")
-    each = ", ".join(f"{SETS[name]} {1000 * table[name]['distance']:,.0f}" for name in order)
+    each = ", ".join(f"{SETS[name]} {max(0, 1000 * table[name]['distance']):,.0f}" for name in order)
     lines = [f"Distance to real faces (lower is better): {each}."]
     copies = table["sampled"]["copies"]
     if copies > COPIES:
@@ -129,7 +129,7 @@ def edit_lines(metrics: Metrics) -> list[str]:
     return lines
 
 
-def _listed(names: list[str], width: int = 30) -> str:
+def _listed(names: list[str], width: int = 22) -> str:
     """Names, as many as fit into so many characters, and how many more there are."""
     shown: list[str] = []
     for name in names:
