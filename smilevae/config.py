@@ -207,7 +207,9 @@ class Settings(Section):
 
     def result_settings(self) -> dict[str, Any]:
         """The flat settings that change a run's result beyond its last bits, with the trainer's."""
-        flat = {name: value for name, value in flatten(self.plain()).items() if name not in HIDDEN}
+        flat = {
+            name: value for name, value in flatten(self.plain()).items() if name not in NOT_RESULT
+        }
         whole = {n: int(v) for n, v in flat.items() if isinstance(v, float) and v.is_integer()}
         return flat | whole
 
@@ -269,7 +271,7 @@ REPEATS = with_role("repeat")
 DRAWN = with_role("drawn")
 PLACES = tuple(name.removeprefix("data.") for name in with_role("path"))
 SAME_RESULT = (*with_role("path"), *with_role("machine"))
-HIDDEN = (*SAME_RESULT, *with_role("last_bits"), *(f"trainer.{name}" for name in HARDWARE))
+NOT_RESULT = (*SAME_RESULT, *with_role("last_bits"), *(f"trainer.{name}" for name in HARDWARE))
 RESUMABLE = (
     *SAME_RESULT,
     "epochs",

@@ -169,7 +169,7 @@ def test_only_settings_that_change_the_result_change_its_identity(name, data):
     )
     changed = other != base  # 1.0 is 1
     assert (other.result_settings() != base.result_settings()) == (
-        changed and name not in config.HIDDEN
+        changed and name not in config.NOT_RESULT
     )
     assert base.identity("f") != base.identity("g")
     assert base.identity("f") != base.identity("f", "another program")
