@@ -10,6 +10,7 @@
 smilevae COMMAND --help shows the options of each.
 """
 
+import functools
 import importlib.util
 import inspect
 import logging
@@ -83,23 +84,27 @@ def train(words: Sequence[str]) -> None:
     policy = {"version_base": "1.3"}
     if _hydra_1_4():
         policy = {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
-    register()
+    register_settings()
+    register_resolvers()
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 
-def register() -> None:
-    """Register what conf/ refers to: the settings with their defaults, and two functions.
-
-    The process of a launcher needs the functions, too.
-    """
+@functools.cache
+def register_settings() -> None:
+    """Give Hydra every setting's default: `settings` in the defaults list of conf/train.yaml."""
     from hydra.core.config_store import ConfigStore
-    from omegaconf import OmegaConf
 
     ConfigStore.instance().store("settings", Settings().plain())
-    add = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
+
+
+def register_resolvers() -> None:
+    """Functions that conf/ calls; a launcher's process needs them, too."""
+    from omegaconf import OmegaConf
+
+    register = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
     for function in (runs.new_run_dir, runs.fast_precision):
         if not OmegaConf.has_resolver(function.__name__):
-            add(function.__name__, function, use_cache=True)
+            register(function.__name__, function, use_cache=True)
 
 
 def _hydra_1_4() -> bool:
@@ -143,15 +148,13 @@ def task(config: "DictConfig") -> float | None:
 def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
     """The settings of a composed config; with `resume` the resumed run's own. Raises ConfigError."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
-    register()
+    register_resolvers()
     names = [str(key) for key in config if key not in NOT_SETTINGS]
     try:
         own = OmegaConf.masked_copy(config, names)
         settings = checked(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     tracker = settings.logger

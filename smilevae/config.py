@@ -53,9 +53,9 @@ def knob(
 ) -> Any:
     """A field with its default, documentation and inclusive range.
 
-    Roles, separated by spaces. `study`: varied by the source study. `repeat`: runs that differ only
-    in these are repetitions. `path` of the data, `machine`: a resume may change it, the result stays
-    the same. `last_bits`: changes only the last bits of it. `drawn`: of synthetic faces alone.
+    Roles, separated by spaces. `study`: the study's own knobs. `repeat`: runs that differ only in
+    these are repetitions. `path` of the data and `machine`: the result stays the same. `last_bits`:
+    only its last bits change. `resumable`: a resume may change it. `drawn`: of synthetic faces.
     """
     return Field(default, description=text, ge=low, le=high, json_schema_extra={"role": role})
 
@@ -77,8 +77,16 @@ class Jitter(Section):
 
 
 class Sharpen(Section):
-    epochs: int = knob(0, "epochs of the decoder alone against a discriminator", 0, MANY)
-    weight: Number = knob(0.5, "weight of the adversarial loss; 1: gradients as of SSE", 0, 100)
+    epochs: int = knob(
+        0, "more epochs, for the decoder alone, against a discriminator", 0, MANY, "resumable"
+    )
+    weight: Number = knob(
+        0.5,
+        "weight of the adversarial loss; 1: its gradient is as large as that of SSE",
+        0,
+        100,
+        "resumable",
+    )
 
 
 class Model(Section):
@@ -171,7 +179,7 @@ class Settings(Section):
     beta: Beta = knob(1, "weight of the KL in the loss; auto: learnt", role="study")
     latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096, "study")
     batch_size: int = knob(32, "faces a step", 2, 65536, "study")
-    epochs: int = knob(150, "passes over the training faces", 1, MANY, "study")
+    epochs: int = knob(150, "passes over the training faces", 1, MANY, "study resumable")
     lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1, "study")
     normalize: bool = knob(False, "the input of the network is (x - 0.5) / 0.5", role="study")
     image_size: int = knob(128, "side of the images in pixels", 64, 256, "study")
@@ -207,11 +215,12 @@ class Settings(Section):
 
     def result_settings(self) -> dict[str, Any]:
         """The flat settings that change a run's result beyond its last bits, with the trainer's."""
-        flat = {
-            name: value for name, value in flatten(self.plain()).items() if name not in NOT_RESULT
-        }
-        whole = {n: int(v) for n, v in flat.items() if isinstance(v, float) and v.is_integer()}
-        return flat | whole
+        result: dict[str, Any] = {}
+        for name, value in flatten(self.plain()).items():
+            if name not in NOT_RESULT:
+                whole = isinstance(value, float) and value.is_integer()
+                result[name] = int(value) if whole else value
+        return result
 
     def identity(self, fingerprint: str, code: str = "") -> str:
         """A hash of all that changes a run's result: settings, data and program."""
@@ -272,12 +281,7 @@ DRAWN = with_role("drawn")
 PLACES = tuple(name.removeprefix("data.") for name in with_role("path"))
 SAME_RESULT = (*with_role("path"), *with_role("machine"))
 NOT_RESULT = (*SAME_RESULT, *with_role("last_bits"), *(f"trainer.{name}" for name in HARDWARE))
-RESUMABLE = (
-    *SAME_RESULT,
-    "epochs",
-    "sharpen.epochs",
-    "sharpen.weight",
-)  # a resume may change these
+RESUMABLE = (*SAME_RESULT, *with_role("resumable"))
 
 
 def checked(content: Any) -> Settings:

@@ -71,7 +71,7 @@ def sentence(error: Exception) -> str:
         return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
         return unknown(text.split("'")[1], config.FIELDS, config.NOT_KNOWN)
-    if text.startswith(("mismatched input", "token recognition", "LexerNoViableAlt")):
+    if any(words in text for words in ("mismatched input", "token recognition", "NoViableAlt")):
         remedy = "write key=value, and quote a value that holds = , or brackets: \"key='value'\""
         return f"{text.splitlines()[0]}; {remedy}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]

@@ -27,7 +27,8 @@ texts = st.text(st.characters(exclude_categories=("C",)), min_size=1)
 
 
 def composed(*overrides: str):
-    cli.register()
+    cli.register_settings()
+    cli.register_resolvers()
     version = {} if cli._hydra_1_4() else {"version_base": "1.3"}
     with initialize_config_dir(str(ROOT / "conf"), **version):
         return compose("train", overrides=list(overrides))
