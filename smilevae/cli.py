@@ -146,7 +146,7 @@ def task(config: "DictConfig") -> float | None:
 
 
 def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
-    """The settings of a composed config; with `resume` the resumed run's own. Raises ConfigError."""
+    """The settings of a composed config, or with `resume` that run's own. Raises ConfigError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -172,7 +172,7 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
 
 
 def evaluate(options: "EvaluateOptions") -> None:
-    """Print the report of a checkpoint, or of the best two settings or runs of a sweep by val/nelbo."""
+    """Print the report of a checkpoint, or of the best two configurations of a sweep."""
     from smilevae.evaluation import report
 
     folder = Path(options.ckpt).expanduser()

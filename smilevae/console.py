@@ -19,7 +19,7 @@ from smilevae.errors import ConfigError, Interrupted, UserError, sentences, unkn
 HYDRA = ("hydra.", "omegaconf.", "antlr4")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning")
-TIPS = ("Tip:", "GPU available", "TPU available", "HPU available", "💡", "`Trainer.fit`", "Restor")
+TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer.fit` stopped", "Restor")
 WARNINGS = (
     *("isinstance.treespec", "does not have many workers", "ended before the epoch ended"),
     "decompression bomb",  # data/images.py has a limit of its own

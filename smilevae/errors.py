@@ -1,4 +1,4 @@
-"""The errors that a user can cause, each with an exit code. A sentence says what, where, what to do."""
+"""The errors that a user can cause, with exit codes. A sentence says what, where, what to do."""
 
 import difflib
 import reprlib
@@ -46,7 +46,7 @@ class Diverged(UserError):
 
 
 class Interrupted(BaseException):
-    """A signal or a time limit ends the process. Not an Exception, which a library could swallow."""
+    """A signal or a time limit ends the process. A library could swallow an Exception."""
 
     def __init__(self, signum: int = signal.SIGTERM, text: str | None = None):
         super().__init__(text or f"stopped by signal {int(signum)}")

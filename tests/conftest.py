@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny real runs through the real config, a cache of their own, a folder of drawn pictures."""
+"""Shared fixtures: tiny runs, a cache of their own, a folder of synthetic faces."""
 
 import shutil
 import subprocess
@@ -38,7 +38,7 @@ def _at_root(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """Run a command in this process, as its command line would: call("train", ...) -> (exit code, stderr)."""
+    """Run a command in this process: call("train", ...) -> (exit code, stderr)."""
 
     def run(command: str, *arguments: object) -> tuple[int, str]:
         from hydra.core.global_hydra import GlobalHydra
@@ -81,7 +81,7 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def evaluated_run(tiny_run, tmp_path_factory):
-    """A copy of the tiny run, moved elsewhere and evaluated on one thread, as it was trained; do not write into it."""
+    """A moved copy of the tiny run, evaluated on one thread; do not write into it."""
     import torch
 
     from smilevae.evaluation.options import EvaluateOptions
@@ -106,7 +106,7 @@ def script(
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder in the public layout: 12 people smiling, 12 not, two pictures each, and 4 test pictures."""
+    """A folder in the public layout: 12 people smiling, 12 not, two images each, 4 test images."""
     from PIL import Image
 
     from smilevae.data.synthetic import SyntheticFaces

@@ -1,4 +1,4 @@
-"""User mistakes on the real command line: one sentence, the right exit code, nothing left behind."""
+"""Mistakes on the command line: one sentence, the right exit code, nothing left behind."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def test_a_wrong_checkpoint_is_one_sentence(call, ckpt, code, sentence):
 
 
 def test_a_mistake_never_removes_what_was_there_before(call, tmp_path, tiny_run):
-    """A thesis in the folder that a careless command names, and a finished run whose checkpoints are gone."""
+    """A thesis in the folder of a careless command, and a finished run without checkpoints."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("five years")
     (tmp_path / "precious" / "data_card.json").write_text("{}")

@@ -538,7 +538,7 @@ def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
 
 
 def test_a_cached_spectrum_is_of_its_own_training_part():
-    """With the same held-out people and others in training a shared entry would leak the test part."""
+    """With other people in training a shared entry would leak the test part."""
     drawn = Data(num_smiling=40, num_not_smiling=40, num_test=1)
     spectrum_of(load_faces(drawn, 64))
     for other in ({"test_fraction": 0.5}, {"val_fraction": 0.4}, {"split_seed": 1}):

@@ -1,4 +1,4 @@
-"""README and docs: the length, the table of knobs, links, command lines, and the files that the tree names.
+"""README and docs: the table of knobs, links, command lines, and the files of the tree.
 
 `python tests/test_docs.py` writes the table of knobs into docs/knobs.md.
 """
@@ -43,7 +43,7 @@ def fresh(text: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of a page: lines of code blocks and code within a sentence, without $ and without comments."""
+    """The command lines of a page, of code blocks and within sentences, without $ and comments."""
     blocks = [
         line.strip().removeprefix("$ ") for line in text.splitlines() if line.startswith("    ")
     ]
@@ -84,7 +84,7 @@ def problem(command: str) -> str | None:
 
 
 def train_problem(words: list[str]) -> str | None:
-    """Why these words of train.py are wrong: an unknown knob, group or flag, or a value out of range."""
+    """Why these words are wrong: an unknown knob, group or flag, or a value out of range."""
     remaining = iter(words)
     for word in remaining:
         if word in WITH_VALUE:

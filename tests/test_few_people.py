@@ -1,4 +1,4 @@
-"""Small data sets: refused in one sentence before the training, or trained, evaluated, and every number finite."""
+"""Small data sets: refused in one sentence, or trained and evaluated with finite numbers."""
 
 import functools
 import json
@@ -142,7 +142,7 @@ def not_finite(text: str):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Less of what takes long and decides nothing here; the face mesh is a random projection of the pixels."""
+    """Less of what takes long; the face mesh is a random projection of the pixels."""
     rng = np.random.default_rng(0)
     base = rng.random((mesh.NUM_POINTS, 2))
     to_points = 0.002 * rng.standard_normal((3 * 8 * 8, mesh.NUM_POINTS * 2))

@@ -26,7 +26,7 @@ SIXTEEN = Image.fromarray(np.full((64, 64), 40_000, dtype=np.uint16))
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    """The corner that is red when viewed upright ends top left, whatever way the camera was held."""
+    """The corner that is red upright ends top left, whatever way the camera was held."""
     upright = np.zeros((64, 64, 3), dtype=np.uint8)
     upright[:32, :32, 0] = 255
     undo = {

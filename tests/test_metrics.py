@@ -31,7 +31,10 @@ def test_negative_elbo_is_the_bound_at_the_best_decoder_variance():
     """Against scipy: minimise the Gaussian code length over the decoder's sd, the slow way."""
     errors = np.random.default_rng(1).normal(scale=0.1, size=(20, 48))
     recon, kl = (errors**2).sum(1).mean(), 3.5
-    cost = lambda log_sd: -norm.logpdf(errors, scale=math.exp(log_sd)).sum(1).mean() + kl  # noqa: E731
+
+    def cost(log_sd: float) -> float:
+        return -norm.logpdf(errors, scale=math.exp(log_sd)).sum(1).mean() + kl
+
     best = minimize_scalar(cost, bounds=(-6, 1), method="bounded", options={"xatol": 1e-9})
     assert negative_elbo(recon, kl, 48) == pytest.approx(best.fun, rel=1e-6)
 
@@ -42,7 +45,7 @@ def test_negative_elbo_orders_rate_and_distortion():
 
 
 def test_at_beta_zero_the_forecast_is_pca_and_names_no_kl():
-    """Without a price the optimal KL is infinite, and a linear autoencoder is PCA (Baldi & Hornik 1989)."""
+    """The optimal KL is infinite, and a linear autoencoder is PCA (Baldi & Hornik 1989)."""
     optimum = linear_vae(SPECTRUM, 0.0, 2)
     assert optimum["kl"] is None
     assert optimum["loss"] == optimum["recon"] == pytest.approx(15 - 8 - 5)

@@ -42,7 +42,7 @@ def hash64(*parts: object) -> int:
 class FaceBatches(Dataset):
     """An index is a batch: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,).
 
-    Arrays on the host, or tensors on one device, indices too: a batch there does not wait for the host.
+    Arrays on the host, or tensors on a device, indices too: a batch there waits for nothing.
     """
 
     def __init__(self, images: np.ndarray | Tensor, smile: Any):
@@ -62,7 +62,7 @@ class FaceBatches(Dataset):
 
 @dataclass(eq=False)
 class EpochBatches(Sampler):
-    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Only full batches, for BatchNorm."""
+    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Batches are full."""
 
     rows: np.ndarray
     batch_size: int

@@ -1,4 +1,4 @@
-"""Faces of a dataset through a VAE's encoder. Shapes: B batch, N faces, S image side, D latent dimensions."""
+"""The codes of faces. Shapes: B batch, N faces, S image side, D latent dimensions."""
 
 from collections.abc import Iterator
 

@@ -57,7 +57,7 @@ def decode(data: bytes, size: int) -> Decoded:
 
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file's bytes as upright 8-bit RGB, its RGB profile and note in `info`. Raises Unreadable."""
+    """An image file's bytes as upright 8-bit RGB, with profile and note in `info`. Raises Unreadable."""
     if not data:
         raise Unreadable("empty file")
     limit = f"over the limit of {max_pixels // 10**6} million"
@@ -99,7 +99,7 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted, each once: links followed, dotfiles and `__MACOSX` skipped."""
+    """Image files below a folder, sorted, each once. Follows links, skips hidden files."""
     files: dict[str, Path] = {}
     visited: set[str] = set()
     stack = [folder]

@@ -135,7 +135,7 @@ def _celeba(root: str | None, split: str) -> "CelebA":
             "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
         )
         raise DataError(
-            f"CelebA was not found in {base}/celeba and could not be downloaded ({reason}); {remedy}"
+            f"CelebA was not found in {base}/celeba and not downloaded ({reason}); {remedy}"
         ) from None
 
 

@@ -56,7 +56,7 @@ def mirrored_axes(x: Tensor, num: int) -> Axes:
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
-    """Axes of batches (B, P) by randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
+    """Axes of batches (B, P) by subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
     count = 0
     total = torch.zeros(())
     for x in batches():

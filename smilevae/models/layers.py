@@ -26,7 +26,7 @@ class Layers(nn.Sequential):
 
 
 class _NormReluDrop(torch.autograd.Function):
-    """Dropout's mask works in place. Its scale is in the weights: relu(s x) = s relu(x) for s > 0."""
+    """Dropout works in place. Its scale s is in the weights: relu(s x) = s relu(x)."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,7 @@ class ToColours(nn.ConvTranspose2d):
 
 
 class PixelsToPatches(nn.PixelUnshuffle):
-    """PixelUnshuffle, with a patch's values in the order row, column, colour: copies of whole rows."""
+    """PixelUnshuffle, with values in the order row, column, colour: copies of whole rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.downscale_factor

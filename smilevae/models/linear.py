@@ -20,7 +20,8 @@ class Spectrum(NamedTuple):
 def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, Any]:
     """Held-out means at the optimum of a linear VAE under SSE + beta * KL.
 
-    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2.
+    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance
+    s = beta / 2.
     An axis is active if its variance v exceeds s: Var(z|x) = s / v, and decode(mu) keeps 1 - s / v
     of it. At beta=0 this is PCA, and kl is None: it is infinite.
     """
