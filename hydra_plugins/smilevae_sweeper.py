@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import smilevae
 from smilevae import cli, console, runs
-from smilevae.config import SAME_RESULT
+from smilevae.config import NOT_RESULT
 from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs
 from smilevae.sweeps.options import SweepOptions, parse
@@ -243,7 +243,7 @@ class ResumableSweeper(BasicSweeper):
                 spaces[name] = choices(both)
             else:
                 both = [override.get_value_element_as_str()]
-            if name in spaces and name in (*SAME_RESULT, "threads"):
+            if name in spaces and name in NOT_RESULT:
                 raise ConfigError(f"{name} cannot be searched, because it tells no jobs apart; give it one value")
             for end, index in zip(ends, (0, -1)):
                 end.append(f"{name}={both[index]}")

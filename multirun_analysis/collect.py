@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from smilevae import runs
-from smilevae.config import HARDWARE, SAME_RESULT
+from smilevae.config import NOT_RESULT, REPEATS
 from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, pca_psnr
 
@@ -21,8 +21,7 @@ METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/acti
 KINDS = ("completed", "running", "not started", "paused", "interrupted", "stale", "failed", "diverged", "corrupt")
 SIGNS = ("config.yaml", "status.json", "result.json")  # a folder with one of them is a run folder
 CHECKPOINT = re.compile(r"checkpoints/epoch-\d+\.ckpt")
-HIDDEN = {"threads", *SAME_RESULT, *(f"trainer.{name}" for name in HARDWARE)} - {"data.unlabelled", "data.attributes"}
-REPEATS = ("seed", "data.split_seed")  # a setting is averaged over them
+HIDDEN = {*NOT_RESULT} - {"data.unlabelled", "data.attributes"}
 PEOPLE = (  # runs that are equal in these hold out the same people: the images, and the arguments of data/split.py
     *("data_fingerprint", "data.split_seed", "data.val_fraction", "data.test_fraction", "data.person_pattern"),
 )

@@ -14,6 +14,7 @@ import pandas as pd
 from multirun_analysis import collect, diff, plots, rank, rungs, settings
 from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
+from smilevae.config import STUDY
 from smilevae.models.linear import linear_vae, pca_psnr
 
 EFFECTS_ON = ("val/psnr", "val/kl")  # beside the metric that ranks
@@ -197,7 +198,7 @@ def _setting(setting: settings.Setting, metric: str) -> dict[str, Any]:
 
 
 def _table(sweep: collect.Sweep) -> pd.DataFrame:
-    usual = ["beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed", "model.network"]
+    usual = [*STUDY, "model.network"]
     columns = ["run", "status", "reason", *sweep.swept, *usual, *collect.METRICS, "mean_face_psnr", *collect.DISTANCES]
     columns += ["epoch", "epochs_done", "images_per_second", "wall_seconds", "used_threads", "peak_memory_mb"]
     columns += [*collect.COST, "data_fingerprint", "checkpoint"]

@@ -34,7 +34,8 @@ class SyntheticFaces:
         self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), counts)
         num = len(self.smile)
         self.test = np.arange(num) >= num_smiling + num_not_smiling
-        smiling, others = rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num)
+        smiling = rng.uniform(0.45, 1, num)
+        others = rng.uniform(-0.3, 0.35, num)
         factors = {"smile": np.where(self.smile == 1, smiling, others)}
         own = (1 - confound**2) ** 0.5 * rng.standard_normal(num)
         hair_length = confound * (2 * self.smile - 1) + own

@@ -34,7 +34,8 @@ def hydra_argument(key: str, path: Path) -> str:
 
 def override(key: str, value: str) -> str:
     """key=value as Hydra reads it, quoted where it must be. Backslashes count double only before a quote."""
-    if re.fullmatch(r"[A-Za-z0-9/._+-]+", value):
+    no_text = re.fullmatch(r"(?i)null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", value)
+    if re.fullmatch(r"[A-Za-z0-9/._+-]+", value) and not no_text:
         return f"{key}={value}"
     quoted = re.sub(r"(\\*)('|$)", lambda part: 2 * part[1] + part[2].replace("'", "\\'"), value)
     return f"{key}='{quoted}'"

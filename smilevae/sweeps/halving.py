@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smilevae import runs
-from smilevae.config import Settings
+from smilevae.config import REPEATS, Settings
 from smilevae.errors import ConfigError
 from smilevae.models.metrics import negative_elbo
 
 RANK_BY = "val/nelbo"  # comparable across beta
-AVERAGED = ("seed", "data.split_seed")  # a setting is compared by its mean over them
 MIN_KEPT = 2  # settings that reach the last rung
 LEAST_EPOCHS = 4  # of the first rung
 
@@ -43,7 +42,7 @@ class Halving:
         self.folder, self.rungs = folder, rungs
         self.settings: dict[str, list[str]] = {}  # a setting's jobs
         for name, settings in jobs.items():
-            flat = {k: v for k, v in settings.result_settings().items() if k not in AVERAGED}
+            flat = {k: v for k, v in settings.result_settings().items() if k not in REPEATS}
             self.settings.setdefault(json.dumps(flat, sort_keys=True), []).append(name)
 
     def allowed(self, number: int) -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import FIELDS, Settings
+from smilevae.config import FIELDS, REPEATS, Settings
 from smilevae.errors import ConfigError
 from smilevae.sweeps.plan import job_name
 
 NAME = "search.log"
-FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
+FACES = {"image_size", *REPEATS, *(name for name in FIELDS if name.startswith("data."))}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from smilevae import runs
+from smilevae.config import STUDY as USUAL
 from smilevae.config import Settings
 from smilevae.data import Faces
 from smilevae.data.batches import gather, to_unit
@@ -19,7 +20,6 @@ from smilevae.evaluation.measure import encode
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
-USUAL = ("beta", "latent_dim", "batch_size", "epochs", "lr", "normalize", "image_size", "seed")
 HP_METRICS = ("loss", "recon", "kl", "nelbo", "psnr", "active_units")
 
 
