@@ -20,7 +20,11 @@ from smilevae.models.vae import build_vae
 from smilevae.training.module import VAEModule
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
-GPU = ("trainer=gpu", "model.dropout=0", "epochs=40")  # 200 steps; dropout's masks are of the device
+GPU = (
+    "trainer=gpu",
+    "model.dropout=0",
+    "epochs=40",
+)  # 200 steps; dropout's masks are of the device
 
 
 def on_fake_gpu(module):
@@ -29,7 +33,9 @@ def on_fake_gpu(module):
         for name, weight in part._parameters.items():
             if weight is not None:
                 fake = torch.empty(weight.shape, device="cuda")
-                part._parameters[name] = torch.nn.Parameter(fake, requires_grad=weight.requires_grad)
+                part._parameters[name] = torch.nn.Parameter(
+                    fake, requires_grad=weight.requires_grad
+                )
         for name, buffer in part._buffers.items():
             part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
     module._device = torch.device("cuda:0")
@@ -40,18 +46,27 @@ def test_a_step_needs_no_value_back_from_a_gpu():
     jitter = {"shift": 2, "rotate": 3, "zoom": 0.1, "light": 0.1}
     settings = Settings(image_size=64, batch_size=8, ema=0.9, jitter=jitter)
     module, gpu0 = VAEModule(build_vae(settings), settings, "data"), torch.device("cuda:0")
-    state = {"world_size": 1, "global_rank": 0, "current_epoch": 0, "num_training_batches": 3, "global_step": 0}
+    state = {
+        "world_size": 1,
+        "global_rank": 0,
+        "current_epoch": 0,
+        "num_training_batches": 3,
+        "global_step": 0,
+    }
     module._trainer = SimpleNamespace(**state)
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_fake_gpu(module)
         kinds = {"images": torch.uint8, "smile": torch.long}
         shapes = {"images": (30, 64, 64, 3), "smile": (30,)}
-        faces = FaceBatches(**{name: torch.zeros(shapes[name], dtype=kinds[name], device=gpu0) for name in kinds})
+        faces = FaceBatches(
+            **{name: torch.zeros(shapes[name], dtype=kinds[name], device=gpu0) for name in kinds}
+        )
         for index, rows in enumerate(EpochBatches(np.arange(30), 8, 0, flip=True, device=gpu0)):
             loss = module.training_step([to_unit(faces[rows][0]), None], index)
         for index, chunk in enumerate(in_order(np.arange(30), 128)):
             module.validation_step(
-                [to_unit(faces[[torch.from_numpy(part).to(gpu0) for part in chunk]][0]), None], index
+                [to_unit(faces[[torch.from_numpy(part).to(gpu0) for part in chunk]][0]), None],
+                index,
             )
         assert (index, loss.device, module.epoch.sums["train"].device) == (0, gpu0, gpu0)
         with pytest.raises(DataDependentOutputException):  # so the test can fail
@@ -109,12 +124,18 @@ class Strict(pl.Callback):
 
 
 @for_gpu
-@pytest.mark.parametrize("more", [(), ("trainer.precision=bf16-mixed", "ema=0.9", "jitter.shift=2")])
+@pytest.mark.parametrize(
+    "more", [(), ("trainer.precision=bf16-mixed", "ema=0.9", "jitter.shift=2")]
+)
 def test_no_step_waits_for_the_device(call, monkeypatch, tmp_path, more):
     real = pl.Trainer
-    monkeypatch.setattr(pl, "Trainer", lambda callbacks, **kw: real(callbacks=[*callbacks, Strict()], **kw))
+    monkeypatch.setattr(
+        pl, "Trainer", lambda callbacks, **kw: real(callbacks=[*callbacks, Strict()], **kw)
+    )
     Strict.steps = 0
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, *GPU, *more, "epochs=3")
+    code, errors = call(
+        "train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, *GPU, *more, "epochs=3"
+    )
     assert code == 0, errors
     assert Strict.steps == 2 * 4
 
@@ -122,5 +143,10 @@ def test_no_step_waits_for_the_device(call, monkeypatch, tmp_path, more):
 @for_gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")
 def test_two_devices_train_as_one(tmp_path):
-    one, two = (runs.read_metrics(train(tmp_path / str(n), f"trainer.devices={n}", "epochs=4")) for n in (1, 2))
-    assert [line["val/loss"] for line in one] == pytest.approx([line["val/loss"] for line in two], rel=0.01)
+    one, two = (
+        runs.read_metrics(train(tmp_path / str(n), f"trainer.devices={n}", "epochs=4"))
+        for n in (1, 2)
+    )
+    assert [line["val/loss"] for line in one] == pytest.approx(
+        [line["val/loss"] for line in two], rel=0.01
+    )

@@ -42,14 +42,18 @@ def weights(vae):
     return b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(vae.state_dict().items()))
 
 
-@pytest.mark.scorecard(10, "a checkpoint truncated at 200 places, 200 flipped bytes: exit 4 or identical weights")
+@pytest.mark.scorecard(
+    10, "a checkpoint truncated at 200 places, 200 flipped bytes: exit 4 or identical weights"
+)
 def test_a_damaged_checkpoint_is_refused_or_loads_the_same_weights(best, tmp_path, record_property):
     whole, rng = best.read_bytes(), random.Random(0)
     expected = weights(checkpoint.load(best).vae)
     spoilt = [whole[: rng.randrange(len(whole))] for _ in range(200)]
     for _ in range(200):
         place = rng.randrange(len(whole))
-        spoilt.append(whole[:place] + bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :])
+        spoilt.append(
+            whole[:place] + bytes([whole[place] ^ (1 << rng.randrange(8))]) + whole[place + 1 :]
+        )
     refused = same = 0
     for data in spoilt:
         (tmp_path / "a.ckpt").write_bytes(data)
@@ -107,14 +111,17 @@ def attacks(home, best, content, canary):
         "huge latent": changed(latent_dim=10**9),
         "huge picture": changed(image_size=10**9),
         "huge widths": changed(model=settings["model"] | {"widths": [10**9]}),
-        "largest allowed": changed(model=settings["model"] | {"widths": [4096] * 5}, latent_dim=4096, image_size=256),
+        "largest allowed": changed(
+            model=settings["model"] | {"widths": [4096] * 5}, latent_dim=4096, image_size=256
+        ),
         "not a number": changed(beta=float("nan")),
         "billion laughs": changed(model=many),
         "billion laughs as a knob": changed(beta=[many]),
         "wrong network": changed(model=settings["model"] | {"network": "conv"}),
         "no epochs": content | {"callbacks": {}},
         "weights that are none": content | {"state_dict": dict.fromkeys(content["state_dict"], 1)},
-        "weights of another kind": content | {"state_dict": {k: v.double() for k, v in content["state_dict"].items()}},
+        "weights of another kind": content
+        | {"state_dict": {k: v.double() for k, v in content["state_dict"].items()}},
         "keys that are none": content | {"state_dict": {1: torch.zeros(1)}},
     }
     for name, data in spoilt.items():
@@ -131,14 +138,22 @@ def attacks(home, best, content, canary):
                 file.writestr(record, data)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                file.writestr(next(iter(records)) if name == "two of one name" else "archive/data/bomb", bytes(10**8))
+                file.writestr(
+                    next(iter(records)) if name == "two of one name" else "archive/data/bomb",
+                    bytes(10**8),
+                )
     found["long pickle"] = home / "long pickle.ckpt"
     with zipfile.ZipFile(found["long pickle"], "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps("x" * (checkpoint.MAX_PLAIN + 1)))
     found["1 GB header"] = home / "header" / runs.EXPORTED
     found["1 GB header"].parent.mkdir()
     found["1 GB header"].write_bytes((10**9).to_bytes(8, "little") + b"{")
-    plain = {"smilevae": content["smilevae"], "hyper_parameters": settings, "fingerprint": "f", "epoch": 1}
+    plain = {
+        "smilevae": content["smilevae"],
+        "hyper_parameters": settings,
+        "fingerprint": "f",
+        "epoch": 1,
+    }
     found["1 GB header"].with_suffix(".json").write_text(json.dumps(plain))
     found["long settings"] = home / "settings" / runs.EXPORTED
     found["long settings"].parent.mkdir()
@@ -187,12 +202,16 @@ for name, path in json.load(open(sys.argv[2])).items():
 
 
 @pytest.mark.scorecard(9, "attack folder: no canary, memory bounded, exit 4, one sentence")
-def test_nothing_in_a_strangers_checkpoint_runs_or_fills_the_memory(best, content, tmp_path, record_property):
+def test_nothing_in_a_strangers_checkpoint_runs_or_fills_the_memory(
+    best, content, tmp_path, record_property
+):
     canary, home = tmp_path / "canary", tmp_path / "attacks"
     home.mkdir()
     found = attacks(home, best, content, canary)
     found |= {"URL": "https://example.org/a.ckpt", "file URL": f"file://{best}", "folder": home}
-    (tmp_path / "list.json").write_text(json.dumps({name: str(path) for name, path in found.items()}))
+    (tmp_path / "list.json").write_text(
+        json.dumps({name: str(path) for name, path in found.items()})
+    )
     limit = 8 * 2**30  # torch alone reserves some GB of addresses
 
     def bounded():
@@ -200,7 +219,13 @@ def test_nothing_in_a_strangers_checkpoint_runs_or_fills_the_memory(best, conten
 
     done = subprocess.run(
         [sys.executable, "-c", ATTACK, str(ROOT), str(tmp_path / "list.json")],
-        **{"capture_output": True, "text": True, "timeout": 300, "preexec_fn": bounded, "cwd": tmp_path},
+        **{
+            "capture_output": True,
+            "text": True,
+            "timeout": 300,
+            "preexec_fn": bounded,
+            "cwd": tmp_path,
+        },
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert not canary.exists()
@@ -211,7 +236,9 @@ def test_nothing_in_a_strangers_checkpoint_runs_or_fills_the_memory(best, conten
         assert len(said) < 500, name
         assert grown < 300, (name, grown)  # MB
         assert seconds < 10, (name, seconds)
-    record_property("figure", f"{len(answers)} files refused, most memory {max(a[2] for a in answers)} MB")
+    record_property(
+        "figure", f"{len(answers)} files refused, most memory {max(a[2] for a in answers)} MB"
+    )
 
 
 def test_a_checkpoint_of_ours_names_nothing_else(best, content):
@@ -251,9 +278,15 @@ def zoo(root):
         "hidden.png": (encoded(flat("RGBA", (200, 0, 0, 0))), (255, 255, 255)),
         "half.png": (encoded(flat("RGBA", (200, 0, 0, 128))), (227, 127, 127)),
         "grey_alpha.png": (encoded(flat("LA", (0, 128))), (127, 127, 127)),
-        "alpha.webp": (encoded(flat("RGBA", (200, 0, 0, 0)), "WEBP", lossless=True, exact=True), (255, 255, 255)),
+        "alpha.webp": (
+            encoded(flat("RGBA", (200, 0, 0, 0)), "WEBP", lossless=True, exact=True),
+            (255, 255, 255),
+        ),
         "palette.png": (encoded(flat("RGB", (9, 90, 190)).quantize(4)), (9, 90, 190)),
-        "clear_palette.png": (encoded(flat("RGB", (9, 90, 190)).quantize(4), transparency=0), (255, 255, 255)),
+        "clear_palette.png": (
+            encoded(flat("RGB", (9, 90, 190)).quantize(4), transparency=0),
+            (255, 255, 255),
+        ),
         "still.gif": (encoded(rgb, "GIF"), (50, 60, 70)),
         "moving.gif": (encoded(frames[0], "GIF", **several), (50, 60, 70)),
         "moving.webp": (encoded(frames[0], "WEBP", lossless=True, **several), (50, 60, 70)),
@@ -271,11 +304,17 @@ def zoo(root):
         "page.png": (b"<html><script>alert(1)</script></html>", "not an image"),
         "half.jpg": (PHOTO[: len(PHOTO) // 2], "damaged"),
         "cut.png": (encoded(flat("RGB", 0))[:-30], "damaged"),
-        "noise.png": (b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(400), "not an image|damaged"),
+        "noise.png": (
+            b"\x89PNG\r\n\x1a\n" + random.Random(0).randbytes(400),
+            "not an image|damaged",
+        ),
         "huge.png": (huge_png(7_200), "over the limit"),
         "bomb.png": (huge_png(30_000), "over the limit"),
         "float.tiff": (encoded(Image.new("F", (64, 64)), "TIFF"), "floating-point"),
-        "wide.tiff": (encoded(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"), "without an agreed range"),
+        "wide.tiff": (
+            encoded(Image.fromarray(np.full((8, 8), 10**6, np.int32)), "TIFF"),
+            "without an agreed range",
+        ),
         "archive.png": (b"PK\x03\x04" + bytes(100), "not an image"),
         "vector.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
     }
@@ -289,10 +328,14 @@ def zoo(root):
         (root / clutter).write_bytes(b"x")
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "._rgb.png").write_bytes(b"x")
-    return {n: c for n, (_, c) in good.items()}, {n: r for n, (_, r) in bad.items()} | {"gone.png": "No such file"}
+    return {n: c for n, (_, c) in good.items()}, {n: r for n, (_, r) in bad.items()} | {
+        "gone.png": "No such file"
+    }
 
 
-@pytest.mark.scorecard(6, "image zoo: right pixels or listed with a reason, each file once, no crash")
+@pytest.mark.scorecard(
+    6, "image zoo: right pixels or listed with a reason, each file once, no crash"
+)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_property):
     import re
@@ -300,10 +343,14 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     root = tmp_path / "zoo"
     root.mkdir()
     good, bad = zoo(root)
-    good["again.png"] = good.pop("rgb.png")  # the same file under two names is one picture, listed by its first name
+    good["again.png"] = good.pop(
+        "rgb.png"
+    )  # the same file under two names is one picture, listed by its first name
     data = Data(source="folder", root=str(root), max_skipped=0.5, val_fraction=0.3)
     faces = load_faces(data, 64)
-    pixels = {name: image.reshape(-1, 3).astype(float) for name, image in zip(faces.names, faces.images)}
+    pixels = {
+        name: image.reshape(-1, 3).astype(float) for name, image in zip(faces.names, faces.images)
+    }
     assert sorted(pixels) == sorted(good)
     for name, colour in good.items():
         np.testing.assert_allclose(pixels[name], [colour] * 64 * 64, atol=1.01, err_msg=name)
@@ -320,7 +367,9 @@ BATCH = 8
 
 @pytest.mark.parametrize("smiling", [0, 1, 2, BATCH - 1, BATCH, BATCH + 1])
 @pytest.mark.parametrize("calm", ["as many", "none"])
-@pytest.mark.scorecard(8, "sizes 0, 1, 2, batch-1 to batch+1, a class empty: a step is made, or exit 3 with counts")
+@pytest.mark.scorecard(
+    8, "sizes 0, 1, 2, batch-1 to batch+1, a class empty: a step is made, or exit 3 with counts"
+)
 def test_any_number_of_pictures_trains_or_says_how_many_there_are(call, tmp_path, smiling, calm):
     root, run = tmp_path / "pictures", tmp_path / "run"
     for name, count in (("smile", smiling), ("non_smile", smiling if calm == "as many" else 0)):
@@ -328,18 +377,32 @@ def test_any_number_of_pictures_trains_or_says_how_many_there_are(call, tmp_path
         for number in range(count):
             noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(noise).save(root / "train" / name / f"{name}{number}.png")
-    tiny = ("image_size=64", "model.network=patch", "model.widths=[8,16]", "latent_dim=4", "epochs=1", "threads=1")
+    tiny = (
+        "image_size=64",
+        "model.network=patch",
+        "model.widths=[8,16]",
+        "latent_dim=4",
+        "epochs=1",
+        "threads=1",
+    )
     where = (f"hydra.run.dir={run}", "data=folder", f"data.root={root}")
     code, errors = call("train", *where, *tiny, f"batch_size={BATCH}")
     if code == 0:
         assert checkpoint.read(run / "checkpoints" / "last.ckpt")["global_step"] >= 1
     else:
         assert (code, run.exists()) == (3, False)
-        assert f": {smiling} images" in errors or "usable training images" in errors or "holds no images" in errors
+        assert (
+            f": {smiling} images" in errors
+            or "usable training images" in errors
+            or "holds no images" in errors
+        )
         assert smiling < 2 or calm == "none"
 
 
-WORDS = [*config.FIELDS, *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode")]
+WORDS = [
+    *config.FIELDS,
+    *("data", "model", "trainer", "experiment", "hydra.run.dir", "hydra/launcher", "hydra.mode"),
+]
 TEXTS = """0 -1 1e400 nan inf true null [] [1,2] {} {a:1} ../.. 1,2 range(3) choice(1,2) ${oc.env:HOME} ${nothing}
  ${beta} ${ a=b ' '' " \\ ??? 0x10 1_000 1e-320 folder synthetic conv patch warm no_such"""
 VALUES = [*TEXTS.split(), "", "\t", "x" * 5000, "1" * 400, "é🙂"]
@@ -357,23 +420,35 @@ def fuzzed(rng: random.Random) -> list[str]:
         elif kind < 0.6:
             words.append(f"{rng.choice(('+', '++', '~', '@', '-', '--', '%'))}{name}={value}")
         elif kind < 0.7:
-            words.append(name[: rng.randrange(len(name))] + rng.choice(string.ascii_lowercase) + f"={value}")
+            words.append(
+                name[: rng.randrange(len(name))] + rng.choice(string.ascii_lowercase) + f"={value}"
+            )
         elif kind < 0.8:
-            words.append("".join(rng.choice(string.printable[:95]) for _ in range(rng.randrange(1, 30))))
+            words.append(
+                "".join(rng.choice(string.printable[:95]) for _ in range(rng.randrange(1, 30)))
+            )
         elif kind < 0.85:
             words.append(rng.choice(FLAGS))
         elif kind < 0.9:
-            words.append(rng.choice((name, f"={value}", "=", "==", f"{name}.{name}=1", f"{name}==1")))
+            words.append(
+                rng.choice((name, f"={value}", "=", "==", f"{name}.{name}=1", f"{name}==1"))
+            )
         else:
-            words.append(f"{name}={rng.choice((-1, 1)) * rng.random() * 10 ** rng.randrange(-5, 12)}")
+            words.append(
+                f"{name}={rng.choice((-1, 1)) * rng.random() * 10 ** rng.randrange(-5, 12)}"
+            )
     return [word.replace("\0", "") for word in words]
 
 
-FUZZ = pytest.mark.scorecard(7, "fuzzed command lines: exit 0 or 2, no traceback, under 5 s each, nothing left behind")
+FUZZ = pytest.mark.scorecard(
+    7, "fuzzed command lines: exit 0 or 2, no traceback, under 5 s each, nothing left behind"
+)
 
 
 @pytest.mark.parametrize("num", [30, pytest.param(500, marks=[pytest.mark.slow, FUZZ])])
-def test_any_text_on_the_command_line_ends_with_0_or_2(call, tmp_path, monkeypatch, num, record_property):
+def test_any_text_on_the_command_line_ends_with_0_or_2(
+    call, tmp_path, monkeypatch, num, record_property
+):
     """The last words name pictures that are not there, so that a line that is right ends with 3 before it trains."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
@@ -384,10 +459,17 @@ def test_any_text_on_the_command_line_ends_with_0_or_2(call, tmp_path, monkeypat
         code, errors = call("train", *words, "data=folder", "data.root=/no/such/folder")
         slowest = max(slowest, time.monotonic() - start)
         assert "Traceback" not in errors, words
-        assert code in (0, 2) or (code == 3 and "/no/such/folder is not a folder" in errors), (words, code, errors)
+        assert code in (0, 2) or (code == 3 and "/no/such/folder is not a folder" in errors), (
+            words,
+            code,
+            errors,
+        )
         assert code == 0 or errors.strip(), words
         assert not list(tmp_path.iterdir()), (words, list(tmp_path.iterdir()))
         codes.append(code)
     assert slowest < 5 + 7 * (num < 500)  # the first alone imports torch
     counts = {code: codes.count(code) for code in sorted(set(codes))}
-    record_property("figure", f"{num} lines, exit codes {counts} (3: right, but no pictures), slowest {slowest:.1f} s")
+    record_property(
+        "figure",
+        f"{num} lines, exit codes {counts} (3: right, but no pictures), slowest {slowest:.1f} s",
+    )
