@@ -416,19 +416,7 @@ def test_two_checkpoints_of_a_run_keep_two_evaluations(copied):
     assert str(link.readlink()) == best.stem  # relative: a moved run keeps it
 
 
-def test_an_evaluation_of_an_older_run_folder_serves_the_checkpoint_whose_weights_fit(copied):
-    run, best, last = copied
-    place = run / "evaluation"
-    for file in (place / best.stem).iterdir():
-        shutil.move(file, place / file.name)
-    shutil.rmtree(place / best.stem)
-    (place / "best").unlink()
-    dials.read(best, checkpoint.load(best).vae)
-    with pytest.raises(CheckpointError, match=r"another checkpoint than last\.ckpt"):
-        dials.read(last, checkpoint.load(last).vae)
-
-
-def test_a_read_only_run_shows_its_newest_evaluation(copied, tmp_path, monkeypatch):
+def test_of_a_read_only_run_the_users_own_evaluation_is_read_first(copied, tmp_path, monkeypatch):
     """The one in the current folder, though the run holds an earlier one."""
     run, best, _ = copied
     monkeypatch.chdir(tmp_path)
@@ -441,8 +429,6 @@ def test_a_read_only_run_shows_its_newest_evaluation(copied, tmp_path, monkeypat
     smile["best"], smile["dials"]["newer"] = "newer", smile["dials"]["mean_difference"]
     (out / "dials.json").write_text(json.dumps(content))
     assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "newer"
-    (run / "evaluation" / best.stem / "dials.json").touch()
-    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "mean_difference"
 
 
 def test_the_loss_in_the_units_of_the_study_weighs_the_kl_by_beta(model):

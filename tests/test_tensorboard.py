@@ -1,17 +1,19 @@
-"""What TensorBoard shows: from the event file, and (slow) from a real TensorBoard over HTTP and in a real browser."""
+"""What TensorBoard shows: from the event file, and (slow) over HTTP and in a real browser."""
 
 import contextlib
 import errno
 import json
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 
 import pytest
+from faults import Process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -103,38 +105,23 @@ def board(tiny_run, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        "--logdir",
-        str(logdir),
-        "--host",
-        "127.0.0.1",
-    ]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    words = f"-m tensorboard.main --host 127.0.0.1 --port {port} --logdir".split()
+    process = Process(tmp_path_factory.mktemp("log"), *words, logdir)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            if len(json.load(urllib.request.urlopen(f"{url}/data/runs"))) >= 2:
-                break
-        except OSError:
-            pass
-        time.sleep(0.25)
+
+    def serves():
+        with contextlib.suppress(OSError):
+            return len(fetch(f"{url}/data/runs")) >= 2
+
+    process.wait_for(serves)
     yield url
-    process.terminate()
-    process.wait()
+    process.end(signal.SIGTERM)
 
 
 def fetch(url: str, body: dict | None = None):
     data = json.dumps(body).encode() if body else None
-    return json.load(
-        urllib.request.urlopen(
-            urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
-        )
-    )
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))
 
 
 @pytest.mark.slow
@@ -155,26 +142,11 @@ def test_a_real_tensorboard_serves_every_tab_under_the_folders_names(board):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
 def test_a_real_browser_draws_the_scalars(board, tmp_path):
     picture = tmp_path / "scalars.png"
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=1280,2400",
-        "--virtual-time-budget=20000",
-    ]
-    subprocess.run(
-        ["chromium", *options, f"--screenshot={picture}", f"{board}/#timeseries"],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    dom = subprocess.run(
-        ["chromium", *options, "--dump-dom", f"{board}/#timeseries"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2400"]
+    command = ["chromium", *options, "--virtual-time-budget=20000"]
+    browse = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=120)
+    browse([*command, f"--screenshot={picture}", f"{board}/#timeseries"])
+    dom = browse([*command, "--dump-dom", f"{board}/#timeseries"]).stdout
     assert "beta-10" in dom
     assert "train/images_per_second" in dom  # pictures come first
     assert picture.stat().st_size > 20_000

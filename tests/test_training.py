@@ -28,6 +28,7 @@ from smilevae.runs import checkpoint
 from smilevae.training import fit
 from smilevae.training.datamodule import VAL_BATCH
 from smilevae.training.module import EpochState, VAEModule, losses, one_cycle
+from smilevae.training.progress import epoch_line
 from smilevae.training.record import Record
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
@@ -121,6 +122,27 @@ def test_the_first_validation_agrees_with_plain_torch(train, ema):
     line = runs.read_metrics(run)[0]
     assert line["val/loss"] == pytest.approx(terms.loss.mean().item(), rel=1e-5)
     assert line["val/active_units"] == (out.mu.var(0) > 0.01).sum()
+
+
+@pytest.mark.parametrize(
+    ("losses", "shown"),
+    [
+        ([507.3], "epoch 1/150  val loss 507.3  PSNR 24.1 dB  KL 54.5 nats  3 min left"),
+        ([190.0, 181.0], "epoch 2/150  val loss 181.0 (best, was 190.0)  PSNR 24.1 dB"),
+        ([179.2, 179.3, 181.0], "epoch 3/150  val loss 181.0 (best 179.2 in epoch 1)  PSNR"),
+    ],
+)
+def test_an_epochs_line_says_whether_the_loss_fell_and_how_long_it_still_takes(losses, shown):
+    epochs = [
+        {"epoch": number, "val/loss": loss, "val/psnr": 24.08, "val/kl": 54.5}
+        for number, loss in enumerate(losses, 1)
+    ]
+    line = epoch_line(epochs, 150, 170)
+    assert line.startswith(shown)
+    assert line.endswith("3 min left")
+    long = [line | {"epoch": 900 + line["epoch"], "val/loss": 12_345.6} for line in epochs]
+    assert len(epoch_line(long, 1000, 3000)) <= 100
+    assert "left" not in epoch_line(epochs, 150, 0)
 
 
 # determinism and resume
@@ -423,7 +445,7 @@ def test_a_resume_on_other_pictures_is_refused_and_paths_are_found_from_anywhere
     assert call("evaluate", f"ckpt={tmp_path / 'run'}")[0] == 0
     next((pictures / "train" / "smile").iterdir()).unlink()
     code, errors = call("train", f"resume={tmp_path / 'run'}", "epochs=3")
-    assert (code, "the pictures changed since this run began" in errors) == (4, True)
+    assert (code, "the images changed since this run began" in errors) == (4, True)
 
 
 @pytest.mark.slow
