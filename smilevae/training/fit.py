@@ -149,10 +149,11 @@ def train(
     # What writes into the folder.
     settings = module.settings
     record = Record(run, until, settings.checkpoint_every)
+    callbacks: list[pl.Callback] = [record]
     if run.is_main_process:
-        record.listeners = [TensorBoard(record, faces, settings), Progress(record)]
+        callbacks += [TensorBoard(record, faces, settings), Progress(record)]
         if settings.logger != "tensorboard":
-            record.listeners.append(trackers.Tracker(record, settings))
+            callbacks.append(trackers.Tracker(record, settings))
 
     # Lightning's trainer.
     arguments = settings.trainer.model_dump()
@@ -162,7 +163,7 @@ def train(
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it
     validate_first = not module.automatic_optimization or settings.warm_start == "ppca"
-    trainer = build_trainer(settings.epochs, validate_first, record, arguments)
+    trainer = build_trainer(settings.epochs, validate_first, callbacks, arguments)
 
     # Train; a run without a result is not complete.
     if run.is_main_process:
@@ -203,16 +204,17 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
 
 
 def build_trainer(
-    epochs: int, validate_first: bool, record: Record, arguments: dict[str, Any]
+    epochs: int, validate_first: bool, callbacks: list[pl.Callback], arguments: dict[str, Any]
 ) -> pl.Trainer:
     """Lightning's trainer. Raises ConfigError for an argument that it refuses."""
     on_gpu = torch.cuda.is_available() and arguments["accelerator"] != "cpu"
     try:
         return pl.Trainer(
             max_epochs=epochs,
-            logger=False,  # the record's listeners write
-            callbacks=[record],
+            logger=False,  # the callbacks write
+            callbacks=callbacks,
             plugins=[PlainCheckpointIO()],
+            enable_checkpointing=False,  # the record writes them
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=-1 if validate_first else 0,

@@ -17,13 +17,7 @@ from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.errors import Diverged
-from smilevae.models.losses import (
-    Terms,
-    beta_vae_terms,
-    gaussian_kl,
-    optimal_beta,
-    squared_error,
-)
+from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE, VAEOutput, build_vae
 from smilevae.runs import checkpoint
@@ -49,10 +43,11 @@ class EpochState:
     metrics: dict[str, float] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, stage: str, sums: Tensor) -> None:
-        """Add a batch's sums; a resume restores earlier ones on the CPU."""
-        earlier = self.sums.get(stage, torch.zeros_like(sums))
-        self.sums[stage] = earlier.to(sums.device) + sums
+    def add(self, stage: str, terms: Tensor) -> None:
+        """Add a batch's terms, (5, B); a resume restores earlier sums on the CPU."""
+        wide = torch.float32 if terms.device.type == "mps" else torch.float64  # Apple lacks it
+        earlier = self.sums.get(stage, torch.zeros(5)).to(terms.device, wide)
+        self.sums[stage] = earlier + terms.to(wide).sum(1)
 
 
 class VAEModule(pl.LightningModule):
@@ -98,8 +93,6 @@ class VAEModule(pl.LightningModule):
         mu, _ = self.epoch.eval_model.encode(x)
         return self.epoch.eval_model.decode(mu)
 
-    # one step
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, _ = batch
         amounts = self.settings.jitter.model_dump()
@@ -124,23 +117,17 @@ class VAEModule(pl.LightningModule):
         beta = vae.beta + 0.0  # a copy: the backward pass needs it as it is now
         out, terms = (self._train_losses if training else losses)(vae, x, noise, beta)
         with torch.no_grad():
-            if training:
-                mu_error = terms.recon
-                self._follow_beta(terms.recon.mean())
-            else:
+            mu_error = terms.recon
+            if training and isinstance(vae.beta, Tensor):
+                share = max(BETA_SHARE, 1 / (1 + self.global_step))
+                vae.beta.lerp_(optimal_beta(terms.recon.mean() / self.num_pixels), share)
+            if not training:
                 mu_error = squared_error(vae.decode(out.mu), x)
                 kl = gaussian_kl(out.mu, out.logvar)
                 moments = torch.stack([out.mu, out.mu.square(), kl]).sum(1)
                 self._moments = self._moments.to(x.device) + moments
-            sums = torch.stack([torch.ones_like(mu_error), *terms, mu_error])
-            self.epoch.add(stage, sums.to(self._wide).sum(1))
+            self.epoch.add(stage, torch.stack([torch.ones_like(mu_error), *terms, mu_error]))
         return terms.loss.mean()
-
-    def _follow_beta(self, recon: Tensor) -> None:
-        """Move beta=auto to the optimum of a batch: soon at the start, then slowly."""
-        if isinstance(self.vae.beta, Tensor):
-            share = max(BETA_SHARE, 1 / (1 + self.global_step))
-            self.vae.beta.lerp_(optimal_beta(recon / self.num_pixels), share)
 
     def _noise(
         self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int
@@ -167,13 +154,6 @@ class VAEModule(pl.LightningModule):
             self._drawn_block[stage] = (epoch, block)
         return self._drawn[stage][index, self.global_rank :: self.trainer.world_size][:num]
 
-    @property
-    def _wide(self) -> torch.dtype:
-        # float64 does not exist on Apple GPUs
-        return torch.float32 if self.device.type == "mps" else torch.float64
-
-    # an epoch
-
     def check_finite(self) -> None:
         """Raise Diverged if the running epoch's loss is not finite."""
         num, loss, recon, kl, _ = self.epoch.sums["train"].tolist()
@@ -185,6 +165,12 @@ class VAEModule(pl.LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
+        """Close the epoch. Validation is its last part, so callbacks then find all metrics."""
+        training = not self.trainer.sanity_checking  # else it is before the first epoch
+        if training:
+            self.check_finite()
+            self._close("train")
+            self.epoch.metrics["lr"] = self.lr
         num = self._close("val")
         moments = self.trainer.strategy.reduce(self._moments, reduce_op="sum").cpu() / num
         mean, square, self.epoch.kl_per_dim = moments
@@ -194,13 +180,8 @@ class VAEModule(pl.LightningModule):
         loss = self.epoch.metrics["val/loss"]
         if not math.isfinite(loss):  # before anything is saved
             raise Diverged(f"val/loss became {loss} in epoch {self.current_epoch + 1}; lower lr")
-
-    def on_train_epoch_end(self) -> None:
-        self.check_finite()
-        self._close("train")
-        self.epoch.metrics["lr"] = self.lr
-        if self.plateau:
-            self.plateau.step(self.epoch.metrics["val/loss"])
+        if self.plateau and training:
+            self.plateau.step(loss)
 
     def _close(self, stage: str) -> float:
         """Turn a stage's sums into its metrics; returns the number of examples."""
@@ -218,8 +199,6 @@ class VAEModule(pl.LightningModule):
             f"{stage}/psnr": psnr(mu_error / self.num_pixels),
         }
         return num
-
-    # the optimizer
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.settings
@@ -260,8 +239,6 @@ class VAEModule(pl.LightningModule):
     @property
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
-
-    # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"] = self.settings.plain()

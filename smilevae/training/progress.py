@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(pl.Callback):
-    """Prints the epochs of a record, which calls it."""
+    """Prints the epochs of a record."""
 
     def __init__(self, record: Record) -> None:
         self.record = record

@@ -34,7 +34,7 @@ class PlainCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class Record(pl.callbacks.Checkpoint):
+class Record(pl.Callback):
     """Keeps the list of epochs in metrics.jsonl and writes the checkpoints.
 
     The best two are written when they happen, without the optimizer. last.ckpt, from which a
@@ -42,7 +42,7 @@ class Record(pl.callbacks.Checkpoint):
     before `until` stops the training. A best checkpoint is removed only when last.ckpt knows a
     better one: a resume after a kill finds the best of its epoch.
 
-    Lightning calls a Checkpoint after the module. Its `listeners` are called after it.
+    It is the first callback; later ones read `epochs`.
     """
 
     def __init__(self, run: Run, until: Until, every: float):
@@ -50,7 +50,6 @@ class Record(pl.callbacks.Checkpoint):
         self.until = until
         self.every = every or math.inf
         self.at_each_epoch = not every
-        self.listeners: list[pl.Callback] = []
         self.epochs: list[dict[str, Any]] = []  # the lines of metrics.jsonl
         self.images_per_second = 0.0
         self.checkpoint_due = math.inf  # in time.perf_counter()
@@ -92,8 +91,6 @@ class Record(pl.callbacks.Checkpoint):
             loss = module.epoch.metrics["val/loss"]
             log.info(f"epoch 0, before training: val loss {loss:.1f}")
             self._close_epoch(trainer, module, 0)
-        for listener in self.listeners:
-            listener.on_train_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         if self.epochs and self._num_saved == len(self.epochs):
@@ -112,23 +109,15 @@ class Record(pl.callbacks.Checkpoint):
             module.check_finite()
             self._save(trainer)
             self.until.check()
-        for listener in self.listeners:
-            listener.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._close_epoch(trainer, module, trainer.current_epoch + 1)
-        for listener in self.listeners:
-            listener.on_train_epoch_end(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self.until.end()
-        for listener in self.listeners:
-            listener.on_train_end(trainer, module)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         self.run.write_cost()
-        for listener in self.listeners:
-            listener.on_exception(trainer, module, exception)
 
     def _start_epoch(self) -> None:
         self._start = time.perf_counter()

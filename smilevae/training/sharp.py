@@ -161,8 +161,8 @@ class SharpModule(VAEModule):
         # Log.
         with torch.no_grad():
             terms = beta_vae_terms(fake[:half], x[:half], mu, logvar, vae.beta)
-            sums = torch.stack([torch.ones_like(terms.loss), *terms, terms.recon])
-            self.epoch.add("train", sums.to(self._wide).sum(1))
+            ones = torch.ones_like(terms.loss)
+            self.epoch.add("train", torch.stack([ones, *terms, terms.recon]))
             self.epoch.metrics["sharp/discriminator"] = loss.item()
             self.epoch.metrics["sharp/real_logit"] = real_logits.mean().item()
             self.epoch.metrics["sharp/fake_logit"] = fake_logits.mean().item()

@@ -27,7 +27,7 @@ HP_METRICS = [f"val/{name}" for name in ("loss", "recon", "kl", "nelbo", "psnr",
 class TensorBoard(pl.Callback):
     """Writes curves every epoch, figures every few epochs, HParams, and the projector at the end.
 
-    A resume purges the events after its checkpoint. The record calls it.
+    A resume purges the events after its checkpoint.
     """
 
     def __init__(self, record: Record, faces: Faces, settings: Settings):

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +21,47 @@ class Tracker(pl.Callback):
     """Sends the settings, every epoch's metrics and at the end the best epoch's to one tracker.
 
     A resumed run continues in its run of the tracker. An error of the tracker is logged once and
-    ends the tracking, not the training. The record calls it.
+    ends the tracking, not the training.
     """
 
     def __init__(self, record: Record, settings: Settings):
         self.record = record
         self.settings = settings
         self.logger: Any = None
+        self._failed = False
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        try:
-            self.logger = open_logger(self.settings.logger, self.record.run.dir)
-        except Exception as error:
-            self._stop(error)
+        self._try(self._open)
+
+    def _open(self) -> None:
+        self.logger = open_logger(self.settings.logger, self.record.run.dir)
         if len(self.record.epochs) < 2:  # MLflow refuses other values later, such as more epochs
-            self._send("log_hyperparams", self.settings.result_settings())
+            self.logger.log_hyperparams(self.settings.result_settings())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         line = dict(self.record.epochs[-1])
-        self._send("log_metrics", line, line.pop("epoch"))
+        self._try(lambda: self.logger.log_metrics(line, line.pop("epoch")))
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         best = self.record.best()[0]
         summary = {f"best/{name}": value for name, value in best.items()}
-        self._send("log_metrics", summary, trainer.current_epoch)
-        self._send("finalize", "success")
+        self._try(lambda: self.logger.log_metrics(summary, trainer.current_epoch))
+        self._try(lambda: self.logger.finalize("success"))
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        self._send("finalize", "failed")
-
-    def _send(self, method: str, *arguments: object) -> None:
-        """Call a method of the logger."""
         if self.logger:
-            try:
-                with warnings.catch_warnings(action="ignore"):  # of folders that exist
-                    getattr(self.logger, method)(*arguments)
-            except Exception as error:
-                self._stop(error)
+            self._try(lambda: self.logger.finalize("failed"))
 
-    def _stop(self, error: Exception) -> None:
-        """Go on without the tracker, whose disk is full or whose server is gone."""
-        kind = type(error).__name__
-        log.warning(f"logger={self.settings.logger} stopped: {kind}: {str(error)[:200]}")
-        self.logger = None
+    def _try(self, send: Callable[[], object]) -> None:
+        if self._failed:
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of folders that exist
+                send()
+        except Exception as error:  # a full disk, a server that is gone
+            kind = type(error).__name__
+            log.warning(f"logger={self.settings.logger} stopped: {kind}: {str(error)[:200]}")
+            self._failed = True
 
 
 def open_logger(name: str, run: Path) -> Any:
@@ -76,12 +75,7 @@ def open_logger(name: str, run: Path) -> Any:
     if name == "wandb":
         known = known or secrets.token_hex(8)
         logger: Any = loggers.WandbLogger(
-            name=run.name,
-            id=known,
-            project="smilevae",
-            group=group,
-            save_dir=run,
-            resume="allow",
+            name=run.name, id=known, project="smilevae", group=group, save_dir=run, resume="allow"
         )
     else:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent}/mlflow.db"
