@@ -38,7 +38,8 @@ def override(key: str, value: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9/._+-]+", value):
         return f"{key}={value}"
     doubled = re.sub(r"(\\*)('|$)", r"\1\1\2", value)
-    return f"{key}='{doubled.replace(chr(39), chr(92) + chr(39))}'"
+    quoted = doubled.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _shortest(path: Path) -> str:
