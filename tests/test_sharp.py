@@ -142,7 +142,7 @@ def test_a_killed_first_phase_is_sharpened_by_its_resume(train, call, monkeypatc
 
 
 def test_shifts_are_of_whole_pixels_and_colours_are_kept_where_nothing_is_drawn(monkeypatch):
-    """With light, colour and contrast at their middle, every pixel is one of the image, or black."""
+    """With light, colour and contrast in the middle, a pixel is one of the image, or black."""
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, 0.5))
     x = torch.arange(2 * 3 * 64 * 64).view(2, 3, 64, 64) / 1e5 + 0.01
     y = sharp.diff_augment(x)

@@ -1,4 +1,4 @@
-"""Trackers beside TensorBoard: each one is really run, without a network; a tracker that fails costs no training."""
+"""Trackers beside TensorBoard: each is really run; a failure costs no training."""
 
 import sqlite3
 
@@ -12,10 +12,8 @@ def test_jobs_with_long_names_have_wandb_runs_of_their_own_and_keep_them(tmp_pat
     from pytorch_lightning import loggers
 
     monkeypatch.setattr(loggers, "WandbLogger", lambda **options: options["id"])
-    names = [
-        f"beta-{beta}_batch_size-32_latent_dim-120_normalize-false_seed-0_data.split_seed-0"
-        for beta in (1, 10)
-    ]
+    knobs = "batch_size-32_latent_dim-120_normalize-false_seed-0_data.split_seed-0"
+    names = [f"beta-{beta}_{knobs}" for beta in (1, 10)]
     folders = [tmp_path / sweep / name for sweep in ("one", "two") for name in names]
     for folder in folders:
         folder.mkdir(parents=True)
