@@ -30,7 +30,8 @@ class Progress(pl.Callback):
 
             columns = ("epoch", MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=trainer.max_epochs)
+            done = trainer.current_epoch
+            self._task = self._bar.add_task("", total=trainer.max_epochs, completed=done)
             self._bar.start()
 
     def on_train_batch_end(

@@ -109,7 +109,7 @@ class SharpModule(VAEModule):
             parameter.requires_grad_(name.startswith("decoder."))
         convolutions = nn.Conv2d | nn.ConvTranspose2d
         layers = [layer for layer in vae.decoder.modules() if isinstance(layer, convolutions)]
-        self._last_weight = layers[-1].weight
+        self._last_layer = layers[-1:]  # a list: the module must not hold the layer twice
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.vae.parameters() if p.requires_grad]
@@ -176,7 +176,7 @@ class SharpModule(VAEModule):
         of_error = torch.zeros_like(fake)
         of_error[:half] = 2 / half * (fake.detach()[:half] - x[:half])
         of_decoder.zero_grad()
-        ratio = balance(fake, self._last_weight, of_error, of_adversarial)
+        ratio = balance(fake, self._last_layer[0].weight, of_error, of_adversarial)
         fake.backward(of_error + self.settings.sharpen.weight * ratio * of_adversarial)
         of_decoder.step()
         self._average(step - WARM_UP)
