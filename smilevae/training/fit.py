@@ -71,7 +71,7 @@ def fit(
 
     # Training, in one phase or two.
     module = VAEModule(vae, settings, faces.fingerprint)
-    record = train(module, faces, run, until_of(settings, stop, until), devices, last)
+    record = train(module, faces, run, Until(stop, settings.trainer, until), devices, last)
     evaluated = run.dir
     if settings.sharpen.epochs:
         evaluated = sharpen(settings, faces, run, stop, devices)
@@ -127,14 +127,9 @@ def sharpen(
         last = None
         if inner.can_resume:
             last = checkpoint.resume_point(inner.dir, own, faces.fingerprint)
-        record = train(module, faces, inner, until_of(own, stop), devices, last)
+        record = train(module, faces, inner, Until(stop, own.trainer), devices, last)
         inner.complete(record.result(own, faces.fingerprint) | runs.environment())
         return inner.dir
-
-
-def until_of(settings: Settings, stop: runs.Stop, epoch: int | None = None) -> Until:
-    max_time = (settings.trainer.model_extra or {}).get("max_time")
-    return Until(stop, max_time, epoch)
 
 
 def train(

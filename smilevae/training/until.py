@@ -3,21 +3,22 @@
 import math
 import time
 
+from smilevae.config import Trainer
 from smilevae.errors import Interrupted, Paused
 from smilevae.runs import Stop
 
 
 class Until:
-    """Stops a training at a signal, when `max_time` (DD:HH:MM:SS) is over, or after an epoch.
+    """Stops a training at a signal, when `trainer.max_time` is over, or after an epoch.
 
     Lightning's timer would count a part of an epoch as whole.
     """
 
-    def __init__(self, stop: Stop, max_time: str | None = None, epoch: int | None = None):
+    def __init__(self, stop: Stop, trainer: Trainer, epoch: int | None = None):
         self.stop = stop
         self.epoch = epoch  # of a rung of a sweep
         self._seconds = math.inf
-        if max_time:
+        if max_time := getattr(trainer, "max_time", None):  # DD:HH:MM:SS
             days, hours, minutes, seconds = map(int, max_time.split(":"))
             self._seconds = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
         self._end = math.inf  # in time.perf_counter()
