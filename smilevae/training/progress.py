@@ -84,8 +84,7 @@ def epoch_line(epochs: list[dict[str, Any]], num_epochs: int, seconds_left: floa
 
 
 def _number(value: float) -> str:
-    """Four digits or so."""
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:,.{1 if abs(value) < 1000 else 0}f}"
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:
