@@ -12,7 +12,6 @@ from smilevae.runs.checkpoint_files import (
     best_name,
     epoch_of,
     find,
-    link,
     rank_of,
     ranked,
     run_of,
