@@ -1,14 +1,21 @@
 """The run folder, the only hand-over between programs. Only runs/checkpoint.py needs torch.
 
-config.yaml    resolved, plain      status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED | PAUSED, why
-metrics.jsonl  one line an epoch    result.json   written last: its presence means COMPLETED
-checkpoints/   the best two, last, previous
+config.yaml    all settings, plain    status.json   RUNNING, COMPLETED, FAILED, INTERRUPTED, PAUSED
+metrics.jsonl  one line an epoch      result.json   written last: its presence means COMPLETED
+checkpoints/   the best two, last     evaluation/   measures and figures of a checkpoint
 sharp/         the run folder of a second phase, which sharpens the decoder
-evaluation/    measures and figures of a checkpoint
 """
 # ruff: noqa: F401
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, link, rank_of, ranked, run_of
+from smilevae.runs.checkpoint_files import (
+    EXPORTED,
+    best_name,
+    epoch_of,
+    find,
+    rank_of,
+    ranked,
+    run_of,
+)
 from smilevae.runs.commands import command_name, hydra_argument, override, resume_line, shell_path
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text

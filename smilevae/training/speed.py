@@ -28,7 +28,9 @@ def seconds_per_epoch(settings: Settings, faces: Faces) -> float:
     for _ in range(1 + NUM_STEPS):
         start = time.perf_counter()
         moved = augment(x, torch.rand(len(x), 9) * 2 - 1, **amounts) if any(amounts.values()) else x
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in str(settings.trainer.precision)):
+        with torch.autocast(
+            "cpu", torch.bfloat16, enabled="bf16" in str(settings.trainer.precision)
+        ):
             losses(vae, moved, noise, vae.beta + 0.0)[1].loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -36,5 +38,7 @@ def seconds_per_epoch(settings: Settings, faces: Faces) -> float:
     start = time.perf_counter()
     with torch.no_grad():
         vae.eval().decode(vae.encode(x)[0])
-    validation = 1.5 * (time.perf_counter() - start) * held_out / len(x)  # encoded once, decoded twice
+    validation = (
+        1.5 * (time.perf_counter() - start) * held_out / len(x)
+    )  # encoded once, decoded twice
     return statistics.median(times[1:]) * max(1, num // batch) + validation
