@@ -1,155 +1,185 @@
-"""Ranks settings. A setting is the runs that differ in `seed` and `data.split_seed` only.
+"""Ranks configurations. Runs that differ only in `seed` and `data.split_seed` have one.
 
-A split is one unit if the runs hold out different people: runs on one split share them, so they are not independent.
-Otherwise a run is one unit. A setting's mean is the mean over its units, with a t interval.
+Runs on one split share their held-out people, so they are not independent: a unit is a split, the
+mean of its runs. If all runs are on one split, a unit is a run.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from multirun_analysis import rank
-from multirun_analysis.collect import REPEATS, Sweep, held_out
+from multirun_analysis.collect import PEOPLE, REPEATS, Sweep, differing, held_out, plain
+from smilevae.errors import ConfigError
 
-NUM_DRAWS = 2000
-LEVEL = 0.95
+BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
+MAX_NAMED = 3
 
 
-class Setting(NamedTuple):
-    """A setting and its mean of a metric, with 95% intervals. Unknown numbers are NaN or infinite.
+def check_rank_by(sweep: Sweep, metric: str) -> None:
+    """Raises ConfigError if a metric cannot rank runs, or not these runs."""
+    if metric not in BETTER:
+        raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(BETTER)}")
+    if metric == "val/loss" and differing(sweep.completed, ("used_beta", "image_size", *PEOPLE)):
+        raise ConfigError(
+            "rank_by=val/loss does not compare runs of different beta, data or size; use val/nelbo"
+        )
 
-    `ahead` is by how much the best setting is better than this one. Its interval holds for all pairs of settings at
-    once. `probability` is that of the best mean. It is known if every setting has two units or more: the mean of a
-    single one has no interval, so it could be the best whatever the others are.
+
+def usable(sweep: Sweep, metric: str) -> str:
+    """The metric to rank by: with several image sizes val/psnr replaces sums over pixels."""
+    if metric in ("val/nelbo", "val/recon") and differing(sweep.completed, ["image_size"]):
+        return "val/psnr"
+    return metric
+
+
+def rank(sweep: Sweep, metric: str) -> pd.DataFrame:
+    """A row for each configuration of the completed runs, best mean first.
+
+    `half_width` is that of the 95% interval of `mean`. `ahead` is by how much the first
+    configuration is better than this one; its interval holds for all pairs of configurations at
+    once. Numbers that are not known are NaN.
     """
+    frame = with_units(sweep, metric)
+    # The same run twice counts once: a cell is a split and a seed.
+    cells = frame.groupby(["unit", "block", "configuration"])[metric].mean().unstack()
+    table = cells.groupby("unit").mean()
+    order = (-BETTER[metric] * table.mean()).sort_values(kind="stable").index
 
-    name: str
-    runs: pd.DataFrame  # best first
-    mean: float
-    low: float
-    high: float
-    num_splits: int
-    probability: float
-    ahead: float
-    ahead_low: float
-    ahead_high: float
+    ranked = frame.groupby("configuration").agg(
+        runs=("run", "size"),
+        splits=("split", "nunique"),
+        psnr=("val/psnr", "mean"),
+        kl=("val/kl", "mean"),
+        mean_face_psnr=("mean_face_psnr", "mean"),
+        best_run=("run", "first"),
+        path=("path", "first"),
+        checkpoint=("checkpoint", "first"),
+    )
+    ranked["mean"] = table.mean()
+    ranked["half_width"] = half_width(table.sem(), table.count() - 1)
+    ranked["behind_mean_face"] = ranked["psnr"] <= ranked["mean_face_psnr"]
+    difference, ranked["ahead_half_width"] = _ahead(cells[order], table[order])
+    ranked["ahead"] = BETTER[metric] * difference
+    ranked["apart"] = ranked["ahead"] > ranked["ahead_half_width"]
+    return ranked.loc[order].reset_index()
 
-    @property
-    def apart(self) -> bool:
-        """Whether the interval says that the best setting is better than this one."""
-        return self.ahead_low > 0
 
+def with_units(sweep: Sweep, metric: str) -> pd.DataFrame:
+    """The completed runs, best first, with `configuration`, `split`, `block` and `unit`.
 
-def rank_settings(sweep: Sweep, metric: str) -> list[Setting]:
-    """The settings of the completed runs, best mean first."""
-    frame, sign = sweep.completed, rank.BETTER[metric]
-    if frame.empty:
-        return []
+    A block is a split and a seed.
+    """
+    frame = sweep.completed.sort_values("run", kind="stable")
+    frame = frame.sort_values(metric, ascending=BETTER[metric] < 0, kind="stable")
     knobs = [knob for knob in sweep.swept if knob not in REPEATS]
-    values = zip(*(frame[knob] for knob in knobs)) if knobs else [()] * len(frame)
-    names = [", ".join(f"{knob}={rank.plain(value)}" for knob, value in zip(knobs, row)) for row in values]
-    frame = rank.best(_units(frame.assign(_name=[name or "all runs" for name in names])), metric, len(frame))
-    cells = frame.groupby(["_unit", "_block", "_name"])[metric].mean()  # the same run twice counts once
-    table = cells.groupby(["_unit", "_name"]).mean().unstack()  # units x settings
-    mean, n, error = table.mean(), table.count(), table.var() / table.count()
-    order = list((-sign * mean).sort_values(kind="stable").index)
-    several = [name for name in order if n[name] > 1]
-    shared = cells.unstack()[several].dropna().groupby("_unit").mean()
-    means, draws, margin = _paired(shared) if several and len(shared) > 1 else _alone(table[several])
-    wins = np.bincount((sign * draws).argmax(1), minlength=len(several)) / NUM_DRAWS if several else np.empty(0)
-    parts, settings = dict(list(frame.groupby("_name"))), []
-    for name in order:
-        probability, ahead, half = math.nan, math.nan, math.inf
-        if name in several:
-            own = several.index(name)
-            if len(several) == len(order):
-                probability = float(wins[own])
-            if order[0] in several and own:  # the best is the first of both
-                ahead, half = sign * float(means[0] - means[own]), float(margin(0, own))
-        interval = rank.interval(mean[name], error[name], n[name] - 1)
-        splits = parts[name]["_split"].nunique()
-        settings.append(Setting(name, parts[name], *interval, splits, probability, ahead, ahead - half, ahead + half))
-    return settings
-
-
-def _units(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with `_split`, `_block`, which is a split and a seed, and `_unit`."""
+    rows = frame[knobs].astype(object).to_dict("records")
+    names = [", ".join(f"{knob}={plain(value)}" for knob, value in row.items()) for row in rows]
     split = held_out(frame)
     block = split + " " + frame["seed"].map(str) if "seed" in frame else split
-    return frame.assign(_split=split, _block=block, _unit=split if split.nunique() > 1 else block)
+    return frame.assign(
+        configuration=[name or "all runs" for name in names],
+        split=split,
+        block=block,
+        unit=split if split.nunique() > 1 else block,
+    )
 
 
-def _paired(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, Callable[[int, int], float]]:
-    """Means, draws of them, and the half width of the interval of a difference, of settings that share all units.
+def half_width(standard_error: pd.Series, df: pd.Series) -> pd.Series:
+    """Half of the 95% interval of Student's t; NaN without degrees of freedom."""
+    return stats.t.ppf(0.975, df) * standard_error
 
-    The draws are those of a Gaussian multiplier bootstrap over units (Chernozhukov et al. 1212.6906, section 3), scaled
-    to t: for two settings the probability of the best mean is that of the paired t test.
+
+def welch(a: pd.Series, b: pd.Series) -> float:
+    """Half of the 95% interval of the difference of two means (Welch 1947); NaN if not known."""
+    var_a = a.var() / len(a)
+    var_b = b.var() / len(b)
+    if min(len(a), len(b)) < 2 or var_a + var_b == 0:
+        return math.nan
+    df = (var_a + var_b) ** 2 / (var_a**2 / (len(a) - 1) + var_b**2 / (len(b) - 1))
+    return half_width(math.sqrt(var_a + var_b), df)
+
+
+def _ahead(cells: pd.DataFrame, table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The difference of the first column to each, and the half width of its interval.
+
+    Only configurations of two units or more have one. If they share two units or more, only these
+    are compared, in pairs: an easy split is easy for all.
     """
-    y, rng = table.to_numpy(), np.random.default_rng(0)
-    (n, k), centred = y.shape, y - y.mean(0)
-    noise = rng.standard_normal((NUM_DRAWS, n)) / np.sqrt(n * rng.chisquare(n - 1, (NUM_DRAWS, 1)))
-    residual, df = centred - centred.mean(1, keepdims=True), max((n - 1) * (k - 1), 1)
-    common = _critical(k, df) * math.sqrt(2 * (residual**2).sum() / df / n)
-
-    def margin(a: int, b: int) -> float:
-        return max(common, rank.interval(0, (y[:, a] - y[:, b]).var(ddof=1) / n, n - 1)[2])
-
-    return y.mean(0), y.mean(0) + noise @ centred, margin
+    several = table.columns[table.count() > 1]
+    if len(several) < 2 or several[0] != table.columns[0]:
+        return pd.Series(dtype=float), pd.Series(dtype=float)
+    shared = cells[several].dropna().groupby("unit").mean()
+    differences, half_widths = _paired(shared) if len(shared) > 1 else _unpaired(table[several])
+    return differences[1:], half_widths[1:]
 
 
-def _alone(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, Callable[[int, int], float]]:
-    """The same for settings that share no units: each mean has its own t distribution, a difference is Welch's."""
-    n, var, mean = table.count().to_numpy(), table.var().to_numpy(), table.mean().to_numpy()
-    draws = np.random.default_rng(0).standard_t(np.maximum(n - 1, 1), (NUM_DRAWS, len(n)))
-    df = max(int((n - 1).sum()), 1)
-    common = _critical(len(n), df) * math.sqrt((var * (n - 1)).sum() / df)
+def _paired(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Differences of configurations that share all units.
 
-    def margin(a: int, b: int) -> float:
-        own = rank.interval(0, *rank.welch(var[a], n[a], var[b], n[b]))[2]
-        return max(common * math.sqrt(1 / n[a] + 1 / n[b]), own)
+    The common variance is that of the residuals. A pair's own t interval is taken where it is
+    wider, as a configuration may vary much more than the others.
+    """
+    n, k = table.shape
+    difference = -table.sub(table.iloc[:, 0], axis=0)
+    residual = table - table.mean()
+    residual = residual.sub(residual.mean(axis=1), axis=0)
+    df = (n - 1) * (k - 1)
+    common = critical(k, df) * math.sqrt(2 * (residual**2).to_numpy().sum() / df / n)
+    own = half_width(difference.sem(), n - 1)
+    return difference.mean(), own.clip(lower=common)
 
-    return mean, mean + draws * np.sqrt(var / n), margin
+
+def _unpaired(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Differences of configurations that share no units. A pair's own interval is Welch's."""
+    n = table.count()
+    df = int((n - 1).sum())
+    pooled = (table.var() * (n - 1)).sum() / df
+    common = critical(len(n), df) * np.sqrt(pooled * (1 / n.iloc[0] + 1 / n))
+    best = table.iloc[:, 0].dropna()
+    own = pd.Series({name: welch(best, table[name].dropna()) for name in table})
+    return table.mean().iloc[0] - table.mean(), own.clip(lower=common)
 
 
 @functools.cache
-def _critical(k: int, df: int) -> float:
-    """The critical value of the largest of all differences of k means (Tukey 1949; Kramer 1956 for unequal numbers).
+def critical(k: int, df: int) -> float:
+    """The critical value of the largest difference of k means (Tukey 1949; Kramer 1956).
 
-    The best setting is chosen by the data, so the interval must hold for all pairs. For two it is that of the t test.
+    The best mean is chosen by the data, so its interval must hold for all pairs at once. For two
+    means it is the critical value of the t test.
     """
-    if k < 2:
-        return 0.0
-    from scipy.stats import studentized_range  # the import takes a second
-
-    return float(studentized_range.ppf(LEVEL, k, df)) / math.sqrt(2)
-
-
-def repeated(settings: list[Setting]) -> bool:
-    """Whether a setting has more than one run."""
-    return any(len(setting.runs) > 1 for setting in settings)
+    return float(stats.studentized_range.ppf(0.95, k, df)) / math.sqrt(2)
 
 
 def candidates(sweep: Sweep, metric: str) -> pd.DataFrame:
-    """The best run of each of the best two settings, on one split if possible; else the best two runs."""
-    settings = rank_settings(sweep, metric)
-    if len(settings) < 2 or not repeated(settings):
-        return rank.best(sweep.completed, metric)
-    first, second = (setting.runs for setting in settings[:2])
-    same = second[second["_split"] == first["_split"].iloc[0]]
-    return pd.concat([first.head(1), (second if same.empty else same).head(1)])
+    """The best run of each of the best two configurations, on one split if possible.
+
+    Of a single configuration the best two runs.
+    """
+    frame = with_units(sweep, metric)
+    first, *others = rank(sweep, metric)["configuration"].head(2)
+    best = frame[frame["configuration"] == first]
+    if not others:
+        return best.head(2)
+    second = frame[frame["configuration"] == others[0]]
+    same = second[second["split"] == best["split"].iloc[0]]
+    return pd.concat([best.head(1), (second if same.empty else same).head(1)])
 
 
-def conclusion(settings: list[Setting], metric: str, most: int) -> str:
-    """The best setting, and those that may be as good; no more than `most` are named."""
-    if not repeated(settings):
-        return "Each setting has one run, so a difference may be luck; add seed=0,1,2."
-    if len(settings) == 1:
-        return f"All {len(settings[0].runs)} runs have one setting."
-    alike = [setting.name for setting in settings[1:] if not setting.apart]
-    names = "; ".join([*alike[:most], *[f"{len(alike) - most} more"] * (len(alike) > most)])
-    verdict = f"cannot tell it apart from {names}" if alike else "it is better than every other"
-    return f"The best setting of {len(settings)} by {metric} is {settings[0].name}: {verdict}."
+def verdict(ranked: pd.DataFrame) -> str:
+    """Whether the first configuration can be told apart from the others."""
+    if len(ranked) == 1:
+        return "All runs have the same configuration."
+    if ranked["runs"].max() == 1:
+        return (
+            "Each configuration has one run, so a difference may be luck: repeat with seed=0,1,2."
+        )
+    best, *alike = ranked.loc[~ranked["apart"], "configuration"]
+    if not alike:
+        return f"{best} is better than every other configuration."
+    names = alike[:MAX_NAMED]
+    if len(alike) > MAX_NAMED:
+        names.append(f"{len(alike) - MAX_NAMED} more")
+    return f"{best} has the best mean, but these runs cannot tell it apart from {'; '.join(names)}."

@@ -11,6 +11,10 @@ class AnalyseOptions(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    folders: list[str] = Field(description="sweep folders, or run folders; diff and two run folders")
-    rank_by: str = Field("val/nelbo", description="the metric that ranks: val/nelbo, val/psnr, val/loss, ...")
+    folders: list[str] = Field(
+        description="sweep folders, or run folders; diff and two run folders"
+    )
+    rank_by: str = Field(
+        "val/nelbo", description="the metric that ranks: val/nelbo, val/psnr, val/loss, ..."
+    )
     out: str | None = Field(None, description="where to write; <first sweep>/analysis unless given")

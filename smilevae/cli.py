@@ -155,17 +155,17 @@ def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
 
 
 def evaluate(options: Any) -> None:
-    """Print the report of a checkpoint, or of the best two settings or runs of a sweep by val/nelbo."""
+    """Print the report of a checkpoint, or of the best two configurations of a sweep by val/nelbo."""
     from smilevae.evaluation import report
 
     folder = Path(os.path.expanduser(options.ckpt))
     if not (folder / "sweep.json").exists():
         print(report.report(options))
         return
-    from multirun_analysis import collect, rank, settings
+    from multirun_analysis import collect, configurations
 
     sweep = collect.collect([folder])
-    top = settings.candidates(sweep, rank.usable(sweep, "val/nelbo"))
+    top = configurations.candidates(sweep, configurations.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
