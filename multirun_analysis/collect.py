@@ -144,7 +144,7 @@ def _completed(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     beta = best["beta"] if settings["beta"] == "auto" else settings["beta"]
     checkpoint = str(result["checkpoints"][0])
     own = spectrum(path)
-    facts = {
+    facts: dict[str, Any] = {
         "status": "completed",
         "reason": "" if (path / checkpoint).exists() else "its checkpoint is gone",
         "checkpoint": checkpoint,
@@ -171,7 +171,7 @@ def _unfinished(path: Path) -> dict[str, Any]:
     if status == "completed":
         raise ValueError("status.json says COMPLETED, and there is no result.json")
     reason = str(state["reason"] or "").partition("\n")[0]
-    facts = {"status": status, "reason": text(reason)[:300]}
+    facts: dict[str, Any] = {"status": status, "reason": text(reason)[:300]}
     facts["data_fingerprint"] = runs.read_json(path / "data_card.json").get("fingerprint")
     return facts | _cost(runs.read_json(path / "cost.json"))
 

@@ -36,10 +36,11 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     configurations.check_rank_by(sweep, rank_by)
     rank_by = configurations.usable(sweep, rank_by)
     planned = rungs.of(folders[0]) if len(folders) == 1 else []
+    counts = {"runs": len(sweep.runs), "completed": len(sweep.completed)}
     summary = {
         "title": ", ".join(collect.text(folder.resolve().name) for folder in folders),
         "rank_by": rank_by,
-        "counts": {"runs": len(sweep.runs)} | sweep.runs["status"].value_counts().to_dict(),
+        "counts": counts | sweep.runs["status"].value_counts().to_dict(),
         "cost": text.cost(sweep),
         "swept": sweep.swept,
     }
@@ -104,10 +105,10 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _html(table: pd.DataFrame) -> str:
-    """The columns of a table in which its rows differ, for the page."""
-    table = table.loc[:, table.map(str).nunique() > 1]
-    style = {"border": 0, "na_rep": "", "float_format": "{:.6g}".format}
-    return table.to_html(index=False, table_id="runs", **style)
+    """The names of runs, and the columns in which they differ, for the page."""
+    names = [name for name in table if name == "run" or table[name].map(str).nunique() > 1]
+    with pd.option_context("display.max_colwidth", None, "display.float_format", "{:.6g}".format):
+        return table[names].to_html(index=False, table_id="runs", border=0, na_rep="")
 
 
 def _previews(ranked: pd.DataFrame) -> list[tuple[str, str]]:

@@ -53,8 +53,8 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> list[str]:
     if people := collect.differing(done, collect.PEOPLE):
         reason = ", ".join(people).replace("data_fingerprint", "other images")
         lines.append(
-            f"Runs hold out different people ({reason}), so they are measured on different faces:"
-            " the best run may have the easiest ones. Compare means over several data.split_seed."
+            f"Runs hold out different people ({reason}), and some people are easier: compare means"
+            " over several data.split_seed, not single runs."
         )
     if collect.differing(done, ["image_size"]):
         lines.append(
