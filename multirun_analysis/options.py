@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class AnalyseOptions(BaseModel):
     """python -m multirun_analysis SWEEP [SWEEP ...] [rank_by=val/nelbo] [out=FOLDER], or diff RUN RUN
 
-    Ranks the settings and runs of a sweep and compares the values of each knob; writes tables, figures and a page.
-    `diff RUN RUN` prints the differences between two runs.
+    Ranks the configurations of a sweep and compares the values of each hyper-parameter; writes
+    tables, figures and a page. `diff RUN RUN` prints
+    the differences between two runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -23,7 +23,6 @@ MEANINGS = {
     "val/loss": "squared error + beta * KL of held-out faces",
 }
 STILL_IMPROVING = 0.01  # share of val/loss
-MAX_CURVES = 300  # runs whose val/loss is read
 MAX_NAMED = 5
 MAX_EFFECTS = 8
 
@@ -80,7 +79,7 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> list[str]:
             f"Behind the mean face by PSNR: {'; '.join(behind)}. They have learnt less than an"
             " average of all faces. Train longer, or lower beta."
         )
-    improving = sum(map(_still_improving, done["path"].head(MAX_CURVES)))
+    improving = sum(map(_still_improving, done["path"]))
     if improving:
         lines.append(
             f"{improving} of {len(done)} runs were still improving at their end: train longer"
@@ -114,10 +113,8 @@ def linear_reference(sweep: Sweep) -> str:
 def cost(sweep: Sweep) -> str:
     """The cost of the runs that measured it; empty if none did."""
     known = sweep.runs[[name for name in runs.COST if name in sweep.runs]].dropna(how="all")
-    totals = [
-        f"{known[name].sum() / 3600:.3g} {name[:3].upper()} hours"  # cpu_seconds, gpu_seconds
-        for name in known
-    ]
+    hours = known.sum() / 3600
+    totals = [f"{hours[name]:.3g} {name[:3].upper()} hours" for name in known]  # cpu_seconds, ...
     return f"Cost of {len(known)} runs: {', '.join(totals)}." if totals else ""
 
 
