@@ -53,7 +53,7 @@ def _effect(
     if len(grid) > 1 and grid.shape[1] == 2 and grid.notna().all(axis=None):
         pairs = grid[value] - grid[instead_of]
         if several:
-            pairs = pairs.groupby("people").mean()
+            pairs = pairs.groupby(level="people").mean()
         width = half_width(pairs.sem(), len(pairs) - 1)
         n = f"{len(pairs)} {'splits' if several else 'pairs'}"
         return {"change": pairs.mean(), "half_width": width, "n": n}

@@ -22,11 +22,15 @@ def explain(sweep: Sweep, rungs: list[tuple[int, int]]) -> str:
     Gives a sentence on the rungs.
     """
     for (epochs, _), (_, num) in itertools.pairwise(rungs):
-        reached = configurations.rank(after(sweep, epochs), "val/nelbo")
-        for place, configuration in enumerate(reached, start=1):
-            own = sweep.runs["run"].isin(configuration.runs["run"])
-            sweep.runs.loc[own & (sweep.runs["status"] == "paused"), "reason"] = (
-                f"after epoch {epochs}: place {place} of {len(reached)} configurations by"
+        reached = after(sweep, epochs)
+        if reached.runs.empty:
+            break
+        ranked = list(configurations.rank(reached, "val/nelbo")["configuration"])
+        paused = sweep.runs["status"] == "paused"
+        for run in configurations.with_units(reached, "val/nelbo").to_dict("records"):
+            place = ranked.index(run["configuration"]) + 1
+            sweep.runs.loc[paused & (sweep.runs["path"] == run["path"]), "reason"] = (
+                f"after epoch {epochs}: place {place} of {len(ranked)} configurations by"
                 f" val/nelbo; the best {num}, now or by their trend, go on"
             )
     text = ", ".join(f"{num} to epoch {epochs}" for epochs, num in rungs)
