@@ -58,6 +58,7 @@ def collect(folders: list[Path]) -> Sweep:
             rows.append({"run": name, "path": path} | settings | facts)
     if not rows:
         raise ConfigError(f"{folders[0]} holds no runs; pass a sweep's folder: multirun/<time>")
+    rows.sort(key=len, reverse=True)  # the order of the columns is that of a completed run
     frame = pd.DataFrame(rows, dtype=object)  # a whole number stays one beside a gap
     frame = frame[~frame["path"].map(Path.resolve).duplicated()]
     frame = frame.sort_values("run", kind="stable", ignore_index=True)

@@ -46,7 +46,7 @@ def draw_all(sweep: Sweep, best: pd.Series) -> list[tuple[str, bytes, str]]:
 def _colours(done: pd.DataFrame) -> dict[float, Any]:
     """A colour for each beta."""
     betas = sorted(done["used_beta"].unique())
-    return dict(zip(betas, mpl.colormaps["turbo"](np.linspace(0.1, 0.9, len(betas)))))
+    return dict(zip(betas, mpl.colormaps["viridis"](np.linspace(0, 0.85, len(betas)))))
 
 
 def rate_distortion(figure: Figure, done: pd.DataFrame, best: list) -> str:

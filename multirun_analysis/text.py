@@ -123,7 +123,7 @@ def explanation(rank_by: str, num: int) -> list[str]:
     direction = "lower" if BETTER[rank_by] < 0 else "higher"
     return [
         f"The best of {num} configurations by {rank_by}, {MEANINGS[rank_by]}; {direction} is better.",
-        "Runs that differ only in seed or split have one configuration. ± is a 95% interval.",
+        "Runs that differ only in seed or split are one configuration. ± is a 95% interval.",
     ]
 
 
