@@ -1,6 +1,6 @@
 """The analysis against independent computations, damaged folders, and five thousand runs."""
 
-import html.parser
+import html
 import itertools
 import json
 import math
@@ -156,6 +156,7 @@ def test_a_sweep_may_hold_beta_auto_beside_numbers(tmp_path, analyse):
     assert set(table["beta"]) == {"1", "0.1", "auto"}
     write_run(root / "bad", beta="auto")  # no number
     assert collect.read(root / "bad")[1]["status"] == "corrupt"
+    assert run_analysis(root, "rank_by=val/fid") == 2
 
 
 def test_without_a_full_grid_effects_are_welch_s(tmp_path):
@@ -301,19 +302,15 @@ def test_long_values_that_differ_at_their_end_are_two(tmp_path):
     assert collect.collect([tmp_path]).swept == ["data.unlabelled"]
 
 
-def test_a_sweep_that_is_passed_twice_counts_once(tmp_path, monkeypatch):
-    grid(tmp_path / "s", beta=[1, 10])
-    monkeypatch.chdir(tmp_path)
-    assert len(collect.collect([Path("s"), tmp_path / "s"]).runs) == 2
-
-
-def test_several_sweeps_are_read_together(tmp_path):
+def test_several_sweeps_are_read_together_and_each_once(tmp_path, monkeypatch):
     one = grid(tmp_path / "one", beta=[1, 10])
     two = grid(tmp_path / "two", beta=[50])
     assert run_analysis(one, two, f"out={tmp_path / 'both'}") == 0
     found = pd.read_csv(tmp_path / "both" / "runs.csv")
     assert set(found["run"]) == {"one/beta-1", "one/beta-10", "two/beta-50"}
     assert not (one / "analysis").exists()
+    monkeypatch.chdir(tmp_path)
+    assert len(collect.collect([Path("one"), one]).runs) == 2
 
 
 def test_the_cost_of_a_sweep_is_that_of_its_runs_and_says_of_how_many(tmp_path, analyse):
@@ -510,32 +507,6 @@ def test_mistakes_are_one_sentence(capsys, words):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_an_unknown_metric_is_one_sentence(tmp_path, capsys):
-    assert run_analysis(grid(tmp_path / "s", beta=[1, 10]), "rank_by=val/fid") == 2
-    assert "choose one of" in capsys.readouterr().err
-
-
-class Page(html.parser.HTMLParser):
-    """Collects what a browser would run or fetch."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.scripts = 0
-        self.handlers = []
-        self.links = []
-        self.words = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.scripts += tag == "script"
-        self.handlers += [k for k, _ in attributes if k.startswith("on")]
-        links = [v or "" for k, v in attributes if k in ("href", "src", "xlink:href")]
-        self.links += [link for link in links if not link.startswith(("data:image/", "#"))]
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
 def test_nothing_from_a_run_folder_is_markup(tmp_path, analyse):
     root = tmp_path / "s"
     script = HOSTILE.replace("/", "∕")
@@ -547,12 +518,11 @@ def test_nothing_from_a_run_folder_is_markup(tmp_path, analyse):
     (root / "bad").mkdir()
     (root / "bad" / "status.json").write_text(json.dumps({"status": "FAILED", "reason": HOSTILE}))
     analyse(root)
-    text = page_of(root)
-    page = Page(text)
-    assert (page.scripts, page.handlers, page.links) == (1, [], [])
-    assert HOSTILE not in text
-    assert any(HOSTILE in word for word in page.words)
-    assert "49" not in [word.strip() for word in page.words]
+    page = page_of(root)
+    assert page.count("<script") == 1
+    assert f"failed, {html.escape(HOSTILE)}" in page
+    assert f"5{html.escape(HOSTILE)}</td>" in page
+    assert ">{{7*7}}<" in page
 
 
 def test_five_thousand_runs_take_seconds(tmp_path):
@@ -575,7 +545,6 @@ def test_five_thousand_runs_take_seconds(tmp_path):
     assert int(done.stdout.split()[-1]) < 500_000  # kB
     counts = json.loads((root / "analysis" / "top.json").read_text())["counts"]
     assert counts == {"runs": 5000, "completed": 3750, "interrupted": 1000, "corrupt": 250}
-    assert Page(page_of(root)).scripts == 1
 
 
 def test_the_linear_references_are_pca_and_monte_carlo():
