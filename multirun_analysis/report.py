@@ -17,6 +17,14 @@ from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
 
 MAX_PREVIEWS = 12
+NOTHING = {
+    "warnings": [],
+    "explanation": [],
+    "verdict": "No run completed, so nothing is ranked.",
+    "configurations": [],
+    "effects": [],
+    "conclusions": [],
+}
 
 
 def main(options: AnalyseOptions) -> None:
@@ -49,7 +57,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     figures = []
     previews = []
     if sweep.completed.empty:
-        summary |= {"warnings": ["No run completed, so nothing is ranked."], "configurations": []}
+        summary |= NOTHING
     else:
         ranked = configurations.rank(sweep, rank_by)
         summary |= _ranking(sweep, rank_by, ranked, planned)

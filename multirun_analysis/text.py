@@ -140,8 +140,7 @@ def terminal(summary: dict[str, Any], page: Path) -> str:
 
     # The best two configurations.
     rank_by = summary["rank_by"]
-    if summary["configurations"]:
-        lines += ["", *summary["explanation"]]
+    lines += ["", *summary["explanation"]]
     for place, own in enumerate(summary["configurations"][:2], start=1):
         lines += [f"  {place}. {_numbers(own, rank_by)}", f"     {own['evaluate']}"]
     lines.append(summary["verdict"])
