@@ -54,7 +54,7 @@ def collect(folders: list[Path]) -> Sweep:
             own, facts = read(path)
             settings = (planned or _settings(path)) | own
             knobs |= settings
-            name = text(prefix + (path.name or path.resolve().name))
+            name = printable(prefix + (path.name or path.resolve().name))
             rows.append({"run": name, "path": path} | settings | facts)
     if not rows:
         raise ConfigError(f"{folders[0]} holds no runs; pass a sweep's folder: multirun/<time>")
@@ -131,7 +131,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             return _completed(path)
         return {}, _unfinished(path)
     except Exception as error:  # a damaged file can raise anything
-        problem = text(f"{type(error).__name__}: {error}")[:100]
+        problem = printable(f"{type(error).__name__}: {error}")[:100]
         return {}, {"status": "corrupt", "reason": f"its files cannot be read ({problem})"}
 
 
@@ -153,8 +153,8 @@ def _completed(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "used_beta": float(beta),
         "latent_dim": int(settings["latent_dim"]),
         "mean_face_psnr": pca_psnr(own, 0) if own else math.nan,
-        "code": text(str(result.get("code", ""))),
-        "data_fingerprint": text(str(result["data_fingerprint"])),
+        "code": printable(str(result.get("code", ""))),
+        "data_fingerprint": printable(str(result["data_fingerprint"])),
         "wall_seconds": float(result["wall_seconds"]),
         "images_per_second": float(result["final"].get("images_per_second", math.nan)),
         "peak_memory_mb": float(result["peak_memory_mb"]),
@@ -172,7 +172,7 @@ def _unfinished(path: Path) -> dict[str, Any]:
     if status == "completed":
         raise ValueError("status.json says COMPLETED, and there is no result.json")
     reason = str(state["reason"] or "").partition("\n")[0]
-    facts: dict[str, Any] = {"status": status, "reason": text(reason)[:300]}
+    facts: dict[str, Any] = {"status": status, "reason": printable(reason)[:300]}
     facts["data_fingerprint"] = runs.read_json(path / "data_card.json").get("fingerprint")
     return facts | _cost(runs.read_json(path / "cost.json"))
 
@@ -189,10 +189,10 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, (bool, int, float)):
         return value
-    return "none" if value is None else text(str(value))
+    return "none" if value is None else printable(str(value))
 
 
-def text(name: str) -> str:
+def printable(name: str) -> str:
     """A name without control characters, for terminals and pages."""
     return re.sub(r"[\x00-\x1f\x7f]", "?", name.encode(errors="replace").decode())
 

@@ -158,6 +158,8 @@ def candidates(sweep: Sweep, metric: str) -> pd.DataFrame:
 
     Of a single configuration the best two runs.
     """
+    if sweep.completed.empty:
+        return sweep.completed
     frame = with_units(sweep, metric)
     first, *others = rank(sweep, metric)["configuration"].head(2)
     best = frame[frame["configuration"] == first]

@@ -28,7 +28,7 @@ def diff(folders: list[str]) -> str:
     one, two = (Path(folder).expanduser() for folder in folders)
     left = _facts(one)
     right = _facts(two)
-    rows = [("", collect.text(one.resolve().name), collect.text(two.resolve().name))]
+    rows = [("", collect.printable(one.resolve().name), collect.printable(two.resolve().name))]
     for key in dict.fromkeys([*left, *right]):
         a = left.get(key, MISSING)
         b = right.get(key, MISSING)

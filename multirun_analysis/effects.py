@@ -28,7 +28,8 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
             for metric in metrics:
                 key = {"knob": knob, "value": value, "instead_of": values[0], "metric": metric}
                 effect = _effect(frame, others, **key)
-                rows.append(key | effect | {"verdict": _verdict(metric, **effect)})
+                verdict = _verdict(metric, effect["change"], effect["half_width"])
+                rows.append(key | effect | {"verdict": verdict})
     return pd.DataFrame(rows)
 
 
@@ -68,8 +69,8 @@ def _effect(
     return {"change": a.mean() - b.mean(), "half_width": welch(a, b), "n": n}
 
 
-def _verdict(metric: str, change: float, half_width: float, n: str) -> str:
-    if not abs(change) > half_width:  # NaN cannot tell either
+def _verdict(metric: str, change: float, width: float) -> str:
+    if not abs(change) > width:  # NaN cannot tell either
         return "cannot tell"
     if metric not in BETTER:
         return "higher" if change > 0 else "lower"

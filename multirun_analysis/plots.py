@@ -1,6 +1,7 @@
 """Figures of a sweep."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -10,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from multirun_analysis import collect
-from multirun_analysis.collect import Sweep
 from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
 STYLE: dict[Any, Any] = {
@@ -26,8 +26,8 @@ MAX_CURVES = 60
 SAME_FACES = 1e-4  # dB of the mean face; rounding differs between machines
 
 
-def draw_all(sweep: Sweep, best: pd.Series) -> list[tuple[str, bytes, str]]:
-    """(name, PNG, caption) of every figure that this sweep has data for.
+def draw_all(done: pd.DataFrame, best: list[Path]) -> list[tuple[str, bytes, str]]:
+    """(name, PNG, caption) of every figure that the completed runs have data for.
 
     `best` holds the paths of the best runs of the best two configurations.
     """
@@ -35,7 +35,7 @@ def draw_all(sweep: Sweep, best: pd.Series) -> list[tuple[str, bytes, str]]:
     for draw in (rate_distortion, metric_against_beta, learning_curves):
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-            caption = draw(figure, sweep.completed, list(best))
+            caption = draw(figure, done, best)
             if caption:
                 content = io.BytesIO()
                 figure.savefig(content, format="png", dpi=150)
@@ -49,7 +49,7 @@ def _colours(done: pd.DataFrame) -> dict[float, Any]:
     return dict(zip(betas, mpl.colormaps["viridis"](np.linspace(0, 0.85, len(betas)))))
 
 
-def rate_distortion(figure: Figure, done: pd.DataFrame, best: list) -> str:
+def rate_distortion(figure: Figure, done: pd.DataFrame, best: list[Path]) -> str:
     """KL against PSNR of every run, with the Pareto front and the linear references."""
     # Every run, coloured by beta.
     plot = figure.subplots()
@@ -112,7 +112,7 @@ def _draw_references(
         plot.annotate(label, (1, psnr), xycoords=("axes fraction", "data"), ha="right", va="bottom")
 
 
-def metric_against_beta(figure: Figure, done: pd.DataFrame, best: list) -> str:
+def metric_against_beta(figure: Figure, done: pd.DataFrame, best: list[Path]) -> str:
     betas = sorted(done["used_beta"].unique())
     if len(betas) < 2:
         return ""
@@ -130,7 +130,7 @@ def metric_against_beta(figure: Figure, done: pd.DataFrame, best: list) -> str:
     return "A point is a run, the line their mean. A larger beta lowers the rate and the PSNR."
 
 
-def learning_curves(figure: Figure, done: pd.DataFrame, best: list) -> str:
+def learning_curves(figure: Figure, done: pd.DataFrame, best: list[Path]) -> str:
     """PSNR of the epochs of the first runs and of the best ones."""
     in_front = done["path"].isin(best)
     some = pd.concat([done[~in_front].head(MAX_CURVES), done[in_front]])

@@ -46,7 +46,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     planned = rungs.of(folders[0]) if len(folders) == 1 else []
     counts = {"runs": len(sweep.runs), "completed": len(sweep.completed)}
     summary = {
-        "title": ", ".join(collect.text(folder.resolve().name) for folder in folders),
+        "title": ", ".join(collect.printable(folder.resolve().name) for folder in folders),
         "rank_by": rank_by,
         "counts": counts | sweep.runs["status"].value_counts().to_dict(),
         "cost": text.cost(sweep),
@@ -61,7 +61,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
     else:
         ranked = configurations.rank(sweep, rank_by)
         summary |= _ranking(sweep, rank_by, ranked, planned)
-        figures = plots.draw_all(sweep, ranked["path"].head(2))
+        figures = plots.draw_all(sweep.completed, list(ranked["path"].head(2)))
         previews = _previews(ranked.head(MAX_PREVIEWS))
     unfinished = sweep.runs[sweep.runs["status"] != "completed"]
     summary["unfinished"] = _records(unfinished[["run", "status", "reason"]])

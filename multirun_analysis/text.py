@@ -22,6 +22,7 @@ MEANINGS = {
     "val/recon": "the squared error of held-out faces",
     "val/loss": "squared error + beta * KL of held-out faces",
 }
+HOURS = {"cpu_seconds": "CPU hours", "gpu_seconds": "GPU hours"}
 STILL_IMPROVING = 0.01  # share of val/loss
 MAX_NAMED = 5
 MAX_EFFECTS = 8
@@ -40,7 +41,7 @@ def with_interval(shown: str, half_width: float | None) -> str:
 
 
 def evaluate_command(checkpoint: Path) -> str:
-    return collect.text(
+    return collect.printable(
         f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', checkpoint)}"
     )
 
@@ -112,9 +113,9 @@ def linear_reference(sweep: Sweep) -> str:
 
 def cost(sweep: Sweep) -> str:
     """The cost of the runs that measured it; empty if none did."""
-    known = sweep.runs[[name for name in runs.COST if name in sweep.runs]].dropna(how="all")
+    known = sweep.runs[[name for name in HOURS if name in sweep.runs]].dropna(how="all")
     hours = known.sum() / 3600
-    totals = [f"{hours[name]:.3g} {name[:3].upper()} hours" for name in known]  # cpu_seconds, ...
+    totals = [f"{hours[name]:.3g} {HOURS[name]}" for name in known]
     return f"Cost of {len(known)} runs: {', '.join(totals)}." if totals else ""
 
 
@@ -130,7 +131,7 @@ def explanation(rank_by: str, num: int) -> list[str]:
 def terminal(summary: dict[str, Any], page: Path) -> str:
     """The result in about twenty lines of at most 100 characters."""
     # What was read.
-    counts = ", ".join(f"{number} {status}" for status, number in summary["counts"].items())
+    counts = ", ".join(f"{num} {status}" for status, num in summary["counts"].items())
     lines = [f"{counts}. {summary['cost']}"]
     failures = [run for run in summary["unfinished"] if run["status"] != "paused"]
     for run in failures[:MAX_NAMED]:
@@ -180,7 +181,7 @@ def _effects(effects: list[dict[str, Any]], rank_by: str) -> list[str]:
 
 
 def _change(effect: dict[str, Any]) -> str:
-    """PSNR -1.56 ± 0.11 dB (worse)"""
+    """An effect in words: PSNR -1.56 ± 0.11 dB (worse)."""
     metric = effect["metric"]
     change = with_interval(number(effect["change"], 3, sign=True), effect["half_width"])
     return f"{NAMES.get(metric, metric)} {change}{UNITS.get(metric, '')} ({effect['verdict']})"

@@ -282,6 +282,7 @@ def test_every_kind_of_run_is_counted_and_named_and_none_is_ranked(tmp_path, ana
 def test_a_sweep_without_a_completed_run_has_a_page_too(tmp_path, analyse):
     (tmp_path / "s" / "a").mkdir(parents=True)
     (tmp_path / "s" / "a" / "status.json").write_text('{"status": "FAILED", "reason": "no"}')
+    assert configurations.candidates(collect.collect([tmp_path / "s"]), "val/nelbo").empty
     printed, _, _ = analyse(tmp_path / "s")
     assert "a: failed, no" in printed
     assert "No run completed" in printed
