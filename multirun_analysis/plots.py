@@ -113,6 +113,7 @@ def _draw_references(
 
 
 def metric_against_beta(figure: Figure, done: pd.DataFrame, best: list[Path]) -> str:
+    """PSNR, KL and negative ELBO of every run and their means; nothing for a single beta."""
     betas = sorted(done["used_beta"].unique())
     if len(betas) < 2:
         return ""
