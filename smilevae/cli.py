@@ -180,10 +180,10 @@ def evaluate(options: "EvaluateOptions") -> None:
     if not (folder / "sweep.json").exists():
         print(report.report(options))
         return
-    from multirun_analysis import collect, rank, settings
+    from multirun_analysis import collect, configurations
 
     sweep = collect.collect([folder])
-    top = settings.candidates(sweep, rank.usable(sweep, "val/nelbo"))
+    top = configurations.candidates(sweep, configurations.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}

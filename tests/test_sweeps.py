@@ -307,9 +307,9 @@ def test_a_sweep_from_start_to_table_equals_single_runs_and_skips_what_is_done(t
     assert (folder / "analysis" / "index.html").exists()
     compared = script("evaluate", f"ckpt={folder}")
     assert compared.returncode == 0, compared.stderr
-    settings = json.loads((folder / "analysis" / "top.json").read_text())["settings"]
-    assert [setting["runs"] for setting in settings] == [2, 2]
-    one, two = (setting["best"]["run"] for setting in settings)
+    found = json.loads((folder / "analysis" / "top.json").read_text())["configurations"]
+    assert [configuration["runs"] for configuration in found] == [2, 2]
+    one, two = (configuration["best_run"] for configuration in found)
     assert f"{one} minus {two}, " in compared.stdout
     assert all(name in compared.stdout for name in ("mean face", "PCA-8", "side by side"))
     assert {p.name for p in (folder / "evaluation").iterdir()} == {
