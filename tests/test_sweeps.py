@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,19 +24,24 @@ from smilevae import runs
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, UserError
 from smilevae.sweeps import jobs
-from smilevae.sweeps.plan import Job, Plan, job_name, read
+from smilevae.sweeps.grid import Grid
+from smilevae.sweeps.plan import Plan, job_name
+from smilevae.sweeps.queue import Queue
 
 SETTINGS = Settings().with_values({"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"})
 GRID = ("beta=1,10,50", "batch_size=8,10,12")
 
 
-def points(*changes: dict) -> list[tuple[str, Job]]:
-    return [(job_name([f"{k}={v}" for k, v in c.items()]), Job([], SETTINGS.with_values(c))) for c in changes]
+def points(*changes: dict) -> list[tuple[str, Settings]]:
+    names = [job_name([f"{k}={v}" for k, v in change.items()]) for change in changes]
+    return [(name, SETTINGS.with_values(change)) for name, change in zip(names, changes)]
 
 
-def plan(folder, *changes, argv=("-m",)) -> Plan:
-    new = Plan(folder, points(*changes), list(argv))
-    new.claim()
+def plan(folder: Path, *changes: dict) -> Plan:
+    """The plan of a sweep folder after a grid has joined."""
+    new = Plan.read(folder)
+    new.add_grid(points(*changes))
+    new.begin()
     return new
 
 
@@ -64,7 +70,7 @@ def table(folder: Path) -> dict[str, dict]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {name: runs.state(folder / name)["status"] for name in read(folder)}
+    return {name: runs.state(folder / name)["status"] for name in Plan.read(folder).jobs}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +97,6 @@ def test_long_names_stay_apart_and_within_the_file_system():
 def test_a_resumed_plan_adds_points_and_knows_the_old_ones_by_their_settings(tmp_path):
     plan(tmp_path / "s", {"beta": 1}, {"beta": 10})
     again = plan(tmp_path / "s", *({"beta": b, "seed": s} for b in (1, 10) for s in (0, 1)))
-    assert again.wanted == ["beta-1", "beta-1_seed-1", "beta-10", "beta-10_seed-1"]
     assert list(again.jobs) == ["beta-1", "beta-10", "beta-1_seed-1", "beta-10_seed-1"]
 
 
@@ -102,14 +107,16 @@ def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
     with pytest.raises(ConfigError, match="bf16-true"):
         plan(tmp_path / "s", {"beta": 1, "trainer.precision": "bf16-true"})
     free = {"data.root": "/moved", "trainer.accelerator": "cpu"}
-    assert plan(tmp_path / "s", {"beta": 1} | free).wanted == ["beta-1"]
+    again = plan(tmp_path / "s", {"beta": 1} | free)
+    assert list(again.jobs) == ["beta-1", "beta-10"]
+    assert Plan.read(tmp_path / "s").jobs["beta-1"].data.root == "/moved"
 
 
 def test_equal_points_are_one_job_and_equal_names_stay_apart(tmp_path):
-    assert plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).wanted == ["beta-1"]
-    assert plan(tmp_path / "c", {"beta": 1}, {"beta": 1.0}).wanted == ["beta-1"]
-    same = [("x", job) for _, job in points({"beta": 1}, {"beta": 2})]
-    assert len(set(Plan(tmp_path / "b", same, []).wanted)) == 2
+    assert [*plan(tmp_path / "a", {"beta": 1}, {"beta": 1}).jobs] == ["beta-1"]
+    assert [*plan(tmp_path / "c", {"beta": 1}, {"beta": 1.0}).jobs] == ["beta-1"]
+    same = [("x", settings) for _, settings in points({"beta": 1}, {"beta": 2})]
+    assert len(set(Plan(tmp_path / "b").add(same))) == 2
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
@@ -144,31 +151,52 @@ def test_a_sweep_over_what_tells_no_jobs_apart_is_refused(tmp_path, knob, values
     ):
         plan(tmp_path / "s", *({knob: value} for value in values))
     assert not (tmp_path / "s").exists()
-    assert plan(tmp_path / "s", {"beta": 1, knob: values[0]}, {"beta": 2, knob: values[0]}).wanted
+    assert plan(tmp_path / "s", {"beta": 1, knob: values[0]}, {"beta": 2, knob: values[0]}).jobs
 
 
 def test_what_sharpens_tells_jobs_apart(tmp_path):
     made = plan(tmp_path / "s", *({"sharpen.epochs": 1, "sharpen.weight": weight} for weight in (0.1, 0.5, 1)))
-    assert len(made.wanted) == 3
-    assert all(f"sharpen.weight-{made.jobs[name].settings.sharpen.weight}" in name for name in made.wanted)
+    assert len(made.jobs) == 3
+    assert all(f"weight-{made.jobs[name].sharpen.weight}" in name for name in made.jobs)
     with pytest.raises(ConfigError, match=r"sharpen\.epochs=2 would change the results"):
         plan(tmp_path / "s", {"sharpen.epochs": 2, "sharpen.weight": 1})
 
 
 def test_what_is_left_is_what_did_not_end(tmp_path):
-    found = plan(tmp_path / "s", *({"beta": b} for b in range(1, 7)))
-    states = ("COMPLETED", "FAILED", "INTERRUPTED", "RUNNING", "RUNNING")
-    held = [runs.Run(tmp_path / "s" / name) for name in found.wanted[:5]]
+    """A job that was interrupted in this sweep is not handed out again in it."""
+    folder = tmp_path / "s"
+    names = [*plan(folder, *({"beta": b} for b in range(1, 8))).jobs]
+    states = ("COMPLETED", "FAILED", "INTERRUPTED", "RUNNING", "RUNNING", "INTERRUPTED")
+    held = [runs.Run(folder / name) for name in names[:6]]
+    held[5].sweep = "this"
     for run, status in zip(held, states):
         run.status(status, "so")
     held[0].write_json("result.json", {})
-    for run in (*held[:3], held[3]):
+    for run in (*held[:4], held[5]):
         run.close()  # the fourth says RUNNING and is not: stale; the fifth runs
-    shown = [runs.state(tmp_path / "s" / name)["status"] for name in found.wanted]
-    assert shown == ["COMPLETED", "FAILED", "INTERRUPTED", "STALE", "RUNNING", "NEW"]
-    assert found.left(False) == found.wanted[2:]
-    assert found.left(True) == found.wanted[1:]
+    assert [*statuses(folder).values()] == [
+        *("COMPLETED", "FAILED", "INTERRUPTED", "STALE", "RUNNING", "INTERRUPTED", "NEW")
+    ]
+    queue = Queue(folder, "this")
+    waiting = [names[2], names[3], names[6]]
+    assert [name for name, _ in queue.left()] == waiting
+    assert [name for name, _ in Queue(folder, "other").left()] == [*waiting[:2], *names[5:]]
+    queue.retry_failed()
+    assert [name for name, _ in queue.left()] == [names[1], *waiting]
     held[4].close()
+
+
+def test_a_claim_is_exclusive_and_a_closed_queue_is_empty(tmp_path):
+    plan(tmp_path / "s", {"beta": 1}, {"beta": 2})
+    one = Queue(tmp_path / "s", "one")
+    two = Queue(tmp_path / "s", "two")
+    (first, until), (second, _) = one.claim(), two.claim()
+    assert (first.dir.name, second.dir.name, until) == ("beta-1", "beta-2", 3)
+    assert one.claim() is None
+    first.close()
+    one.close()
+    assert (one.next(), two.next()) == (None, ("beta-1", 3))
+    second.close()
 
 
 def test_a_job_of_another_host_is_never_called_stale(tmp_path):
@@ -179,7 +207,7 @@ def test_a_job_of_another_host_is_never_called_stale(tmp_path):
     assert runs.state(run.dir)["status"] == "STALE"
     run.write_json("status.json", {"status": "RUNNING", "host": "another-host", "pid": 1})
     assert runs.state(run.dir)["status"] == "RUNNING"
-    assert sweep_plan.left(retry_failed=True) == ["beta-1"]
+    assert Grid(sweep_plan).left() == [("beta-1", 3)]
 
 
 NO_FLOCK = """
@@ -222,7 +250,6 @@ def test_settings_reach_the_process_of_a_job(tmp_path):
 @pytest.mark.parametrize("retried", [False, True])
 def test_a_sweeper_of_another_package_gets_an_error_for_a_job_without_result(tmp_path, monkeypatch, retried):
     """Also: it may use a folder again with other settings, which must not give the old result."""
-    monkeypatch.delenv(jobs.ID, raising=False)
     run = runs.Run(tmp_path / "0")
     run.write_config(SETTINGS)
     run.close()
@@ -230,7 +257,7 @@ def test_a_sweeper_of_another_package_gets_an_error_for_a_job_without_result(tmp
         with pytest.raises(ConfigError, match="holds a run with other settings"):
             jobs.run_job(SETTINGS.with_values({"beta": 2}), tmp_path / "0")
     else:
-        (tmp_path / ".stop-None").touch()
+        monkeypatch.setattr(jobs, "in_process", lambda *_: SimpleNamespace(exitcode=1, pid=0))
         with pytest.raises(UserError, match="has no result"):
             jobs.run_job(SETTINGS, tmp_path / "0")
 

@@ -1,121 +1,183 @@
-"""A search: Optuna proposes the points of a sweep. Its study lies in the sweep's folder, in search.log."""
+"""A search: Optuna proposes the points of a sweep.
+
+Its study is search.log in the sweep's folder. `search` in sweep.json holds
+
+trials   how many points       at_once   how many of them train at a time
+seed     of the proposals      base      settings of every point, by their flat names
+space    KNOB: {"low", "high", "log"}, or {"choices": {VALUE: the settings that it changes}}
+"""
 
 import functools
 import hashlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import FIELDS, Settings
+from smilevae.config import FIELDS, Settings, flatten
 from smilevae.errors import ConfigError
-from smilevae.sweeps.plan import job_name
+from smilevae.sweeps.grid import Grid
+from smilevae.sweeps.plan import job_name, key
 
 NAME = "search.log"
 FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 
-def interval(name: str, low: float, high: float, log: bool) -> Any:
-    """Optuna's distribution of interval(low, high): whole numbers for a knob that takes them. Raises ConfigError."""
-    optuna = _optuna()
-    try:
-        if FIELDS[name].annotation is int:
-            return optuna.distributions.IntDistribution(round(low), round(high), log=log)
-        return optuna.distributions.FloatDistribution(float(low), float(high), log=log)
-    except KeyError:
-        raise ConfigError(f"{name} is not a knob; an interval needs one that takes numbers") from None
-    except ValueError as error:
-        raise ConfigError(f"{name}=interval({low:g},{high:g}) is no space to search: {error}") from None
+class Search(Grid):
+    """Random points, then those of a Gaussian process (Jones et al. 1998), for a low val/nelbo.
 
-
-def choices(values: list[str]) -> Any:
-    """Optuna's distribution of values separated by commas."""
-    return _optuna().distributions.CategoricalDistribution(values)
-
-
-class Search:
-    """Up to `num` trials for the lowest val/nelbo: random ones, then those of a Gaussian process (Jones et al. 1998).
-
-    A proposal depends on the seed, its number and the trials before it. So a search that is killed and continued
-    proposes the same points.
+    A proposal depends on the seed, its number and the trials before it. So a search that is killed
+    and continued proposes the same points.
     """
-
-    def __init__(self, folder: Path, distributions: dict[str, Any], num: int, seed: int):
-        self.optuna = _optuna()
-        self.folder, self.distributions, self.num, self.seed = folder, distributions, num, seed
 
     @functools.cached_property
     def study(self) -> Any:
-        """Optuna's study, opened or begun. The folder exists. Raises ConfigError if it searched something else."""
-        journal = self.optuna.storages.journal.JournalFileBackend(str(self.folder / NAME))
-        storage = self.optuna.storages.JournalStorage(journal)
-        study = self.optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
-        if study.trials and study.trials[0].distributions != self.distributions:
-            raise ConfigError(f"{self.folder} searched other intervals or values; give the same, or start a new sweep")
-        return study
+        """Optuna's study, opened or begun."""
+        optuna = import_optuna()
+        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / NAME))
+        storage = optuna.storages.JournalStorage(journal)
+        return optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
 
-    def trials(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number, values by knob) of every trial so far that was not pruned."""
-        trials = self.study.trials if (self.folder / NAME).exists() else []
-        pruned = self.optuna.trial.TrialState.PRUNED
-        return [(trial.number, trial.params) for trial in trials if trial.state != pruned]
+    def left(self) -> list[tuple[str, int]]:
+        """The jobs that can train now. It proposes a new one where fewer than `at_once` are open."""
+        for trial in self.study.get_trials(states=[import_optuna().trial.TrialState.RUNNING]):
+            self._settle(trial.number, trial.params)
+        while self._wants_more():
+            trial = self._propose(len(self.study.trials))
+            self._settle(trial.number, trial.params)
+        return Grid(self.plan, self.sweep).left()
 
-    def unfinished(self) -> list[tuple[int, dict[str, Any]]]:
-        """The trials without an end: those of a killed search."""
-        running = self.optuna.trial.TrialState.RUNNING
-        return [(trial.number, trial.params) for trial in self.study.trials if trial.state == running]
+    def total_epochs(self) -> float:
+        return super().total_epochs() * self.plan.search["trials"] / max(1, len(self.jobs))
 
-    def propose(self, most: int) -> list[tuple[int, dict[str, Any]]]:
-        """At most so many new trials."""
-        new = []
-        for number in range(len(self.study.trials), min(self.num, len(self.study.trials) + most)):
-            seed = int.from_bytes(hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=4).digest(), "big")
-            self.study.sampler = self._sampler(seed, most)
-            trial = self.study.ask(self.distributions)
-            new.append((trial.number, trial.params))
-        return new
+    def _wants_more(self) -> bool:
+        search = self.plan.search
+        full = len(self.open_jobs()) >= search["at_once"]
+        return not full and len(self.study.trials) < search["trials"]
 
-    def _sampler(self, seed: int, most: int) -> Any:
-        """Gaussian processes see no running trials, so TPE takes their place where several run at a time."""
-        samplers, first = self.optuna.samplers, max(4, self.num // STARTUP)
-        if most > 1:
+    def _propose(self, number: int) -> Any:
+        text = f"{self.plan.search['seed']} {number}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+        self.study.sampler = self._sampler(seed)
+        space = self.plan.search["space"]
+        return self.study.ask({knob: distribution(space[knob]) for knob in space})
+
+    def _sampler(self, seed: int) -> Any:
+        """Gaussian processes see no running trials: several at a time are proposed by TPE."""
+        samplers = import_optuna().samplers
+        first = max(4, self.plan.search["trials"] // STARTUP)
+        if self.plan.search["at_once"] > 1:
             return samplers.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is called experimental
             return samplers.GPSampler(seed=seed, n_startup_trials=first)
 
-    def end(self, number: int, path: Path) -> None:
-        """Report a trial's end to the study, if it has one: its value, or that it failed."""
-        status = runs.state(path)["status"]
+    def _settle(self, number: int, values: dict[str, Any]) -> None:
+        """Make a trial a job, or report the end of its job to the study."""
+        name = trial_name(number, values)
+        try:
+            settings = point(self.plan.search, values)
+        except ConfigError as error:
+            self._leave_out(number, f"{name} is left out: {error}")
+            return
+        if key(settings) not in map(key, self.jobs.values()) and self._collapses(settings):
+            self._leave_out(number, f"{name} is left out: it can only collapse, says the forecast")
+            return
+        (name,) = self.plan.add([(name, settings)])
+        self.plan.write()
+        status = runs.state(self.folder / name)["status"]
         if status == "COMPLETED":
-            self.study.tell(number, runs.read_result(path)["best"]["val/nelbo"])
+            best = runs.read_result(self.folder / name)["best"]
+            self.study.tell(number, best["val/nelbo"])
         elif status == "FAILED":
-            self.study.tell(number, state=self.optuna.trial.TrialState.FAIL)
+            self.study.tell(number, state=import_optuna().trial.TrialState.FAIL)
 
-    def prune(self, number: int, settings: Settings) -> bool:
-        """Whether the forecast says that a point can only collapse. The study then counts it as pruned."""
+    def _leave_out(self, number: int, text: str) -> None:
+        self.plan.say(text)
+        self.study.tell(number, state=import_optuna().trial.TrialState.PRUNED)
+
+    def _collapses(self, settings: Settings) -> bool:
+        """Whether the forecast of a linear VAE says that a point can only collapse."""
         from smilevae.models import linear  # numpy is not needed behind --help
 
-        spectra = self.folder.glob("*/spectrum.json")  # that of any earlier job, if all see the same faces
-        content = runs.read_json(next(spectra, Path()))
-        if not content or settings.beta == "auto" or FACES & set(self.distributions):
+        # Any earlier job has the spectrum, if all see the same faces.
+        spectra = [runs.read_json(path) for path in self.folder.glob("*/spectrum.json")]
+        if not any(spectra) or settings.beta == "auto" or FACES & self.plan.search["space"].keys():
             return False
-        if linear.linear_vae(linear.Spectrum(**content), settings.beta, settings.latent_dim)["active_units"]:
-            return False
-        self.study.tell(number, state=self.optuna.trial.TrialState.PRUNED)
-        return True
-
-    def name(self, number: int, values: dict[str, Any]) -> str:
-        """trial-007_beta-12.3_lr-0.001"""
-        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()]
-        return job_name([f"trial-{number:03d}", *shown])
+        spectrum = linear.Spectrum(**next(filter(None, spectra)))
+        return not linear.linear_vae(spectrum, settings.beta, settings.latent_dim)["active_units"]
 
 
-def _optuna() -> Any:
+def trial_name(number: int, values: dict[str, Any]) -> str:
+    """trial-007_beta-12.3_lr-0.001"""
+    shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()]
+    return job_name([f"trial-{number:03d}", *shown])
+
+
+def point(search: dict[str, Any], values: dict[str, Any]) -> Settings:
+    """The settings of a trial with these values. Raises ConfigError."""
+    flat = dict(search["base"])
+    for knob, value in values.items():
+        choices = search["space"][knob].get("choices")
+        flat |= choices[value] if choices else {knob: value}
+    return Settings().with_values(flat)
+
+
+def corners(search: dict[str, Any]) -> list[Settings]:
+    """The settings with the first and the last value of every knob.
+
+    Raises ConfigError for values that a knob refuses, and for a knob that tells no jobs apart.
+    """
+    values = {}
+    for knob, space in search["space"].items():
+        values[knob] = [*space["choices"]] if "choices" in space else [space["low"], space["high"]]
+        if len({key(point(search, {knob: value})) for value in values[knob]}) == 1:
+            raise ConfigError(
+                f"{knob} cannot be searched, because it tells no jobs apart; give it one value"
+            )
+    ends = [{knob: all_values[end] for knob, all_values in values.items()} for end in (0, -1)]
+    return [point(search, end) for end in ends]
+
+
+def changes(base: Settings, other: Settings) -> dict[str, Any]:
+    """The flat settings that differ from those of `base`."""
+    before = flatten(base.plain())
+    after = flatten(other.plain())
+    return {name: value for name, value in after.items() if value != before.get(name)}
+
+
+def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
+    """The space of interval(low, high): whole numbers for a knob that takes them.
+
+    Raises ConfigError.
+    """
+    if knob not in FIELDS:
+        raise ConfigError(f"{knob} is not a knob; an interval needs one that takes numbers")
+    number = round if FIELDS[knob].annotation is int else float
+    space = {"low": number(low), "high": number(high), "log": log}
+    try:
+        distribution(space)
+    except ValueError as error:
+        raise ConfigError(f"{knob}=interval({low:g},{high:g}) is no space: {error}") from None
+    return space
+
+
+def distribution(space: dict[str, Any]) -> Any:
+    """What Optuna draws a knob's values from."""
+    distributions = import_optuna().distributions
+    if "choices" in space:
+        return distributions.CategoricalDistribution([*space["choices"]])
+    kinds = {int: distributions.IntDistribution, float: distributions.FloatDistribution}
+    return kinds[type(space["low"])](space["low"], space["high"], log=space["log"])
+
+
+def import_optuna() -> Any:
+    """Raises ConfigError if it is not installed."""
     try:
         import optuna
     except ImportError:
-        raise ConfigError('an interval needs Optuna; install it with pip install -e ".[search]"') from None
+        raise ConfigError(
+            'an interval needs Optuna; install it with pip install -e ".[search]"'
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -6,7 +6,6 @@ import datetime
 import json
 import math
 import os
-import secrets
 import signal
 import threading
 import time
@@ -17,84 +16,72 @@ from typing import Any
 from rich.console import Console
 
 from smilevae import runs
-from smilevae.sweeps.halving import RANK_BY
-from smilevae.sweeps.jobs import ID
-from smilevae.sweeps.options import SweepOptions
-from smilevae.sweeps.plan import Plan
+from smilevae.sweeps.halving import RANK_BY, Halving
+from smilevae.sweeps.queue import Queue
 
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
+LISTED = ("RUNNING", "PAUSED", "FAILED", "INTERRUPTED")
 ENDED = ("COMPLETED", "FAILED", "INTERRUPTED", "PAUSED")
 SPENT = "spent.json"  # the seconds that a sweep has run
+EVERY = 0.5  # seconds
 MAX_STEP = 5.0  # seconds: a longer one was a pause of the whole machine
-SAVE_EVERY = 10  # looks
 
 
 class Watch:
-    """Prints and logs every change of a sweep's jobs. On a terminal a last line shows the running jobs.
+    """Prints and logs every change of a sweep's jobs. On a terminal a last line shows those that run.
 
-    It only reads run folders, so it works with every launcher.
+    It only reads run folders, so it works with every launcher. When `budget` seconds are spent it
+    sends SIGTERM to this process and is `over`.
     """
 
-    def __init__(self, plan: Plan, options: SweepOptions):
-        self.plan, self.id, self.budget = plan, secrets.token_hex(4), options.seconds
-        self.trials = options.trials
-        self.spent = spent(plan.folder)
-        self.states = {name: self._read(name) for name in plan.wanted}
-        self.start, self.begun = time.monotonic(), self._sum("done")
+    def __init__(self, queue: Queue, budget: float | None):
+        self.queue = queue
+        self.budget = budget or math.inf
+        self.over = False
+        self.spent = spent(queue.folder)
+        self.states = {name: self._read(name) for name in queue.plan.jobs}
+        self.programs = {queue.plan.code, *(program(state) for state in self.states.values())}
+        self.start = time.monotonic()
+        self.begun = self._epochs_done()
         self.line = Console(stderr=True).status("starting")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Look every half second while the body runs. The jobs that it starts belong to this sweep."""
-        os.environ[ID], over = self.id, threading.Event()
-
-        def loop() -> None:
-            last, looks = time.monotonic(), 0
-            while not over.wait(0.5):
-                now, looks = time.monotonic(), looks + 1
-                self.spent, last = self.spent + min(now - last, MAX_STEP), now
-                if looks % SAVE_EVERY == 0:
-                    self._save_spent()
-                if self.budget and self.spent >= self.budget:
-                    self.budget = None
-                    os.kill(os.getpid(), signal.SIGALRM)  # the main thread stops the jobs
-                self.look()
-
-        thread = threading.Thread(target=loop, daemon=True)
+        """Look every half second while the body runs."""
+        end = threading.Event()
+        thread = threading.Thread(target=self._loop, args=[end], daemon=True)
         with self.line:
             thread.start()
             try:
                 yield
             finally:
-                over.set()
+                end.set()
                 thread.join()
-                self._save_spent()
                 self.look()
 
-    def _save_spent(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
-            runs.write_text(self.plan.folder / SPENT, json.dumps({"seconds": round(self.spent, 1)}) + "\n")
+    def _loop(self, end: threading.Event) -> None:
+        last = time.monotonic()
+        while not end.wait(EVERY):
+            now = time.monotonic()
+            self.spent += min(now - last, MAX_STEP)
+            last = now
+            with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
+                text = json.dumps({"seconds": round(self.spent, 1)})
+                runs.write_text(self.queue.folder / SPENT, text + "\n")
+            if self.spent >= self.budget and not self.over:
+                self.over = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            self.look()
 
     def look(self) -> None:
         """Print the changes since the last look."""
-        for name in [name for name in self.plan.wanted if name not in self.states]:  # a search has added it
-            self.states[name] = self._read(name)
-        for name, before in list(self.states.items()):
+        for name in self.queue.plan.jobs:
+            before = self.states.get(name, {"status": "NEW"})
             if before["status"] == "COMPLETED":
                 continue
             now = self.states[name] = self._read(name)
-            status, text = now["status"], now["reason"]
-            if status == before["status"]:
-                continue
-            if status == "RUNNING":
-                self.say(f"{name} started")
-            if status == "PAUSED":
-                score = self.plan.halving.score(name, now["done"])
-                text = f"{text}, {RANK_BY[4:]} {score:.5g}"
-            if status == "COMPLETED":
-                text = ", ".join(f"{term[4:]} {now['best'].get(term, math.inf):.5g}" for term in PRINTED)
-            if status in ENDED:
-                self.say(f"{name} {status}: {text} | {self.summary()}")
+            if now["status"] != before["status"]:
+                self._tell(name, now)
         running = [
             f"{name} {state['done']}/{state['epochs']} epochs"
             for name, state in self.states.items()
@@ -102,28 +89,41 @@ class Watch:
         ]
         self.line.update(f"{', '.join(running) or 'between jobs'} | {self.summary()}")
 
-    def say(self, line: str) -> None:
-        """Print a line and append it to sweep.log."""
-        print(line, flush=True)
-        with contextlib.suppress(OSError), open(self.plan.folder / "sweep.log", "a") as log:
-            log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {line}\n")
+    def _tell(self, name: str, state: dict[str, Any]) -> None:
+        """Print a job's new status."""
+        text = state["reason"]
+        if state["status"] == "RUNNING":
+            self.queue.plan.say(f"{name} started")
+            if program(state) not in self.programs:
+                self.programs.add(program(state))
+                self.queue.plan.say(self.queue.plan.changed_program(program(state)))
+        if state["status"] == "COMPLETED":
+            best = state["best"]
+            text = ", ".join(f"{term[4:]} {best.get(term, math.inf):.5g}" for term in PRINTED)
+        strategy = self.queue.strategy
+        if state["status"] == "PAUSED" and isinstance(strategy, Halving):
+            score = strategy.score(name, state["done"])
+            text = f"{text}, {RANK_BY[4:]} {score:.5g}"
+        if state["status"] in ENDED:
+            self.queue.plan.say(f"{name} {state['status']}: {text} | {self.summary()}")
 
     def summary(self) -> str:
         """The number of jobs by status, the best so far, and the expected end."""
         counts = collections.Counter(state["status"] for state in self.states.values())
         completed = counts.pop("COMPLETED", 0)
         parts = [f"{completed} of {len(self.states)} completed"]
-        for status in ("RUNNING", "PAUSED", "FAILED", "INTERRUPTED"):
-            if number := counts.pop(status, 0):
-                parts.append(f"{number} {status.lower()}")
-        if left := counts.total():
-            parts.append(f"{left} left")
-        if completed and len({job.settings.image_size for job in self.plan.jobs.values()}) == 1:
-            ended = {name: state["best"] for name, state in self.states.items() if state["status"] == "COMPLETED"}
-            parts.append(f"best {min((best.get(RANK_BY, math.inf), name) for name, best in ended.items())[1]}")
-        done = self._sum("done")
-        total = self._sum("epochs") * max(1, (self.trials or 0) / max(1, len(self.states)))
-        total = self.plan.halving.total_epochs() if self.plan.rungs else total
+        parts += [f"{counts.pop(status)} {status.lower()}" for status in LISTED if counts[status]]
+        if counts.total():
+            parts.append(f"{counts.total()} left")
+        jobs = self.queue.plan.jobs
+        if completed and len({settings.image_size for settings in jobs.values()}) == 1:
+            scores = {name: state["best"].get(RANK_BY) for name, state in self.states.items()}
+            best = min((score, name) for name, score in scores.items() if score is not None)
+            parts.append(f"best {best[1]}")
+
+        # The rest takes as long an epoch as the epochs since the start.
+        done = self._epochs_done()
+        total = self.queue.strategy.total_epochs()
         if self.begun < done < total:
             seconds = (total - done) * (time.monotonic() - self.start) / (done - self.begun)
             end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
@@ -131,14 +131,23 @@ class Watch:
         return ", ".join(parts)
 
     def _read(self, name: str) -> dict[str, Any]:
-        """A job's state, `best` epoch, planned `epochs` and those `done`: all if the job failed."""
-        folder, epochs = self.plan.folder / name, self.plan.jobs[name].settings.epochs
+        """A job's state, `best` epoch, planned `epochs` and those `done`: all if it failed."""
+        folder = self.queue.folder / name
+        epochs = self.queue.plan.jobs[name].epochs
         state = runs.state(folder)
-        done = epochs if state["status"] in ("COMPLETED", "FAILED") else runs.epochs_done(folder)
-        return state | {"epochs": epochs, "done": done, "best": runs.read_result(folder).get("best") or {}}
+        ended = state["status"] in ("COMPLETED", "FAILED")
+        state["epochs"] = epochs
+        state["done"] = epochs if ended else runs.epochs_done(folder)
+        state["best"] = runs.read_result(folder).get("best") or {}
+        return state
 
-    def _sum(self, name: str) -> int:
-        return sum(state[name] for state in self.states.values())
+    def _epochs_done(self) -> int:
+        return sum(state["done"] for state in self.states.values())
+
+
+def program(state: dict[str, Any]) -> str:
+    """The hash of the program that trained a job last; that of no program is empty."""
+    return (state.get("code") or "").rpartition(" ")[2]
 
 
 def spent(folder: Path) -> float:

@@ -1,0 +1,79 @@
+"""A strategy says which jobs of a sweep are next. This one trains all of them to their end."""
+
+import functools
+from pathlib import Path
+
+from smilevae import runs
+from smilevae.sweeps.plan import Plan, key
+
+
+class Grid:
+    """Every job to its last epoch, in the order of the plan; the base of the other strategies.
+
+    A job whose first epochs are another job comes after it. `sweep` is the id of the sweep that
+    asks: a job that was interrupted in it, by a signal or trainer.max_time, is not next again.
+    """
+
+    def __init__(self, plan: Plan, sweep: str | None = None):
+        self.plan = plan
+        self.folder = plan.folder
+        self.jobs = plan.jobs
+        self.sweep = sweep
+
+    def left(self) -> list[tuple[str, int]]:
+        """(job, epoch) of the jobs that wait, in order; each trains until that epoch."""
+        waiting = [name for name in self.open_jobs() if not self.running(name)]
+        return [(name, self.jobs[name].epochs) for name in waiting]
+
+    def ready(self, name: str) -> bool:
+        """Whether a job need not wait for a shorter one."""
+        return all(map(self.ended, self.shorter(name)))
+
+    def total_epochs(self) -> float:
+        """The epochs that all jobs have in the end."""
+        return sum(settings.epochs for settings in self.jobs.values())
+
+    def open_jobs(self) -> list[str]:
+        """The jobs that run or can still run in this sweep."""
+        return [name for name in self.jobs if not self.ended(name) and not self.set_aside(name)]
+
+    def ended(self, name: str) -> bool:
+        return runs.state(self.folder / name)["status"] in ("COMPLETED", "FAILED")
+
+    def set_aside(self, name: str) -> bool:
+        """Whether a job was interrupted in this sweep."""
+        state = runs.read_json(self.folder / name / "status.json")
+        interrupted = {"status": "INTERRUPTED", "sweep": self.sweep}
+        return self.sweep is not None and interrupted.items() <= state.items()
+
+    def running(self, name: str) -> bool:
+        return runs.in_use(self.folder / name)
+
+    def shorter(self, name: str) -> list[str]:
+        """The jobs whose epochs are the first ones of a job, the longest last.
+
+        With schedule=plateau a run does not know its number of epochs.
+        """
+        settings = self.jobs[name]
+        if settings.schedule != "plateau" or settings.sharpen.epochs:
+            return []
+        relatives = self._relatives[key(settings, "epochs")]
+        return [other for other in relatives if self.jobs[other].epochs < settings.epochs]
+
+    @functools.cached_property
+    def _relatives(self) -> dict[str, list[str]]:
+        """The jobs that differ in epochs only, the longest last."""
+        groups: dict[str, list[str]] = {}
+        for name in sorted(self.jobs, key=lambda name: self.jobs[name].epochs):
+            groups.setdefault(key(self.jobs[name], "epochs"), []).append(name)
+        return groups
+
+    def beginning(self, name: str) -> Path | None:
+        """The longest completed run whose epochs are the first ones of a job."""
+        settings = self.jobs[name]
+        for path in (self.folder / other for other in reversed(self.shorter(name))):
+            if (path / "result.json").exists():
+                own = runs.read_settings(path)  # it may have been resumed to more epochs
+                if own.threads == settings.threads and own.epochs < settings.epochs:
+                    return path
+        return None
