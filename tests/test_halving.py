@@ -16,10 +16,11 @@ from test_sweeps import KILLED, SETTINGS, plan, start, statuses, sweep, table, w
 from smilevae import runs
 from smilevae.errors import ConfigError
 from smilevae.sweeps import halving
-from smilevae.sweeps.halving import Halving, Rung
-from smilevae.sweeps.jobs import run_job
-from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import Plan, prefix, read_halving
+from smilevae.sweeps.halving import Halving
+from smilevae.sweeps.grid import Grid
+from smilevae.sweeps.options import parse
+from smilevae.sweeps.plan import Plan
+from smilevae.sweeps.queue import Queue
 from smilevae.sweeps.watch import SPENT
 
 BETAS = "beta=1,2,5,10,20,50"
@@ -40,6 +41,10 @@ def jobs(num: int, seeds: int = 1, **more: int) -> dict:
     }
 
 
+def halve(folder: Path, of: dict, *rungs: tuple[int, int]) -> Halving:
+    return Halving(Plan(folder, of, rungs=[list(rung) for rung in rungs]))
+
+
 @pytest.mark.parametrize(
     ("num", "length", "factor", "first", "rungs"),
     [
@@ -53,11 +58,11 @@ def jobs(num: int, seeds: int = 1, **more: int) -> dict:
 )
 def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(num, length, factor, first, rungs):
     planned = halving.plan_rungs(jobs(num, epochs=length), factor, first)
-    assert planned == [Rung(*rung) for rung in rungs]
+    assert planned == [list(rung) for rung in rungs]
 
 
 def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
-    rungs = Halving(tmp_path, jobs(5), [Rung(2, 5), Rung(4, 2)])
+    rungs = halve(tmp_path, jobs(5), (2, 5), (4, 2))
     assert rungs.left() == [(f"{k}-0", 2) for k in range(5)]
     for k in range(4):
         epochs(tmp_path, f"{k}-0", 11.0 - k, 10.0 - k)
@@ -75,7 +80,7 @@ def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
 
 
 def test_of_several_jobs_at_a_time_none_waits_and_a_late_better_one_goes_on_too(tmp_path):
-    rungs = Halving(tmp_path, jobs(4), [Rung(2, 4), Rung(4, 1)])
+    rungs = halve(tmp_path, jobs(4), (2, 4), (4, 1))
     for k in range(3):
         epochs(tmp_path, f"{k}-0", 11.0 - k, 10.0 - k)
     late = runs.Run(tmp_path / "3-0")
@@ -86,7 +91,7 @@ def test_of_several_jobs_at_a_time_none_waits_and_a_late_better_one_goes_on_too(
 
 
 def test_a_setting_that_learns_slowly_goes_on_by_its_trend(tmp_path):
-    rungs = Halving(tmp_path, jobs(4), [Rung(4, 4), Rung(9, 1)])
+    rungs = halve(tmp_path, jobs(4), (4, 4), (9, 1))
     for k, values in enumerate([(9, 9, 9, 8.9), (30, 20, 16, 12), (40, 39, 38, 37), (9, 9, 9, 9)]):
         epochs(tmp_path, f"{k}-0", *values)
     assert rungs.left() == [("0-0", 9), ("1-0", 9)]  # 12 - 8 log(9/4) / log(2) is below 9
@@ -102,7 +107,7 @@ def test_a_setting_that_learns_slowly_goes_on_by_its_trend(tmp_path):
 )
 def test_a_rung_drops_only_what_has_learnt_something(tmp_path, scores, first, second):
     """With one pixel and total = 1 the mean face has 0.5 (log(2 pi) + 1) = 1.42 nats."""
-    rungs = Halving(tmp_path, jobs(4), [Rung(2, 4), Rung(4, 2), Rung(8, 1)])
+    rungs = halve(tmp_path, jobs(4), (2, 4), (4, 2), (8, 1))
     for num, allowed in ((2, first), (4, second)):
         for k, score in enumerate(scores):
             epochs(tmp_path, f"{k}-0", *[score] * num)
@@ -116,7 +121,7 @@ def test_a_rung_drops_only_what_has_learnt_something(tmp_path, scores, first, se
 
 def test_a_rung_ranks_by_the_best_epoch_as_the_table_does(tmp_path):
     """The best epoch is the one with the lowest val/loss; its checkpoint is the one that is kept."""
-    rungs = Halving(tmp_path, jobs(1), [Rung(2, 1)])
+    rungs = halve(tmp_path, jobs(1), (2, 1))
     (tmp_path / "0-0").mkdir()
     lines = [{"epoch": 1, "val/loss": 5, "val/nelbo": 1}, {"epoch": 2, "val/loss": 4, "val/nelbo": 3}]
     (tmp_path / "0-0" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -124,7 +129,7 @@ def test_a_rung_ranks_by_the_best_epoch_as_the_table_does(tmp_path):
 
 
 def test_a_setting_is_compared_by_its_mean_over_seeds(tmp_path):
-    rungs = Halving(tmp_path, jobs(3, seeds=2), [Rung(2, 3), Rung(4, 1)])
+    rungs = halve(tmp_path, jobs(3, seeds=2), (2, 3), (4, 1))
     for name, value in {"0-0": 1, "0-1": 9, "1-0": 4, "1-1": 4, "2-0": 5, "2-1": 6}.items():
         epochs(tmp_path, name, value, value)
     assert rungs.left() == [("1-0", 4), ("1-1", 4)]  # 4; the luckiest single run has 1
@@ -142,7 +147,7 @@ def test_jobs_that_rungs_cannot_compare_are_refused(tmp_path):
         ({"budget": "soon"}, "sweep.budget=soon must be a time such as 90s, 10m, 2h or 1d"),
         ({"budget": 0}, "sweep.budget=0 must be a time such as 90s, 10m, 2h or 1d"),
         ({"halving": 1}, "sweep.halving=1 must be a whole number from 2 to 10"),
-        ({"mix": "yes"}, "sweep.mix=yes must be true or false"),
+        ({"yes": "maybe"}, "sweep.yes=maybe must be true or false"),
         ({"halvin": 3}, "sweep.halvin is not an option; did you mean sweep.halving?"),
         ({"first": 3}, "sweep.first=3 is the first rung's epochs; add sweep.halving=3"),
     ],
@@ -162,12 +167,11 @@ def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     done = sweep(folder, BETAS, "epochs=4", *WARM)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rungs: 6 settings to epoch 2, 2 settings to epoch 4" in done.stdout
-    assert re.search(r"^about \d+ s, from a few timed steps", done.stdout, re.MULTILINE)
     shown = statuses(folder)
     completed = {name for name in shown if shown[name] == "COMPLETED"}
     assert set(shown.values()) == {"COMPLETED", "PAUSED"}
     assert {runs.epochs_done(folder / name) for name in set(shown) - completed} == {2}
-    first = {name: read_halving(folder).score(name, 2) for name in shown}
+    first = {name: Queue(folder, "").strategy.score(name, 2) for name in shown}
     assert set(sorted(first, key=first.get)[:2]) <= completed
     assert len(completed) <= 4  # two by their scores, two by their trends
     alone = train("beta=1", "epochs=4", "warm_start=ppca")
@@ -194,28 +198,17 @@ def test_new_points_join_the_rungs(tmp_path):
     assert "8 settings to epoch 2, 3 settings to epoch 4" in more.stdout
     assert len(statuses(folder)) == 8
     assert "NEW" not in statuses(folder).values()
-    assert read_halving(folder).left() == []
+    assert Queue(folder, "").strategy.left() == []
     again = sweep(folder, BETAS, "epochs=4", *WARM)
     assert "0 to run" in again.stdout
 
 
-def test_a_program_that_changed_is_refused_at_the_next_job_and_at_a_resume(tmp_path, call, monkeypatch, tiny_run):
+def test_a_program_that_changed_is_said_at_the_job_and_once_by_the_sweep(tmp_path, tiny_run):
     folder = tmp_path / "s"
-    plan(folder, {"beta": 1})
-    content = json.loads((folder / "sweep.json").read_text())
-    assert content["code"] == runs.code_now() == runs.read_result(tiny_run)["code"]
-    (folder / "sweep.json").write_text(json.dumps(content | {"code": "of another program"}))
-    code, errors = call("train", "-m", f"hydra.sweep.dir={folder}", *TINY, "beta=1,10")
-    assert (code, len(errors.strip().splitlines())) == (2, 1)
-    assert "the program changed during" in errors
-    assert "or continue this one with sweep.mix=true" in errors
-    monkeypatch.setenv("SMILEVAE_SWEEP", "x")
-    with pytest.raises(ConfigError, match="the program changed"):  # the next job of a running sweep
-        run_job(SETTINGS, folder / "beta-1")
-    assert not (folder / "beta-1").exists()
-    mixed = Plan(folder, [], ["-m"], SweepOptions(mix=True))
-    mixed.claim()
-    assert json.loads((folder / "sweep.json").read_text()) == content
+    made = plan(folder, *({"beta": 1, "seed": seed} for seed in (0, 1)))
+    assert made.code == runs.code() == runs.read_result(tiny_run)["code"]
+    made.code = "older"
+    made.write()
 
 
 def test_code_is_a_hash_of_every_source_file(tmp_path, monkeypatch):
@@ -264,62 +257,43 @@ def test_a_longer_run_begins_with_the_epochs_of_a_shorter_one(tmp_path, train):
     assert trained == 3
 
 
-def test_the_epochs_of_a_sweep_are_counted_before_it_trains(tmp_path):
-    grid = [{"epochs": n, "beta": b} for b in (1, 2) for n in (3, 9, 5)]
-    made = plan(tmp_path / "s", *grid)
-    left = dict(zip(((c["beta"], c["epochs"]) for c in grid), made.epochs_left(made.wanted)))
-    assert left == {(b, n): e for b in (1, 2) for n, e in ((3, 3), (5, 2), (9, 4))}
-    cosine = plan(tmp_path / "c", *(change | {"schedule": "cosine"} for change in grid))
-    assert cosine.epochs_left(cosine.wanted) == [3, 9, 5, 3, 9, 5]
-    epochs(tmp_path / "c", cosine.wanted[1], *range(4))
-    assert cosine.epochs_left(cosine.wanted) == [3, 5, 5, 3, 9, 5]
-
-
-def test_the_expected_time_is_near_the_measured_one(tmp_path):
-    from smilevae.config import Settings
-    from smilevae.data import load_faces
-    from smilevae.training.speed import seconds_per_epoch
-
-    small, large = (
-        Settings().with_values({"image_size": 64, "model.network": "patch", "batch_size": size, "threads": 1})
-        for size in (16, 64)
-    )
-    faces = load_faces(small.data.model_copy(update={"num_smiling": 40, "num_not_smiling": 40, "num_test": 1}), 64)
-    assert 0 < seconds_per_epoch(large, faces) < 3 * seconds_per_epoch(small, faces)  # as many faces, fewer steps
+def test_a_job_waits_for_the_job_that_it_begins_with(tmp_path):
+    grid = [{"epochs": n, "beta": b, "schedule": "plateau"} for b in (1, 2) for n in (3, 9)]
+    made = plan(tmp_path / "s", *grid, {"epochs": 4, "schedule": "cosine"})
+    short, long, other, _, cosine = made.jobs
+    queue = Queue(tmp_path / "s", "x")
+    assert [name for name, _ in queue.left()] == [*made.jobs]
+    held = [queue.claim()[0] for _ in range(3)]
+    assert [run.dir.name for run in held] == [short, other, cosine]
+    assert queue.next() is None
+    held[0].write_config(made.jobs[short])
+    held[0].complete({})
+    assert queue.next() == (long, 9)
+    assert Grid(made).beginning(long) == held[0].dir
+    for run in held:
+        run.close()
 
 
 def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
     made = plan(tmp_path / "s", *({"epochs": n, "schedule": "cosine"} for n in (1, 2)))
-    run = runs.Run(tmp_path / "s" / made.wanted[0])
-    run.write_config(made.jobs[made.wanted[0]].settings)
+    short, long = made.jobs
+    assert all(map(Grid(made).ready, made.jobs))
+    run = runs.Run(tmp_path / "s" / short)
+    run.write_config(made.jobs[short])
     run.complete({})
     run.close()
-    longer = made.jobs[made.wanted[1]].settings
-    assert prefix(tmp_path / "s", longer) is None
-    assert prefix(tmp_path / "s", longer.with_values({"schedule": "plateau"})) is None
-    assert made.waves(made.wanted) == [made.wanted]
+    assert Grid(made).beginning(long) is None
 
 
 def test_a_job_that_was_resumed_by_hand_is_the_beginning_of_longer_ones_only(tmp_path):
     """Resumed to 4 epochs, it may not give a job of 3 epochs a result of epoch 4."""
-    made = plan(tmp_path / "s", {"epochs": 1})
-    (name,) = made.wanted
-    run = runs.Run(tmp_path / "s" / name)
-    run.write_config(made.jobs[name].settings.with_values({"epochs": 4}))
+    made = plan(tmp_path / "s", *({"epochs": n, "schedule": "plateau"} for n in (1, 3, 4, 5)))
+    short, *longer = made.jobs
+    run = runs.Run(tmp_path / "s" / short)
+    run.write_config(made.jobs[short].with_values({"epochs": 4}))
     run.complete({})
     run.close()
-    longer = made.jobs[name].settings
-    assert prefix(tmp_path / "s", longer.with_values({"epochs": 3})) is None
-    assert prefix(tmp_path / "s", longer.with_values({"epochs": 4})) is None
-    assert prefix(tmp_path / "s", longer.with_values({"epochs": 5})) == tmp_path / "s" / name
-
-
-def test_waves_hold_back_longer_runs(tmp_path):
-    made = plan(tmp_path / "s", *({"epochs": n, "beta": b} for b in (1, 2) for n in (3, 1)))
-    shown = [
-        [(made.jobs[n].settings.epochs, made.jobs[n].settings.beta) for n in wave] for wave in made.waves(made.wanted)
-    ]
-    assert shown == [[(1, 1), (1, 2)], [(3, 1), (3, 2)]]
+    assert [Grid(made).beginning(name) for name in longer] == [None, None, run.dir]
 
 
 @slow
@@ -343,7 +317,7 @@ def test_a_budget_ends_a_sweep_with_a_page_and_pauses_do_not_count(tmp_path):
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[slow, KILLED])])
 def test_rungs_survive_kills(tmp_path, kills, record_property):
     """One job at a time: the same promotions, weights and table as without a kill."""
-    words = (BETAS, "seed=0,1", "epochs=60", "sweep.halving=3", "checkpoint_every=1")
+    words = (BETAS, *WARM[:2], "seed=0,1", "epochs=60", "checkpoint_every=1")
     whole = sweep(tmp_path / "whole", *words, timeout=1500)
     assert whole.returncode == 0, whole.stderr
     _killed(tmp_path / "cut", words, kills)
@@ -356,10 +330,10 @@ def test_rungs_survive_kills(tmp_path, kills, record_property):
 @slow
 def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
     """No job is lost, none runs twice, and the files explain every decision."""
-    words = (BETAS, "epochs=60", "sweep.halving=3", "checkpoint_every=1", "hydra/launcher=local")
+    words = (BETAS, *WARM[:2], "epochs=60", "checkpoint_every=1", "hydra/launcher=local")
     _killed(tmp_path / "cut", words, 6)
     shown = statuses(tmp_path / "cut")
-    rungs = read_halving(tmp_path / "cut")
+    rungs = Queue(tmp_path / "cut", "").strategy
     assert set(shown.values()) == {"COMPLETED", "PAUSED"}
     completed = {name for name in shown if shown[name] == "COMPLETED"}
     assert set(rungs.allowed(len(rungs.rungs) - 1)) <= completed

@@ -158,7 +158,7 @@ def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
     try:
         distribution(space)
     except ValueError as error:
-        raise ConfigError(f"{knob}=interval({low:g},{high:g}) is no space: {error}") from None
+        raise ConfigError(f"{knob}=interval({low:g},{high:g}) is no space to search: {error}") from None
     return space
 
 
