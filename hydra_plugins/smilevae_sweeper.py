@@ -3,14 +3,13 @@
 Beside it a callback that checks a single run.
 """
 
-import logging
 import os
 import secrets
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -28,9 +27,8 @@ from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs
 from smilevae.sweeps.halving import Halving, plan_rungs
 from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import Plan, job_name
+from smilevae.sweeps.plan import Plan, changes, job_name
 from smilevae.sweeps.queue import Queue, strategy_of
-from smilevae.sweeps.search import changes, corners, interval
 from smilevae.sweeps.watch import Watch, spent
 
 MAX_JOBS = 200  # more ask for sweep.yes=true
@@ -75,6 +73,7 @@ class ResumableSweeper(BasicSweeper):
         folder = Path(os.path.expanduser(str(self.config.hydra.sweep.dir))).absolute()
         group: Any = OmegaConf.to_container(self.config.sweep)
         options = parse(self.config.retry_failed, group)
+        self.capacity = capacity_of(self.config.hydra.launcher)
 
         # Check every point, and then the faces, before anything is written.
         plan, points = self._plan(folder, arguments, options)
@@ -95,7 +94,13 @@ class ResumableSweeper(BasicSweeper):
         queue = Queue(folder, secrets.token_hex(4))
         if options.retry_failed:
             queue.retry_failed()
-        self._announce(queue)
+        what = f"{len(plan.jobs)} jobs in {runs.short(folder)}, {len(queue.left())} to run"
+        if plan.search:
+            what = f"a search of {options.trials} points in {runs.short(folder)}"
+        print(f"{what}; each logs to its train.log")
+        if plan.rungs:
+            print(Halving(plan).describe())
+        print(f"if this is cut off: {plan.resume_line()}", flush=True)
 
         # Train.
         watch = Watch(queue, options.seconds)
@@ -110,7 +115,7 @@ class ResumableSweeper(BasicSweeper):
                 plan.say(f"sweep.budget={options.budget} is spent | {watch.summary()}")
                 print(f"to go on: {plan.resume_line()}, with a larger budget", file=sys.stderr)
         plan.say(f"over: {watch.summary()}")
-        self._conclude(queue, watch)
+        conclude(plan, watch)
 
     def _plan(
         self, folder: Path, arguments: list[str], options: SweepOptions
@@ -121,19 +126,10 @@ class ResumableSweeper(BasicSweeper):
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         self.varied = {one.get_key_element() for one in overrides if one.is_sweep_override()}
         if any(one.is_interval_sweep() for one in overrides):
-            search = self._search(overrides, options)
+            search, points = self._search(overrides, options)
             plan = Plan.read(folder)
             plan.add_search(search)
-            return plan, corners(search)
-        points = self._grid(overrides, options)
-        plan = Plan.read(folder)
-        plan.add_grid(points)
-        if options.halving:
-            plan.rungs = plan_rungs(plan.jobs, options.halving, options.first)
-        return plan, [settings for _, settings in points]
-
-    def _grid(self, overrides: list[Override], options: SweepOptions) -> list[tuple[str, Settings]]:
-        """Every point of a grid. Raises ConfigError."""
+            return plan, points
         if options.trials:
             raise ConfigError(
                 "sweep.trials is for a search; give a knob an interval, such as beta=interval(1,50)"
@@ -143,18 +139,27 @@ class ResumableSweeper(BasicSweeper):
             raise ConfigError(
                 f"{len(grid)} jobs, more than {MAX_JOBS}; if you mean it, add sweep.yes=true"
             )
-        return self._points(grid)
+        named = self._points(grid)
+        plan = Plan.read(folder)
+        plan.add_grid(named)
+        if options.halving:
+            plan.rungs = plan_rungs(plan.jobs, options.halving, options.first)
+        return plan, [settings for _, settings in named]
 
-    def _search(self, overrides: list[Override], options: SweepOptions) -> dict[str, Any]:
-        """What a search varies, as sweep.json holds it. Raises ConfigError."""
+    def _search(
+        self, overrides: list[Override], options: SweepOptions
+    ) -> tuple[dict[str, Any], list[Settings]]:
+        """What a search varies, as sweep.json holds it, and its corners. Raises ConfigError."""
+        from smilevae.sweeps.search import corners, interval  # needs Optuna
+
         if not options.trials or options.halving:
             raise ConfigError(
                 "an interval is a search: say how many points with sweep.trials=N, without"
                 " sweep.halving"
             )
         space: dict[str, Any] = {}
-        fixed: list[str] = []
-        choices: list[str] = []
+        fixed: dict[str, str] = {}
+        choices: list[tuple[str, str]] = []
         for override in overrides:
             knob = override.get_key_element()
             value = override.value()
@@ -162,25 +167,25 @@ class ResumableSweeper(BasicSweeper):
                 log = "log" in value.tags
                 space[knob] = interval(knob, value.start or 0.0, value.end or 0.0, log)
             elif override.is_sweep_override():
-                words = [f"{knob}={text}" for text in override.sweep_string_iterator()]
-                fixed.append(words[0])
-                choices += words
+                choices += [(knob, text) for text in override.sweep_string_iterator()]
+                fixed[knob] = next(override.sweep_string_iterator())
             else:
-                fixed.append(f"{knob}={override.get_value_element_as_str()}")
+                fixed[knob] = override.get_value_element_as_str()
 
         # Each choice alone, beside the first ones of the other knobs.
-        base, *others = [one for _, one in self._points([fixed, *([*fixed, c] for c in choices)])]
-        for word, settings in zip(choices, others):
-            knob, _, text = word.partition("=")
+        grid = [fixed, *(fixed | {knob: text} for knob, text in choices)]
+        points = self._points([[f"{k}={v}" for k, v in words.items()] for words in grid])
+        base, *others = [settings for _, settings in points]
+        for (knob, text), settings in zip(choices, others):
             space.setdefault(knob, {"choices": {}})["choices"][text] = changes(base, settings)
-        at_once = jobs_at_once(self.config.hydra.launcher)
-        return {
+        search = {
             "trials": options.trials,
-            "at_once": at_once or os.cpu_count() or 1,
+            "at_once": self.capacity.jobs,
             "seed": base.seed,
             "base": flatten(base.plain()),
             "space": space,
         }
+        return search, corners(search)
 
     def _points(self, grid: list[list[str]]) -> list[tuple[str, Settings]]:
         """The folder name and settings of every point.
@@ -189,7 +194,7 @@ class ResumableSweeper(BasicSweeper):
         """
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        threads = threads_per_job(self.config.hydra.launcher)
+        threads = self.capacity.threads
         points = []
         problems = []
         for overrides in grid:
@@ -198,29 +203,25 @@ class ResumableSweeper(BasicSweeper):
             try:
                 config = loader.load_sweep_config(self.config, overrides)
                 settings = cli.settings_from(config, overrides)
-                refuse_in_sweeps(settings)
-                varied = [text for text in overrides if text.partition("=")[0] in self.varied]
-                points.append((job_name(varied), settings))
+                if settings.resume:
+                    raise ConfigError(
+                        f"resume={settings.resume} is a run; a sweep goes on with the line that it"
+                        " printed"
+                    )
+                if settings.trainer.devices != 1:
+                    raise ConfigError(
+                        "trainer.devices must be 1 in a sweep: jobs are spread over the devices"
+                    )
             except UserError as error:
                 problems += str(error).splitlines()
             except (HydraException, OmegaConfBaseException) as error:
                 problems.append(console.sentence(error))
+            else:
+                varied = [text for text in overrides if text.partition("=")[0] in self.varied]
+                points.append((job_name(varied), settings))
         if problems:
             raise ConfigError("\n".join(dict.fromkeys(problems)))
         return points
-
-    def _announce(self, queue: Queue) -> None:
-        """Print what is going to run, and the command that continues it."""
-        plan = queue.plan
-        where = f"{runs.short(plan.folder)}"
-        if plan.search:
-            what = f"a search of {plan.search['trials']} points in {where}"
-        else:
-            what = f"{len(plan.jobs)} jobs in {where}, {len(queue.left())} to run"
-        print(f"{what}; each logs to its train.log")
-        if isinstance(queue.strategy, Halving):
-            print(queue.strategy.describe())
-        print(f"if this is cut off: {plan.resume_line()}", flush=True)
 
     def _launch(self, queue: Queue) -> None:
         """Launch workers until no job is left that they could train.
@@ -237,8 +238,6 @@ class ResumableSweeper(BasicSweeper):
 
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, receive)
-        for logger in ("hydra", "hydra_plugins"):  # the watch reports the jobs
-            logging.getLogger(logger).setLevel(logging.WARNING)
         with read_write(self.config.hydra.sweep):  # Hydra 1.4 protects it
             self.config.hydra.sweep.dir = str(queue.folder)
         worker = [
@@ -247,15 +246,14 @@ class ResumableSweeper(BasicSweeper):
             "hydra/job_logging=none",
             f"+hydra.job.env_set.{jobs.ID}='{queue.sweep}'",
         ]
-        at_once = jobs_at_once(self.config.hydra.launcher)
-        if not at_once:
+        if self.capacity.tasks:
             worker.append(f"+hydra.job.env_set.{jobs.ONE_JOB}='1'")
 
         before = None
         left = queue.left()
         while left and left != before:
-            num = min(len(left), at_once or len(left), self.max_batch_size or len(left))
-            self._run_workers([worker] * num, queue)
+            most = len(left) if self.capacity.tasks else self.capacity.jobs
+            self._run_workers([worker] * min(len(left), most, self.max_batch_size or most), queue)
             before = left
             left = queue.left()
         if isinstance(queue.strategy, Halving):
@@ -263,7 +261,6 @@ class ResumableSweeper(BasicSweeper):
                 queue.plan.say(line)
 
     def _run_workers(self, workers: list[list[str]], queue: Queue) -> None:
-        """Launch workers and wait for them. Their jobs may fail, and so may the launcher."""
         assert self.launcher is not None
         try:
             for result in self.launcher.launch(workers, initial_job_idx=0):
@@ -272,71 +269,61 @@ class ResumableSweeper(BasicSweeper):
             reason = (str(error).strip().splitlines() or [""])[0]
             queue.plan.say(f"the launcher ended with {type(error).__name__}: {reason}")
 
-    def _conclude(self, queue: Queue, watch: Watch) -> None:
-        """Run the analysis. Raises UserError if jobs did not complete."""
-        plan = queue.plan
-        statuses = {name: state["status"] for name, state in watch.states.items()}
-        failed_analysis = False
-        if watch.over or not {"COMPLETED", "PAUSED"}.isdisjoint(statuses.values()):
-            failed_analysis = _analyse(plan.folder) != 0
 
-        elsewhere = [name for name, status in statuses.items() if status == "RUNNING"]
-        if elsewhere:
-            print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
+class Capacity(NamedTuple):
+    """How many jobs a launcher runs at a time, and the threads of each if it runs several."""
 
-        ended = {"COMPLETED", "RUNNING"}
-        if plan.rungs:
-            ended.add("PAUSED")
-        if watch.over:
-            ended |= {"PAUSED", "NEW", "INTERRUPTED", "STALE"}
-        bad = [name for name, status in statuses.items() if status not in ended]
-        if bad:
-            again = plan.resume_line()
-            if "FAILED" in statuses.values():
-                again += " retry_failed=true"
-            lines = [f"{len(bad)} of {len(statuses)} jobs did not complete; run them with {again}"]
-            for name in bad:
-                reason = watch.states[name]["reason"] or "not started"
-                lines.append(f"{name}: {statuses[name]}, {reason}")
-            raise UserError("\n".join(lines))
-        if failed_analysis:
-            again = f"python -m multirun_analysis {runs.short(plan.folder)}"
-            raise UserError(f"the analysis failed; again with {again}")
+    jobs: int
+    threads: int | None
+    tasks: bool  # of Slurm or Ray, one a job
 
 
-def refuse_in_sweeps(settings: Settings) -> None:
-    """Raise ConfigError for settings that a job of a sweep cannot have."""
-    if settings.resume:
-        raise ConfigError(
-            f"resume={settings.resume} is a run; a sweep goes on with the line that it printed"
-        )
-    if settings.trainer.devices != 1:
-        raise ConfigError(
-            "trainer.devices must be 1 in a sweep: jobs are spread over the devices instead"
-        )
-
-
-def jobs_at_once(launcher: DictConfig) -> int | None:
-    """How many jobs a launcher runs at a time; None if each is a task of Slurm or Ray."""
+def capacity_of(launcher: DictConfig) -> Capacity:
     options: Any = OmegaConf.to_container(launcher)
-    if "cpus_per_task" in options or "ray" in options:
-        return None
-    num = int(options.get("n_jobs", 1))  # of joblib
-    return num if num > 0 else max(1, (os.cpu_count() or 1) + 1 + num)
-
-
-def threads_per_job(launcher: DictConfig) -> int | None:
-    """The CPU threads of a job if the launcher runs several at a time, else None."""
-    options: Any = OmegaConf.to_container(launcher)
-    at_once = jobs_at_once(launcher)
-    if at_once:
-        return max(1, (os.cpu_count() or 1) // at_once) if "n_jobs" in options else None
+    cores = os.cpu_count() or 1
+    if "n_jobs" in options:  # joblib
+        num = int(options["n_jobs"])
+        num = num if num > 0 else max(1, cores + 1 + num)
+        return Capacity(num, max(1, cores // num), tasks=False)
     if "cpus_per_task" in options:  # submitit
-        return int(options["cpus_per_task"] or 1)
-    return max(1, int(options["ray"]["remote"]["num_cpus"]))
+        threads = int(options["cpus_per_task"] or 1)
+    elif "ray" in options:
+        threads = max(1, int(options["ray"]["remote"]["num_cpus"]))
+    else:
+        return Capacity(1, None, tasks=False)
+    return Capacity(max(1, cores // threads), threads, tasks=True)
 
 
-def _analyse(folder: Path) -> int:
+def conclude(plan: Plan, watch: Watch) -> None:
+    """Run the analysis. Raises UserError if jobs did not complete."""
+    statuses = {name: state["status"] for name, state in watch.states.items()}
+    analysis = 0
+    if watch.over or not {"COMPLETED", "PAUSED"}.isdisjoint(statuses.values()):
+        analysis = analyse(plan.folder)
+    elsewhere = [name for name, status in statuses.items() if status == "RUNNING"]
+    if elsewhere:
+        print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
+
+    complete = {"COMPLETED", "RUNNING"}
+    if plan.rungs:
+        complete.add("PAUSED")
+    if watch.over:
+        complete |= {"PAUSED", "NEW", "INTERRUPTED", "STALE"}
+    bad = [name for name, status in statuses.items() if status not in complete]
+    if bad:
+        again = plan.resume_line() + (" retry_failed=true" if "FAILED" in statuses.values() else "")
+        lines = [f"{len(bad)} of {len(statuses)} jobs did not complete; run them with {again}"]
+        for name in bad:
+            lines.append(
+                f"{name}: {statuses[name]}, {watch.states[name]['reason'] or 'not started'}"
+            )
+        raise UserError("\n".join(lines))
+    if analysis:
+        again = f"python -m multirun_analysis {runs.short(plan.folder)}"
+        raise UserError(f"the analysis failed; again with {again}")
+
+
+def analyse(folder: Path) -> int:
     """Run the analysis of a sweep in its own process; gives its exit code."""
     package = str(Path(smilevae.__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -16,8 +16,8 @@ from test_sweeps import KILLED, SETTINGS, plan, start, statuses, sweep, table, w
 from smilevae import runs
 from smilevae.errors import ConfigError
 from smilevae.sweeps import halving
-from smilevae.sweeps.halving import Halving
 from smilevae.sweeps.grid import Grid
+from smilevae.sweeps.halving import Halving
 from smilevae.sweeps.options import parse
 from smilevae.sweeps.plan import Plan
 from smilevae.sweeps.queue import Queue
@@ -29,7 +29,10 @@ BETAS = "beta=1,2,5,10,20,50"
 def epochs(folder: Path, name: str, *nelbo: float) -> None:
     """The metrics of a job that has trained so many epochs."""
     (folder / name).mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"epoch": n + 1, "val/loss": value, "val/nelbo": value}) for n, value in enumerate(nelbo)]
+    lines = [
+        json.dumps({"epoch": n + 1, "val/loss": value, "val/nelbo": value})
+        for n, value in enumerate(nelbo)
+    ]
     (folder / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -56,7 +59,9 @@ def halve(folder: Path, of: dict, *rungs: tuple[int, int]) -> Halving:
         (5, 4, 3, None, [(4, 5)]),
     ],
 )
-def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(num, length, factor, first, rungs):
+def test_rungs_grow_by_the_factor_and_the_last_is_the_full_length(
+    num, length, factor, first, rungs
+):
     planned = halving.plan_rungs(jobs(num, epochs=length), factor, first)
     assert planned == [list(rung) for rung in rungs]
 
@@ -111,7 +116,9 @@ def test_a_rung_drops_only_what_has_learnt_something(tmp_path, scores, first, se
     for num, allowed in ((2, first), (4, second)):
         for k, score in enumerate(scores):
             epochs(tmp_path, f"{k}-0", *[score] * num)
-            (tmp_path / f"{k}-0" / "spectrum.json").write_text(json.dumps({"total": 1.0, "num_pixels": 1}))
+            (tmp_path / f"{k}-0" / "spectrum.json").write_text(
+                json.dumps({"total": 1.0, "num_pixels": 1})
+            )
         assert [name for name, _ in rungs.left()] == allowed.split()
     assert rungs.mean_face("0-0") == pytest.approx(1.4189385)
     where = f"after epoch 2 {sum(score > 1.42 for score in scores)} of 4 settings were behind the mean face"
@@ -123,9 +130,16 @@ def test_a_rung_ranks_by_the_best_epoch_as_the_table_does(tmp_path):
     """The best epoch is the one with the lowest val/loss; its checkpoint is the one that is kept."""
     rungs = halve(tmp_path, jobs(1), (2, 1))
     (tmp_path / "0-0").mkdir()
-    lines = [{"epoch": 1, "val/loss": 5, "val/nelbo": 1}, {"epoch": 2, "val/loss": 4, "val/nelbo": 3}]
+    lines = [
+        {"epoch": 1, "val/loss": 5, "val/nelbo": 1},
+        {"epoch": 2, "val/loss": 4, "val/nelbo": 3},
+    ]
     (tmp_path / "0-0" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert (rungs.score("0-0", 1), rungs.score("0-0", 2), rungs.score("0-0", 3)) == (1, 3, float("inf"))
+    assert (rungs.score("0-0", 1), rungs.score("0-0", 2), rungs.score("0-0", 3)) == (
+        1,
+        3,
+        float("inf"),
+    )
 
 
 def test_a_setting_is_compared_by_its_mean_over_seeds(tmp_path):
@@ -138,7 +152,9 @@ def test_a_setting_is_compared_by_its_mean_over_seeds(tmp_path):
 def test_jobs_that_rungs_cannot_compare_are_refused(tmp_path):
     for changes in ({"epochs": 5}, {"image_size": 128}):
         with pytest.raises(ConfigError, match=r"give (epochs|image_size) one value"):
-            halving.plan_rungs(jobs(2, epochs=9, image_size=64) | {"x": SETTINGS.with_values(changes)}, 3, None)
+            halving.plan_rungs(
+                jobs(2, epochs=9, image_size=64) | {"x": SETTINGS.with_values(changes)}, 3, None
+            )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +175,11 @@ def test_a_wrong_option_is_one_sentence(options, sentence):
     assert parse(True, {"budget": "2h"}).seconds == 7200
 
 
-WARM = ("warm_start=ppca", "sweep.halving=3", "sweep.first=2")  # ahead of the mean face from the start
+WARM = (
+    "warm_start=ppca",
+    "sweep.halving=3",
+    "sweep.first=2",
+)  # ahead of the mean face from the start
 
 
 def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
@@ -185,7 +205,8 @@ def test_rungs_that_decide_nothing_train_everything_and_say_so(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(statuses(tmp_path / "s").values()) == {"COMPLETED"}
     assert (
-        "after epoch 2 3 of 3 settings were behind the mean face by val/nelbo; they had learnt nothing" in done.stdout
+        "after epoch 2 3 of 3 settings were behind the mean face by val/nelbo; they had learnt nothing"
+        in done.stdout
     )
 
 
@@ -203,12 +224,18 @@ def test_new_points_join_the_rungs(tmp_path):
     assert "0 to run" in again.stdout
 
 
-def test_a_program_that_changed_is_said_at_the_job_and_once_by_the_sweep(tmp_path, tiny_run):
+def test_a_changed_program_is_said_in_every_job_and_once_by_the_sweep(tmp_path):
     folder = tmp_path / "s"
-    made = plan(folder, *({"beta": 1, "seed": seed} for seed in (0, 1)))
-    assert made.code == runs.code() == runs.read_result(tiny_run)["code"]
-    made.code = "older"
-    made.write()
+    Plan(folder, code="older").begin()
+    warning = f"warning: the program changed during this sweep (older, now {runs.code()})"
+    for seeds, times in (("seed=0,1", 1), ("seed=2", 0)):
+        done = sweep(folder, seeds, "epochs=1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count(warning) == times
+    assert (folder / "sweep.log").read_text().count(warning) == 1
+    for name in statuses(folder):
+        assert warning in (folder / name / "train.log").read_text()
+        assert runs.read_result(folder / name)["code"] == runs.code()
 
 
 def test_code_is_a_hash_of_every_source_file(tmp_path, monkeypatch):
@@ -244,7 +271,11 @@ def test_a_longer_run_begins_with_the_epochs_of_a_shorter_one(tmp_path, train):
         trained += len(re.findall(r"^epoch \d+/", log, re.MULTILINE))
         alone = train(f"epochs={number}", to=f"alone-{number}")
         ours, theirs = (
-            {path.removeprefix(f"{place}/"): value for path, value in weights(top).items() if path.startswith(place)}
+            {
+                path.removeprefix(f"{place}/"): value
+                for path, value in weights(top).items()
+                if path.startswith(place)
+            }
             for top, place in ((folder, f"epochs-{number}"), (tmp_path, alone.name))
         )
         assert ours == theirs
@@ -345,7 +376,10 @@ def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
 
 def _killed(folder: Path, words: tuple[str, ...], kills: int) -> None:
     """Start a sweep until it ends; kill -9 the whole process group at so many random moments."""
-    rng, command = random.Random(0), [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *words]
+    rng, command = (
+        random.Random(0),
+        [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *words],
+    )
     finished: dict[Path, int] = {}
     while True:
         process = start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -363,7 +397,12 @@ def _killed(folder: Path, words: tuple[str, ...], kills: int) -> None:
         finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
 
 
-SPACE = ("beta=tag(log,interval(1,2000))", "latent_dim=interval(4,16)", "normalize=true,false", "epochs=1")
+SPACE = (
+    "beta=tag(log,interval(1,2000))",
+    "latent_dim=interval(4,16)",
+    "normalize=true,false",
+    "epochs=1",
+)
 
 
 @slow
@@ -376,7 +415,9 @@ def test_a_search_goes_on_with_the_points_that_it_would_have_proposed(tmp_path):
     assert first.returncode == 0, first.stderr
     last = sorted((tmp_path / "cut").glob("trial-*"))[-1]
     log = (tmp_path / "cut" / "search.log").read_text().splitlines()
-    (tmp_path / "cut" / "search.log").write_text("\n".join(log[:-1]) + "\n")  # killed before it was reported
+    (tmp_path / "cut" / "search.log").write_text(
+        "\n".join(log[:-1]) + "\n"
+    )  # killed before it was reported
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*/result.json")}
     again = sweep(tmp_path / "cut", *SPACE, "sweep.trials=6")
     assert again.returncode == 0, again.stdout + again.stderr

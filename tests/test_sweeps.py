@@ -28,7 +28,9 @@ from smilevae.sweeps.grid import Grid
 from smilevae.sweeps.plan import Plan, job_name
 from smilevae.sweeps.queue import Queue
 
-SETTINGS = Settings().with_values({"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"})
+SETTINGS = Settings().with_values(
+    {"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"}
+)
 GRID = ("beta=1,10,50", "batch_size=8,10,12")
 
 
@@ -59,7 +61,9 @@ def weights(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob("*/checkpoints/epoch-*.ckpt")):
         state = torch.load(path, weights_only=True)["state_dict"]
-        digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(state.items())))
+        digest = hashlib.sha256(
+            b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(state.items()))
+        )
         found[str(path.relative_to(folder))] = digest.hexdigest()
     return found
 
@@ -102,7 +106,9 @@ def test_a_resumed_plan_adds_points_and_knows_the_old_ones_by_their_settings(tmp
 
 def test_a_plan_refuses_changed_settings_by_name_and_value(tmp_path):
     plan(tmp_path / "s", {"beta": 1}, {"beta": 10})
-    with pytest.raises(ConfigError, match=r"lr=0\.2 would change the results of .*, which has lr=0\.1"):
+    with pytest.raises(
+        ConfigError, match=r"lr=0\.2 would change the results of .*, which has lr=0\.1"
+    ):
         plan(tmp_path / "s", {"beta": 1, "lr": 0.2}, {"beta": 10, "lr": 0.2})
     with pytest.raises(ConfigError, match="bf16-true"):
         plan(tmp_path / "s", {"beta": 1, "trainer.precision": "bf16-true"})
@@ -140,14 +146,20 @@ def test_resume_names_a_run_and_not_a_sweep(tmp_path, call, many):
 @pytest.mark.parametrize(
     ("knob", "values"),
     [
-        *(("data.root", ("/a", "/b")), ("threads", (1, 2)), ("evaluate", (True, False)), ("checkpoint_every", (1, 2))),
+        *(
+            ("data.root", ("/a", "/b")),
+            ("threads", (1, 2)),
+            ("evaluate", (True, False)),
+            ("checkpoint_every", (1, 2)),
+        ),
         *(("data.attributes", ("/a", "/b")), ("trainer.accelerator", ("cpu", "auto"))),
     ],
 )
 def test_a_sweep_over_what_tells_no_jobs_apart_is_refused(tmp_path, knob, values):
     """Otherwise it is one job under the name of the first value, trained with the last one."""
     with pytest.raises(
-        ConfigError, match=rf"{knob} cannot be swept, because it tells no jobs apart; give it one value"
+        ConfigError,
+        match=rf"{knob} cannot be swept, because it tells no jobs apart; give it one value",
     ):
         plan(tmp_path / "s", *({knob: value} for value in values))
     assert not (tmp_path / "s").exists()
@@ -155,7 +167,10 @@ def test_a_sweep_over_what_tells_no_jobs_apart_is_refused(tmp_path, knob, values
 
 
 def test_what_sharpens_tells_jobs_apart(tmp_path):
-    made = plan(tmp_path / "s", *({"sharpen.epochs": 1, "sharpen.weight": weight} for weight in (0.1, 0.5, 1)))
+    made = plan(
+        tmp_path / "s",
+        *({"sharpen.epochs": 1, "sharpen.weight": weight} for weight in (0.1, 0.5, 1)),
+    )
     assert len(made.jobs) == 3
     assert all(f"weight-{made.jobs[name].sharpen.weight}" in name for name in made.jobs)
     with pytest.raises(ConfigError, match=r"sharpen\.epochs=2 would change the results"):
@@ -230,13 +245,20 @@ def test_where_flock_is_refused_a_run_works_and_one_process_claims_it(tmp_path):
 
     claim = f"from smilevae import runs; run = runs.Run({str(tmp_path / 'claimed')!r}); print('claimed', flush=True)"
     command = [sys.executable, "-c", f"{claim}; input()"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     first = start(command, env=refused, **pipes)
     assert first.stdout.readline() == "claimed\n"
     second = subprocess.run(command, cwd=ROOT, env=refused, capture_output=True, text=True)
     assert "in use by another process" in second.stderr
     first.communicate("\n", timeout=20)
-    third = subprocess.run(command, cwd=ROOT, env=refused, input="\n", capture_output=True, text=True)
+    third = subprocess.run(
+        command, cwd=ROOT, env=refused, input="\n", capture_output=True, text=True
+    )
     assert third.stdout == "claimed\n", third.stderr
 
 
@@ -248,7 +270,9 @@ def test_settings_reach_the_process_of_a_job(tmp_path):
 
 
 @pytest.mark.parametrize("retried", [False, True])
-def test_a_sweeper_of_another_package_gets_an_error_for_a_job_without_result(tmp_path, monkeypatch, retried):
+def test_a_sweeper_of_another_package_gets_an_error_for_a_job_without_result(
+    tmp_path, monkeypatch, retried
+):
     """Also: it may use a folder again with other settings, which must not give the old result."""
     run = runs.Run(tmp_path / "0")
     run.write_config(SETTINGS)
@@ -273,10 +297,20 @@ def test_jobs_take_different_gpus_until_none_is_free(tmp_path):
 
 def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
     code, errors = call(
-        "train", "-m", f"hydra.sweep.dir={tmp_path / 's'}", "beta=1,-1,x", "batch_size=32,0", "model=conv,resnet"
+        "train",
+        "-m",
+        f"hydra.sweep.dir={tmp_path / 's'}",
+        "beta=1,-1,x",
+        "batch_size=32,0",
+        "model=conv,resnet",
     )
     assert code == 2
-    for sentence in ("beta=-1 must be", "beta=x must be", "batch_size=0 must be", "Could not find 'model/resnet'"):
+    for sentence in (
+        "beta=-1 must be",
+        "beta=x must be",
+        "batch_size=0 must be",
+        "Could not find 'model/resnet'",
+    ):
         assert errors.count(sentence) == 1
     assert not (tmp_path / "s").exists()
 
@@ -290,8 +324,14 @@ def test_every_bad_point_is_named_before_anything_is_made(call, tmp_path):
         (["resume=/nowhere"], "/nowhere is not a run folder"),
         (["hydra.sweep.dir=README.md"], "README.md"),
         (["data=folder"], "data.root is not set"),
-        (["threads=1,2"], "threads cannot be swept, because it tells no jobs apart; give it one value"),
-        (["trainer=cpu,auto"], "trainer.accelerator cannot be swept, because it tells no jobs apart"),
+        (
+            ["threads=1,2"],
+            "threads cannot be swept, because it tells no jobs apart; give it one value",
+        ),
+        (
+            ["trainer=cpu,auto"],
+            "trainer.accelerator cannot be swept, because it tells no jobs apart",
+        ),
         (["hydra/launcher=nothing"], "Could not find 'hydra/launcher/nothing'"),
     ],
 )
@@ -321,8 +361,14 @@ def test_a_sweep_from_start_to_table_equals_single_runs_and_skips_what_is_done(t
         weights(tmp_path)[f"{alone.name}/checkpoints/epoch-0002.ckpt"]
         == (weights(folder)["beta-10/checkpoints/epoch-0002.ckpt"])
     )
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("beta-*/**/*") if path.is_file()}
-    line = next(text for text in done.stdout.splitlines() if text.startswith("if this is cut off: python train.py"))
+    before = {
+        path: path.stat().st_mtime_ns for path in folder.glob("beta-*/**/*") if path.is_file()
+    }
+    line = next(
+        text
+        for text in done.stdout.splitlines()
+        if text.startswith("if this is cut off: python train.py")
+    )
     command = shlex.split(line.partition("python train.py ")[2].replace("seed=0", "seed=0,1"))
     more = script("train", *command)
     assert more.returncode == 0, more.stdout + more.stderr
@@ -393,7 +439,12 @@ def test_a_job_that_fails_in_any_way_costs_only_itself(tmp_path):
         "seed-5": "MemoryError: cannot allocate 1 TB",
     }
     states = {name: runs.state(folder / name) for name in statuses(folder)}
-    assert {n for n, s in states.items() if s["status"] == "COMPLETED"} == {"seed-0", "seed-6", "seed-7", "seed-8"}
+    assert {n for n, s in states.items() if s["status"] == "COMPLETED"} == {
+        "seed-0",
+        "seed-6",
+        "seed-7",
+        "seed-8",
+    }
     for name, reason in reasons.items():
         assert states[name]["status"] == "FAILED"
         assert reason in states[name]["reason"]
@@ -439,7 +490,15 @@ def wait_for(condition, seconds: float = 60) -> None:
 )
 def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum, code, whole_group):
     folder = tmp_path / "s"
-    command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, "seed=0,1", "epochs=400"]
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        f"hydra.sweep.dir={folder}",
+        *TINY,
+        "seed=0,1",
+        "epochs=400",
+    ]
     with open(tmp_path / "out", "w") as out:
         process = start(command, stdout=out, stderr=out)
         try:
@@ -454,12 +513,22 @@ def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum,
     assert statuses(folder) == {"seed-0": "INTERRUPTED", "seed-1": "NEW"}
     assert (folder / "seed-0" / "checkpoints" / "last.ckpt").exists()
     assert "Traceback" not in printed
-    assert f"hydra.sweep.dir={runs.short(folder)}" in printed.partition("to go on: python train.py -m ")[2]
+    assert (
+        f"hydra.sweep.dir={runs.short(folder)}"
+        in printed.partition("to go on: python train.py -m ")[2]
+    )
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(4, marks=slow), pytest.param(7, marks=slow)])
 def test_ctrl_c_while_the_libraries_are_imported_is_one_word(tmp_path, seconds):
-    command = [sys.executable, "train.py", "-m", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, "seed=0,1"]
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        f"hydra.sweep.dir={tmp_path / 's'}",
+        *TINY,
+        "seed=0,1",
+    ]
     with open(tmp_path / "out", "w") as out:
         process = start(command, stdout=out, stderr=out)
         try:
@@ -473,7 +542,9 @@ def test_ctrl_c_while_the_libraries_are_imported_is_one_word(tmp_path, seconds):
     assert "interrupted" in (tmp_path / "out").read_text()
 
 
-TOGETHER = pytest.mark.scorecard(11, "sweeps of the same second, two processes on one sweep: each job exactly once")
+TOGETHER = pytest.mark.scorecard(
+    11, "sweeps of the same second, two processes on one sweep: each job exactly once"
+)
 
 
 @slow
@@ -488,7 +559,10 @@ def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path)
     process.wait()
     wait_for(lambda: not runs.in_use(folder / "seed-0"), 10)
     assert statuses(folder)["seed-0"] == "INTERRUPTED"
-    both = [start([sys.executable, "train.py", *arguments], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        start([sys.executable, "train.py", *arguments], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     printed = [process.communicate(timeout=200)[0] for process in both]
     assert set(statuses(folder).values()) == {"COMPLETED"}
     for name in statuses(folder):
@@ -500,7 +574,10 @@ def test_an_orphaned_job_stops_by_itself_and_a_second_sweep_takes_over(tmp_path)
 
 @slow
 def test_two_at_a_time_give_the_same_bits(tmp_path):
-    words = ("seed=0,1,2", "trainer.precision=${fast_precision:}")  # resolved in a launcher's process
+    words = (
+        "seed=0,1,2",
+        "trainer.precision=${fast_precision:}",
+    )  # resolved in a launcher's process
     one = sweep(tmp_path / "one", *words)
     two = sweep(tmp_path / "two", *words, "hydra/launcher=local")
     assert (one.returncode, two.returncode) == (0, 0), two.stdout + two.stderr
@@ -508,7 +585,9 @@ def test_two_at_a_time_give_the_same_bits(tmp_path):
     assert table(tmp_path / "one") == table(tmp_path / "two")
 
 
-KILLED = pytest.mark.scorecard(1, "kill -9 at random moments of a sweep: nothing lost or run again, equal in the end")
+KILLED = pytest.mark.scorecard(
+    1, "kill -9 at random moments of a sweep: nothing lost or run again, equal in the end"
+)
 
 
 @slow
@@ -519,7 +598,9 @@ KILLED = pytest.mark.scorecard(1, "kill -9 at random moments of a sweep: nothing
         pytest.param(50, (*GRID, "epochs=400", "checkpoint_every=1"), 12, marks=[slow, KILLED]),
     ],
 )
-def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(tmp_path, wanted, grid, longest, record_property):
+def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(
+    tmp_path, wanted, grid, longest, record_property
+):
     """kill -9 of the whole process group; restarted with the line it printed; nothing completed is touched again."""
     whole = sweep(tmp_path / "whole", *grid, timeout=1500)
     assert whole.returncode == 0, whole.stderr
@@ -539,7 +620,9 @@ def test_a_sweep_killed_at_any_moment_ends_as_if_it_never_was(tmp_path, wanted, 
         for path, before in finished.items():
             assert path.stat().st_mtime_ns == before, path  # neither lost nor run again
         finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
-        printed = re.search(r"if this is cut off: python train.py (.*)", (tmp_path / "out").read_text())
+        printed = re.search(
+            r"if this is cut off: python train.py (.*)", (tmp_path / "out").read_text()
+        )
         if printed:
             command = [sys.executable, "train.py", *shlex.split(printed[1])]
         restarts += 1
@@ -560,7 +643,10 @@ def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path, num, record_pr
     """Each in its own folder, and every result belongs to its command."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, "epochs=1"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    every = [subprocess.Popen([*command, f"seed={2 * i},{2 * i + 1}"], cwd=tmp_path, **quiet) for i in range(num)]
+    every = [
+        subprocess.Popen([*command, f"seed={2 * i},{2 * i + 1}"], cwd=tmp_path, **quiet)
+        for i in range(num)
+    ]
     assert [process.wait(timeout=600) for process in every] == [0] * num
     folders = list((tmp_path / "multirun").iterdir())
     assert len(folders) == num
@@ -569,7 +655,9 @@ def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path, num, record_pr
         for path in folder.glob("seed-*/result.json"):
             result = json.loads(path.read_text())
             config = yaml.safe_load((path.parent / "config.yaml").read_text())
-            assert path.parent.name == f"seed-{result['settings']['seed']}" == f"seed-{config['seed']}"
+            assert (
+                path.parent.name == f"seed-{result['settings']['seed']}" == f"seed-{config['seed']}"
+            )
             seeds.append(config["seed"])
     assert sorted(seeds) == list(range(2 * num))
     record_property("figure", f"{num} folders, {len(seeds)} results, each its command's")
@@ -578,7 +666,16 @@ def test_sweeps_of_one_second_have_folders_of_their_own(tmp_path, num, record_pr
 @pytest.mark.slow
 def test_memory_does_not_grow_with_jobs(tmp_path):
     """The sweep's own process after job 20 within 10% of after job 2; a job's process is new each time."""
-    process = start([sys.executable, "train.py", "-m", f"hydra.sweep.dir={tmp_path / 's'}", *TINY, "seed=range(22)"])
+    process = start(
+        [
+            sys.executable,
+            "train.py",
+            "-m",
+            f"hydra.sweep.dir={tmp_path / 's'}",
+            *TINY,
+            "seed=range(22)",
+        ]
+    )
     resident = {}
     while process.poll() is None:
         done = len(list((tmp_path / "s").glob("*/result.json")))
@@ -587,7 +684,10 @@ def test_memory_does_not_grow_with_jobs(tmp_path):
             resident[done] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
         time.sleep(0.05)
     assert process.returncode == 0
-    peaks = [json.loads((tmp_path / "s" / f"seed-{n}" / "result.json").read_text())["peak_memory_mb"] for n in (1, 19)]
+    peaks = [
+        json.loads((tmp_path / "s" / f"seed-{n}" / "result.json").read_text())["peak_memory_mb"]
+        for n in (1, 19)
+    ]
     print(
         f"resident after job 2: {resident[2]} kB, after job 20: {resident[20]} kB; peaks of jobs 2 and 20: {peaks} MB"
     )
@@ -625,7 +725,11 @@ def test_slurm_up_to_a_fake_sbatch(tmp_path):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     path = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
-    own = ("hydra/launcher=slurm", "hydra.launcher.partition=debug", "hydra.launcher.cpus_per_task=1")
+    own = (
+        "hydra/launcher=slurm",
+        "hydra.launcher.partition=debug",
+        "hydra.launcher.cpus_per_task=1",
+    )
     done = sweep(tmp_path / "s", "seed=0,1,2", *own, env=path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(statuses(tmp_path / "s").values()) == {"COMPLETED"}

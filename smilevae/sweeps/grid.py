@@ -1,6 +1,5 @@
 """A strategy says which jobs of a sweep are next. This one trains all of them to their end."""
 
-import functools
 from pathlib import Path
 
 from smilevae import runs
@@ -22,32 +21,27 @@ class Grid:
 
     def left(self) -> list[tuple[str, int]]:
         """(job, epoch) of the jobs that wait, in order; each trains until that epoch."""
-        waiting = [name for name in self.open_jobs() if not self.running(name)]
+        waiting = [name for name in self.jobs if not self.ended(name) and self.free(name)]
         return [(name, self.jobs[name].epochs) for name in waiting]
-
-    def ready(self, name: str) -> bool:
-        """Whether a job need not wait for a shorter one."""
-        return all(map(self.ended, self.shorter(name)))
 
     def total_epochs(self) -> float:
         """The epochs that all jobs have in the end."""
         return sum(settings.epochs for settings in self.jobs.values())
 
-    def open_jobs(self) -> list[str]:
-        """The jobs that run or can still run in this sweep."""
-        return [name for name in self.jobs if not self.ended(name) and not self.set_aside(name)]
-
     def ended(self, name: str) -> bool:
         return runs.state(self.folder / name)["status"] in ("COMPLETED", "FAILED")
 
-    def set_aside(self, name: str) -> bool:
-        """Whether a job was interrupted in this sweep."""
+    def free(self, name: str) -> bool:
+        """Whether a job neither runs nor was interrupted in this sweep."""
+        if runs.in_use(self.folder / name):
+            return False
         state = runs.read_json(self.folder / name / "status.json")
-        interrupted = {"status": "INTERRUPTED", "sweep": self.sweep}
-        return self.sweep is not None and interrupted.items() <= state.items()
+        interrupted = state.get("status") == "INTERRUPTED" and self.sweep is not None
+        return not (interrupted and state.get("sweep") == self.sweep)
 
-    def running(self, name: str) -> bool:
-        return runs.in_use(self.folder / name)
+    def ready(self, name: str) -> bool:
+        """Whether a job need not wait for a shorter one."""
+        return all(map(self.ended, self.shorter(name)))
 
     def shorter(self, name: str) -> list[str]:
         """The jobs whose epochs are the first ones of a job, the longest last.
@@ -57,16 +51,13 @@ class Grid:
         settings = self.jobs[name]
         if settings.schedule != "plateau" or settings.sharpen.epochs:
             return []
-        relatives = self._relatives[key(settings, "epochs")]
-        return [other for other in relatives if self.jobs[other].epochs < settings.epochs]
-
-    @functools.cached_property
-    def _relatives(self) -> dict[str, list[str]]:
-        """The jobs that differ in epochs only, the longest last."""
-        groups: dict[str, list[str]] = {}
-        for name in sorted(self.jobs, key=lambda name: self.jobs[name].epochs):
-            groups.setdefault(key(self.jobs[name], "epochs"), []).append(name)
-        return groups
+        own = key(settings, "epochs")
+        shorter = [
+            other
+            for other, its in self.jobs.items()
+            if its.epochs < settings.epochs and key(its, "epochs") == own
+        ]
+        return sorted(shorter, key=lambda other: self.jobs[other].epochs)
 
     def beginning(self, name: str) -> Path | None:
         """The longest completed run whose epochs are the first ones of a job."""

@@ -123,9 +123,7 @@ class Halving(Grid):
             left = [
                 (name, rung.epochs)
                 for name in self.allowed(number)
-                if not self.finished(name, rung)
-                and not self.running(name)
-                and not self.set_aside(name)
+                if not self.finished(name, rung) and self.free(name)
             ]
             if left:
                 return left

@@ -75,13 +75,15 @@ def work(folder: Path) -> None:
     This is what a launcher runs; the sweeper has set the environment.
     """
     queue = Queue(folder, os.environ[ID])
-    while queue.next():
+    task = queue.next()
+    while task:
+        before = task
         job = in_process(_next_job, folder, queue.sweep)
-        name = _owner(queue, job)
-        if name:
+        for name in queue.plan.jobs:
             _record_death(folder / name, job)
-        elif job.exitcode:
-            raise UserError(f"a process ended before it had a job, with exit code {job.exitcode}")
+        task = queue.next()
+        if job.exitcode and task == before:
+            raise UserError(f"the process of {task[0]} ended with exit code {job.exitcode}")
         if ONE_JOB in os.environ:
             return
 
@@ -189,18 +191,10 @@ def _free_device(folder: Path, num: int) -> list[int] | None:
     return [os.getpid() % num]
 
 
-def _owner(queue: Queue, job: BaseProcess) -> str | None:
-    """The name of the job that a process has claimed."""
-    process = {"pid": job.pid, "host": platform.node()}
-    for name in queue.plan.jobs:
-        if process.items() <= runs.read_json(queue.folder / name / "status.json").items():
-            return name
-    return None
-
-
 def _record_death(path: Path, job: BaseProcess) -> None:
-    """Write the status of a job whose process ended without one."""
-    if runs.state(path)["status"] not in ("NEW", "STALE"):
+    """Write the status of a run whose process ended without one."""
+    state = runs.state(path)
+    if (state["status"], state["pid"]) != ("STALE", job.pid):
         return
     code = job.exitcode or 0
     reason = f"the process ended with exit code {code} and without a result"

@@ -91,7 +91,10 @@ class Plan:
         new: dict[str, Settings] = {}
         for name, settings in points:
             own = key(settings)
-            _refuse_equal(settings, new.setdefault(own, settings))
+            for knob in changes(new.setdefault(own, settings), settings):
+                raise ConfigError(
+                    f"{knob} cannot be swept, because it tells no jobs apart; give it one value"
+                )
             if own not in names:
                 names[own] = f"{name}_{_digest(own)}" if name in self.jobs else name
             self.jobs[names[own]] = settings
@@ -100,26 +103,19 @@ class Plan:
     def begin(self) -> None:
         """Create the folder, or join the sweep that it holds. Raises ConfigError."""
         try:
-            if not (self.folder / FILE).exists():
-                self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
+            self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
             with lock_of(self.folder):
-                if (self.folder / FILE).exists():
-                    self._refuse_others()
+                if Plan.read(self.folder).jobs.keys() - self.jobs.keys():
+                    raise FileExistsError
                 self.write()
         except FileExistsError:
-            raise self._changed() from None
+            raise ConfigError(
+                f"{self.folder} was changed by another sweep just now; start again"
+            ) from None
         except OSError as error:
             raise ConfigError(
                 f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}"
             ) from None
-
-    def _refuse_others(self) -> None:
-        """Raise ConfigError if another sweep has added jobs since this plan was read."""
-        if Plan.read(self.folder).jobs.keys() - self.jobs.keys():
-            raise self._changed()
-
-    def _changed(self) -> ConfigError:
-        return ConfigError(f"{self.folder} was made by another sweep just now; start again")
 
     def write(self) -> None:
         content = vars(self) | {
@@ -197,11 +193,7 @@ def _values(jobs: Iterable[Settings]) -> dict[str, set[str]]:
     return {name: {json.dumps(row.get(name)) for row in rows} for name in names}
 
 
-def _refuse_equal(settings: Settings, other: Settings) -> None:
-    """Raise ConfigError if points of one job differ."""
-    values = flatten(other.plain())
-    for knob, value in flatten(settings.plain()).items():
-        if value != values.get(knob):
-            raise ConfigError(
-                f"{knob} cannot be swept, because it tells no jobs apart; give it one value"
-            )
+def changes(before: Settings, after: Settings) -> dict[str, Any]:
+    """The flat settings of `after` that `before` has not."""
+    old = flatten(before.plain())
+    return {k: v for k, v in flatten(after.plain()).items() if k not in old or v != old[k]}

@@ -27,7 +27,6 @@ from smilevae import runs
 from smilevae.sweeps.grid import Grid
 from smilevae.sweeps.halving import Halving
 from smilevae.sweeps.plan import FILE, Plan, lock_of
-from smilevae.sweeps.search import Search
 
 GRACE = 8.0  # seconds between a signal and the end
 
@@ -104,6 +103,8 @@ def stop_file_of(folder: Path, sweep: str | None) -> Path:
 
 def strategy_of(plan: Plan, sweep: str | None = None) -> Grid:
     if plan.search:
+        from smilevae.sweeps.search import Search  # Optuna is an extra
+
         return Search(plan, sweep)
     if plan.rungs:
         return Halving(plan, sweep)

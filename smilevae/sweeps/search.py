@@ -1,4 +1,4 @@
-"""A search: Optuna proposes the points of a sweep.
+"""A search: Optuna proposes the points of a sweep. Without Optuna its import is a ConfigError.
 
 Its study is search.log in the sweep's folder. `search` in sweep.json holds
 
@@ -13,11 +13,20 @@ import warnings
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import FIELDS, Settings, flatten
+from smilevae.config import FIELDS, Settings
 from smilevae.errors import ConfigError
+from smilevae.models import linear
 from smilevae.sweeps.grid import Grid
 from smilevae.sweeps.plan import job_name, key
 
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+except ImportError:
+    text = 'an interval needs Optuna; install it with pip install -e ".[search]"'
+    raise ConfigError(text) from None
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAME = "search.log"
 FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
@@ -33,27 +42,26 @@ class Search(Grid):
     @functools.cached_property
     def study(self) -> Any:
         """Optuna's study, opened or begun."""
-        optuna = import_optuna()
-        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / NAME))
+        journal = JournalFileBackend(str(self.folder / NAME))
         storage = optuna.storages.JournalStorage(journal)
         return optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
 
     def left(self) -> list[tuple[str, int]]:
-        """The jobs that can train now. It proposes a new one where fewer than `at_once` are open."""
-        for trial in self.study.get_trials(states=[import_optuna().trial.TrialState.RUNNING]):
+        """The jobs that wait. It proposes new points where fewer than `at_once` are open."""
+        search = self.plan.search
+        for trial in self._open():
             self._settle(trial.number, trial.params)
-        while self._wants_more():
+        while len(self._open()) < search["at_once"] and len(self.study.trials) < search["trials"]:
             trial = self._propose(len(self.study.trials))
             self._settle(trial.number, trial.params)
-        return Grid(self.plan, self.sweep).left()
+        return super().left()
 
     def total_epochs(self) -> float:
         return super().total_epochs() * self.plan.search["trials"] / max(1, len(self.jobs))
 
-    def _wants_more(self) -> bool:
-        search = self.plan.search
-        full = len(self.open_jobs()) >= search["at_once"]
-        return not full and len(self.study.trials) < search["trials"]
+    def _open(self) -> list[Any]:
+        """The trials without an end."""
+        return self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
 
     def _propose(self, number: int) -> Any:
         text = f"{self.plan.search['seed']} {number}"
@@ -64,7 +72,7 @@ class Search(Grid):
 
     def _sampler(self, seed: int) -> Any:
         """Gaussian processes see no running trials: several at a time are proposed by TPE."""
-        samplers = import_optuna().samplers
+        samplers = optuna.samplers
         first = max(4, self.plan.search["trials"] // STARTUP)
         if self.plan.search["at_once"] > 1:
             return samplers.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
@@ -80,26 +88,27 @@ class Search(Grid):
         except ConfigError as error:
             self._leave_out(number, f"{name} is left out: {error}")
             return
-        if key(settings) not in map(key, self.jobs.values()) and self._collapses(settings):
-            self._leave_out(number, f"{name} is left out: it can only collapse, says the forecast")
-            return
-        (name,) = self.plan.add([(name, settings)])
-        self.plan.write()
-        status = runs.state(self.folder / name)["status"]
+        names = {key(own): job for job, own in self.jobs.items()}
+        if key(settings) not in names:
+            if self._collapses(settings):
+                text = f"{name} is left out: it can only collapse, says the forecast"
+                self._leave_out(number, text)
+                return
+            self.plan.add([(name, settings)])
+            self.plan.write()
+        path = self.folder / names.get(key(settings), name)
+        status = runs.state(path)["status"]
         if status == "COMPLETED":
-            best = runs.read_result(self.folder / name)["best"]
-            self.study.tell(number, best["val/nelbo"])
+            self.study.tell(number, runs.read_result(path)["best"]["val/nelbo"])
         elif status == "FAILED":
-            self.study.tell(number, state=import_optuna().trial.TrialState.FAIL)
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def _leave_out(self, number: int, text: str) -> None:
         self.plan.say(text)
-        self.study.tell(number, state=import_optuna().trial.TrialState.PRUNED)
+        self.study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
     def _collapses(self, settings: Settings) -> bool:
         """Whether the forecast of a linear VAE says that a point can only collapse."""
-        from smilevae.models import linear  # numpy is not needed behind --help
-
         # Any earlier job has the spectrum, if all see the same faces.
         spectra = [runs.read_json(path) for path in self.folder.glob("*/spectrum.json")]
         if not any(spectra) or settings.beta == "auto" or FACES & self.plan.search["space"].keys():
@@ -139,13 +148,6 @@ def corners(search: dict[str, Any]) -> list[Settings]:
     return [point(search, end) for end in ends]
 
 
-def changes(base: Settings, other: Settings) -> dict[str, Any]:
-    """The flat settings that differ from those of `base`."""
-    before = flatten(base.plain())
-    after = flatten(other.plain())
-    return {name: value for name, value in after.items() if value != before.get(name)}
-
-
 def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
     """The space of interval(low, high): whole numbers for a knob that takes them.
 
@@ -158,26 +160,16 @@ def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
     try:
         distribution(space)
     except ValueError as error:
-        raise ConfigError(f"{knob}=interval({low:g},{high:g}) is no space to search: {error}") from None
+        raise ConfigError(
+            f"{knob}=interval({low:g},{high:g}) is no space to search: {error}"
+        ) from None
     return space
 
 
 def distribution(space: dict[str, Any]) -> Any:
     """What Optuna draws a knob's values from."""
-    distributions = import_optuna().distributions
+    distributions = optuna.distributions
     if "choices" in space:
         return distributions.CategoricalDistribution([*space["choices"]])
     kinds = {int: distributions.IntDistribution, float: distributions.FloatDistribution}
     return kinds[type(space["low"])](space["low"], space["high"], log=space["log"])
-
-
-def import_optuna() -> Any:
-    """Raises ConfigError if it is not installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError(
-            'an interval needs Optuna; install it with pip install -e ".[search]"'
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ ENDED = ("COMPLETED", "FAILED", "INTERRUPTED", "PAUSED")
 SPENT = "spent.json"  # the seconds that a sweep has run
 EVERY = 0.5  # seconds
 MAX_STEP = 5.0  # seconds: a longer one was a pause of the whole machine
+SAVE_EVERY = 10  # looks
 
 
 class Watch:
@@ -39,8 +41,9 @@ class Watch:
         self.budget = budget or math.inf
         self.over = False
         self.spent = spent(queue.folder)
-        self.states = {name: self._read(name) for name in queue.plan.jobs}
-        self.programs = {queue.plan.code, *(program(state) for state in self.states.values())}
+        self.states: dict[str, dict[str, Any]] = {}
+        self._read_all()
+        self.programs = {queue.plan.code, *map(last_program, self.states.values())}
         self.start = time.monotonic()
         self.begun = self._epochs_done()
         self.line = Console(stderr=True).status("starting")
@@ -57,31 +60,36 @@ class Watch:
             finally:
                 end.set()
                 thread.join()
+                self._save_spent()
                 self.look()
 
     def _loop(self, end: threading.Event) -> None:
         last = time.monotonic()
-        while not end.wait(EVERY):
+        for number in itertools.count(1):
+            if end.wait(EVERY):
+                return
             now = time.monotonic()
             self.spent += min(now - last, MAX_STEP)
             last = now
-            with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
-                text = json.dumps({"seconds": round(self.spent, 1)})
-                runs.write_text(self.queue.folder / SPENT, text + "\n")
+            if number % SAVE_EVERY == 0:
+                self._save_spent()
             if self.spent >= self.budget and not self.over:
                 self.over = True
                 os.kill(os.getpid(), signal.SIGTERM)
             self.look()
 
+    def _save_spent(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
+            text = json.dumps({"seconds": round(self.spent, 1)})
+            runs.write_text(self.queue.folder / SPENT, text + "\n")
+
     def look(self) -> None:
         """Print the changes since the last look."""
-        for name in self.queue.plan.jobs:
-            before = self.states.get(name, {"status": "NEW"})
-            if before["status"] == "COMPLETED":
-                continue
-            now = self.states[name] = self._read(name)
-            if now["status"] != before["status"]:
-                self._tell(name, now)
+        before = dict(self.states)
+        self._read_all()
+        for name, state in self.states.items():
+            if state["status"] != before.get(name, {"status": "NEW"})["status"]:
+                self._tell(name, state)
         running = [
             f"{name} {state['done']}/{state['epochs']} epochs"
             for name, state in self.states.items()
@@ -89,23 +97,36 @@ class Watch:
         ]
         self.line.update(f"{', '.join(running) or 'between jobs'} | {self.summary()}")
 
+    def _read_all(self) -> None:
+        """Each job's state, `best` epoch, planned `epochs` and those `done`: all if it failed."""
+        for name, settings in self.queue.plan.jobs.items():
+            folder = self.queue.folder / name
+            if self.states.get(name, {}).get("status") == "COMPLETED":
+                continue
+            state = runs.state(folder)
+            ended = state["status"] in ("COMPLETED", "FAILED")
+            state["epochs"] = settings.epochs
+            state["done"] = settings.epochs if ended else runs.epochs_done(folder)
+            state["best"] = runs.read_result(folder).get("best") or {}
+            self.states[name] = state
+
     def _tell(self, name: str, state: dict[str, Any]) -> None:
         """Print a job's new status."""
+        plan = self.queue.plan
         text = state["reason"]
         if state["status"] == "RUNNING":
-            self.queue.plan.say(f"{name} started")
-            if program(state) not in self.programs:
-                self.programs.add(program(state))
-                self.queue.plan.say(self.queue.plan.changed_program(program(state)))
+            plan.say(f"{name} started")
+            if last_program(state) not in self.programs:
+                self.programs.add(last_program(state))
+                plan.say(plan.changed_program(last_program(state)))
+        if state["status"] == "PAUSED":
+            score = Halving(plan).score(name, state["done"])
+            text = f"{text}, {RANK_BY[4:]} {score:.5g}"
         if state["status"] == "COMPLETED":
             best = state["best"]
             text = ", ".join(f"{term[4:]} {best.get(term, math.inf):.5g}" for term in PRINTED)
-        strategy = self.queue.strategy
-        if state["status"] == "PAUSED" and isinstance(strategy, Halving):
-            score = strategy.score(name, state["done"])
-            text = f"{text}, {RANK_BY[4:]} {score:.5g}"
         if state["status"] in ENDED:
-            self.queue.plan.say(f"{name} {state['status']}: {text} | {self.summary()}")
+            plan.say(f"{name} {state['status']}: {text} | {self.summary()}")
 
     def summary(self) -> str:
         """The number of jobs by status, the best so far, and the expected end."""
@@ -115,38 +136,26 @@ class Watch:
         parts += [f"{counts.pop(status)} {status.lower()}" for status in LISTED if counts[status]]
         if counts.total():
             parts.append(f"{counts.total()} left")
-        jobs = self.queue.plan.jobs
-        if completed and len({settings.image_size for settings in jobs.values()}) == 1:
-            scores = {name: state["best"].get(RANK_BY) for name, state in self.states.items()}
-            best = min((score, name) for name, score in scores.items() if score is not None)
-            parts.append(f"best {best[1]}")
+        sizes = {settings.image_size for settings in self.queue.plan.jobs.values()}
+        if completed and len(sizes) == 1:
+            done = {name: state["best"] for name, state in self.states.items() if state["best"]}
+            parts.append(f"best {min(done, key=lambda name: done[name].get(RANK_BY, math.inf))}")
 
         # The rest takes as long an epoch as the epochs since the start.
-        done = self._epochs_done()
+        epochs = self._epochs_done()
         total = self.queue.strategy.total_epochs()
-        if self.begun < done < total:
-            seconds = (total - done) * (time.monotonic() - self.start) / (done - self.begun)
+        if self.begun < epochs < total:
+            seconds = (total - epochs) * (time.monotonic() - self.start) / (epochs - self.begun)
             end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
             parts.append(f"ends about {end:%d %B, %H:%M}")
         return ", ".join(parts)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        """A job's state, `best` epoch, planned `epochs` and those `done`: all if it failed."""
-        folder = self.queue.folder / name
-        epochs = self.queue.plan.jobs[name].epochs
-        state = runs.state(folder)
-        ended = state["status"] in ("COMPLETED", "FAILED")
-        state["epochs"] = epochs
-        state["done"] = epochs if ended else runs.epochs_done(folder)
-        state["best"] = runs.read_result(folder).get("best") or {}
-        return state
 
     def _epochs_done(self) -> int:
         return sum(state["done"] for state in self.states.values())
 
 
-def program(state: dict[str, Any]) -> str:
-    """The hash of the program that trained a job last; that of no program is empty."""
+def last_program(state: dict[str, Any]) -> str:
+    """The hash of the program that trained a job last, empty before it has begun."""
     return (state.get("code") or "").rpartition(" ")[2]
 
 
