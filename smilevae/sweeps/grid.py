@@ -10,7 +10,7 @@ class Grid:
     """Every job to its last epoch, in the order of the plan; the base of the other strategies.
 
     A job whose first epochs are another job comes after it. `sweep` is the id of the sweep that
-    asks: a job that was interrupted in it, by a signal or trainer.max_time, is not next again.
+    asks: a job that it has interrupted, or that trainer.max_time has, is not next again in it.
     """
 
     def __init__(self, plan: Plan, sweep: str | None = None):
@@ -29,15 +29,17 @@ class Grid:
         return sum(settings.epochs for settings in self.jobs.values())
 
     def ended(self, name: str) -> bool:
-        return runs.state(self.folder / name)["status"] in ("COMPLETED", "FAILED")
+        """Whether a job has completed or failed."""
+        status = runs.read_json(self.folder / name / "status.json").get("status")
+        return status == "FAILED" or (self.folder / name / "result.json").exists()
 
     def free(self, name: str) -> bool:
-        """Whether a job neither runs nor was interrupted in this sweep."""
+        """Whether a job neither runs nor was cut off in this sweep."""
         if runs.in_use(self.folder / name):
             return False
         state = runs.read_json(self.folder / name / "status.json")
-        interrupted = state.get("status") == "INTERRUPTED" and self.sweep is not None
-        return not (interrupted and state.get("sweep") == self.sweep)
+        cut_off = state.get("status") in ("INTERRUPTED", "RUNNING")
+        return not cut_off or self.sweep is None or state.get("sweep") != self.sweep
 
     def ready(self, name: str) -> bool:
         """Whether a job need not wait for a shorter one."""

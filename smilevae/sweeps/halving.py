@@ -108,7 +108,7 @@ class Halving(Grid):
         return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
 
     def mean_face(self, name: str) -> float:
-        """The negative ELBO of the mean face on a job's held-out people; infinite if it is not known."""
+        """The negative ELBO of the mean face on a job's held-out people; infinite if unknown."""
         content = runs.read_json(self.folder / name / "spectrum.json")
         return negative_elbo(content["total"], 0, content["num_pixels"]) if content else math.inf
 

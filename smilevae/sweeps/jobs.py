@@ -75,14 +75,11 @@ def work(folder: Path) -> None:
     This is what a launcher runs; the sweeper has set the environment.
     """
     queue = Queue(folder, os.environ[ID])
-    task = queue.next()
-    while task:
-        before = task
+    while task := queue.next():
         job = in_process(_next_job, folder, queue.sweep)
         for name in queue.plan.jobs:
             _record_death(folder / name, job)
-        task = queue.next()
-        if job.exitcode and task == before:
+        if job.exitcode and queue.next() == task:
             raise UserError(f"the process of {task[0]} ended with exit code {job.exitcode}")
         if ONE_JOB in os.environ:
             return
@@ -170,8 +167,10 @@ def _stop_with_sweep(run: runs.Run) -> None:
     worker = multiprocessing.parent_process()
     assert worker is not None
     stop_file = stop_file_of(run.dir.parent, run.sweep)
-    while not connection.wait([worker.sentinel], POLL) and not stop_file.exists():
-        pass
+    while not stop_file.exists():
+        if connection.wait([worker.sentinel], POLL):
+            run.sweep = None  # other workers of the sweep may go on with it
+            break
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -4,19 +4,18 @@ The queue is the sweep's folder: `sweep.json` names the jobs, and the files in t
 how far each has come. There is no other state, so a kill at any moment loses no decision.
 
 A worker forks one process a job until nothing is left for it (jobs.work). The process of a job
-claims it: under the lock of the queue it asks the strategy who is next and locks that run folder.
-The lock of a run folder ends with its process, so a killed job is next again, and two sweeps that
-are started on one folder share its jobs and run none twice.
+claims it: under the lock of the queue it asks the strategy who is next, and locks that run folder.
+The lock of a run folder ends with its process, so a job whose worker is killed is next again, and
+two sweeps that are started on one folder share its jobs and run none twice.
 
-    strategy   who is next                                                  file
-    Grid       every job to its end; one that begins with a shorter job     grid.py
-               comes after it
-    Halving    the jobs of the lowest rung that is not full                 halving.py
-    Search     the points that Optuna proposes                              search.py
+    Grid      grid.py      every job to its end; one that begins with a shorter job comes after it
+    Halving   halving.py   the jobs of the lowest rung that is not full
+    Search    search.py    the points that Optuna proposes
 
 `strategy.left()` gives the jobs that wait, the first one first, and the epoch until which each
-trains, `strategy.total_epochs()` the epochs of the whole sweep. A closed queue is empty for the workers of
-its sweep and ends their jobs with a checkpoint: a signal closes it, and so does the budget.
+trains; `strategy.total_epochs()` gives the epochs of the whole sweep. A closed queue is empty for
+the workers of its sweep, and their jobs end with a checkpoint. A signal closes it, and the end of
+the budget does.
 """
 
 import contextlib
@@ -77,7 +76,8 @@ class Queue:
 
     def retry_failed(self) -> None:
         """Let failed jobs train again."""
-        for path in (self.folder / name for name in self.plan.jobs):
+        for name in self.plan.jobs:
+            path = self.folder / name
             state = runs.state(path)
             if state["status"] == "FAILED":
                 with contextlib.closing(runs.Run(path)) as run:

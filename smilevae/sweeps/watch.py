@@ -137,9 +137,10 @@ class Watch:
         if counts.total():
             parts.append(f"{counts.total()} left")
         sizes = {settings.image_size for settings in self.queue.plan.jobs.values()}
-        if completed and len(sizes) == 1:
-            done = {name: state["best"] for name, state in self.states.items() if state["best"]}
-            parts.append(f"best {min(done, key=lambda name: done[name].get(RANK_BY, math.inf))}")
+        scores = {name: state["best"].get(RANK_BY) for name, state in self.states.items()}
+        ranked = sorted((score, name) for name, score in scores.items() if score is not None)
+        if ranked and len(sizes) == 1:
+            parts.append(f"best {ranked[0][1]}")
 
         # The rest takes as long an epoch as the epochs since the start.
         epochs = self._epochs_done()
