@@ -12,6 +12,7 @@ import heapq
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 from smilevae import runs
 from smilevae.sweeps import halving
@@ -21,12 +22,12 @@ from smilevae.sweeps.plan import Plan
 class Replay(halving.Halving):
     """The rungs of a finished grid, as if only `done` epochs of each job were trained."""
 
-    def __init__(self, plan: Plan, scores: dict[str, list[float]]):
-        super().__init__(plan)
-        self.scores = scores
-        self.done = dict.fromkeys(plan.jobs, 0)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scores: dict[str, list[float]] = {}
+        self.done = dict.fromkeys(self.jobs, 0)
         self.now: set[str] = set()
-        self.mean_faces = {name: super(Replay, self).mean_face(name) for name in plan.jobs}
+        self.mean_faces = {name: super(Replay, self).mean_face(name) for name in self.jobs}
 
     def score(self, name: str, epochs: int) -> float:
         return self.scores[name][epochs - 1] if self.done[name] >= epochs else float("inf")
@@ -34,8 +35,8 @@ class Replay(halving.Halving):
     def mean_face(self, name: str) -> float:
         return self.mean_faces[name]
 
-    def finished(self, name: str, rung: halving.Rung) -> bool:
-        return self.done[name] >= rung.epochs
+    def finished(self, name: str, epochs: int) -> bool:
+        return self.done[name] >= epochs
 
     def free(self, name: str) -> bool:
         return name not in self.now
@@ -80,7 +81,8 @@ def replay(
     share = []
     for _ in range(orders):
         order = {name: grid[name] for name in rng.sample([*grid], len(grid))}
-        one = Replay(Plan(folder, order, rungs), scores)
+        one = Replay(folder, order, rungs)
+        one.scores = scores
         share.append(one.run(jobs) / sum(map(len, scores.values())))
         kept += all(one.done[name] == rungs[-1][0] for name in best)
     shown = ", ".join(f"{num} to epoch {epoch}" for epoch, num in rungs)
@@ -97,7 +99,7 @@ def replay(
 
 
 if __name__ == "__main__":
-    words = {"factor": 3, "first": None, "jobs": 2, "orders": 200}
+    words: dict[str, Any] = {"factor": 3, "first": None, "jobs": 2, "orders": 200}
     words |= dict(word.split("=") for word in sys.argv[2:])
     lengths = str(words.pop("epochs", "")).split(",")
     numbers = {key: value and int(value) for key, value in words.items()}

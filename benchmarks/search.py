@@ -15,8 +15,8 @@ from scipy import stats
 
 from smilevae import console, runs
 from smilevae.config import Settings, flatten
+from smilevae.sweeps import claim
 from smilevae.sweeps.plan import Plan
-from smilevae.sweeps.queue import Queue
 from smilevae.sweeps.search import STARTUP, interval
 from smilevae.training.fit import fit
 
@@ -46,10 +46,9 @@ def best_of(points: int, seed: int, epochs: int, search: bool) -> list[float]:
             "space": {knob: interval(knob, *limits) for knob, limits in SPACE.items()},
         }
         Plan(Path(place), search=content).begin()
-        queue = Queue(Path(place), "benchmark")
-        while len(values) < points and (claimed := queue.claim()):
-            run, _ = claimed
-            settings = queue.plan.jobs[run.dir.name]
+        while len(values) < points and (claimed := claim(Path(place), "benchmark")):
+            queue, run, _ = claimed
+            settings = queue.jobs[run.dir.name]
             run.write_config(settings)
             with run.recording():
                 values.append(fit(settings, run, runs.Stop())["val/nelbo"])

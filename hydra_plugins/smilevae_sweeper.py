@@ -24,11 +24,11 @@ import smilevae
 from smilevae import cli, console, runs
 from smilevae.config import Settings, flatten
 from smilevae.errors import ConfigError, Interrupted, UserError
-from smilevae.sweeps import jobs
+from smilevae.sweeps import jobs, open_queue
 from smilevae.sweeps.halving import Halving, plan_rungs
 from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import Plan, changes, job_name
-from smilevae.sweeps.queue import Queue, strategy_of
+from smilevae.sweeps.plan import changes, job_name, lock_of
+from smilevae.sweeps.queue import Queue
 from smilevae.sweeps.watch import Watch, spent
 
 MAX_JOBS = 200  # more ask for sweep.yes=true
@@ -84,42 +84,44 @@ class ResumableSweeper(BasicSweeper):
                 f"sweep.budget={options.budget} is spent: {runs.short(folder)} has run for"
                 f" {seconds:.0f} s; pass a larger one"
             )
-        if plan.search or options.retry_failed or strategy_of(plan).left():
+        if plan.search or options.retry_failed or not all(map(plan.ended, plan.jobs)):
             code = jobs.in_process(jobs.forecast, points).exitcode
             if code:
                 sys.exit(code)  # the process has printed why no job can run
 
         # Fill the queue.
         plan.begin()
-        queue = Queue(folder, secrets.token_hex(4))
         if options.retry_failed:
-            queue.retry_failed()
-        what = f"{len(plan.jobs)} jobs in {runs.short(folder)}, {len(queue.left())} to run"
-        if plan.search:
+            plan.retry_failed()
+        queue = open_queue(folder, secrets.token_hex(4))
+        what = f"{len(queue.jobs)} jobs in {runs.short(folder)}"
+        if queue.search:
             what = f"a search of {options.trials} points in {runs.short(folder)}"
+        else:
+            what += f", {len(queue.left())} to run"
         print(f"{what}; each logs to its train.log")
-        if plan.rungs:
-            print(Halving(plan).describe())
-        print(f"if this is cut off: {plan.resume_line()}", flush=True)
+        if isinstance(queue, Halving):
+            print(queue.describe())
+        print(f"if this is cut off: {queue.resume_line()}", flush=True)
 
         # Train.
-        watch = Watch(queue, options.seconds)
+        watch = Watch(folder, options.seconds)
         with watch.running():
             try:
                 self._launch(queue)
             except (Interrupted, KeyboardInterrupt):
                 if not watch.over:
-                    plan.say(f"interrupted | {watch.summary()}")
-                    print(f"to go on: {plan.resume_line()}", file=sys.stderr)
+                    queue.say(f"interrupted | {watch.summary()}")
+                    print(f"to go on: {queue.resume_line()}", file=sys.stderr)
                     raise
-                plan.say(f"sweep.budget={options.budget} is spent | {watch.summary()}")
-                print(f"to go on: {plan.resume_line()}, with a larger budget", file=sys.stderr)
-        plan.say(f"over: {watch.summary()}")
-        conclude(plan, watch)
+                queue.say(f"sweep.budget={options.budget} is spent | {watch.summary()}")
+                print(f"to go on: {queue.resume_line()}, with a larger budget", file=sys.stderr)
+        queue.say(f"over: {watch.summary()}")
+        conclude(queue, watch)
 
     def _plan(
         self, folder: Path, arguments: list[str], options: SweepOptions
-    ) -> tuple[Plan, list[Settings]]:
+    ) -> tuple[Queue, list[Settings]]:
         """The plan with its old and new jobs, and the points to check. Raises ConfigError."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -127,7 +129,7 @@ class ResumableSweeper(BasicSweeper):
         self.varied = {one.get_key_element() for one in overrides if one.is_sweep_override()}
         if any(one.is_interval_sweep() for one in overrides):
             search, points = self._search(overrides, options)
-            plan = Plan.read(folder)
+            plan = Queue.read(folder)
             plan.add_search(search)
             return plan, points
         if options.trials:
@@ -140,7 +142,7 @@ class ResumableSweeper(BasicSweeper):
                 f"{len(grid)} jobs, more than {MAX_JOBS}; if you mean it, add sweep.yes=true"
             )
         named = self._points(grid)
-        plan = Plan.read(folder)
+        plan = Queue.read(folder)
         plan.add_grid(named)
         if options.halving:
             plan.rungs = plan_rungs(plan.jobs, options.halving, options.first)
@@ -228,6 +230,7 @@ class ResumableSweeper(BasicSweeper):
 
         From now on a signal stops all jobs and raises Interrupted.
         """
+        assert self.launcher is not None
 
         def receive(signum: int, frame: object) -> None:
             runs.Stop().install()  # a second signal does not wait
@@ -250,24 +253,23 @@ class ResumableSweeper(BasicSweeper):
             worker.append(f"+hydra.job.env_set.{jobs.ONE_JOB}='1'")
 
         before = None
-        left = queue.left()
-        while left and left != before:
-            most = len(left) if self.capacity.tasks else self.capacity.jobs
-            self._run_workers([worker] * min(len(left), most, self.max_batch_size or most), queue)
+        while (left := self._left(queue)) and left != before:
             before = left
-            left = queue.left()
-        if isinstance(queue.strategy, Halving):
-            for line in queue.strategy.spared():
-                queue.plan.say(line)
+            most = len(left) if self.capacity.tasks else self.capacity.jobs
+            num = min(len(left), most, self.max_batch_size or most)
+            try:
+                for result in self.launcher.launch([worker] * num, initial_job_idx=0):
+                    _ = result.return_value  # raises what a worker has raised
+            except Exception as error:  # also of the launcher: a worker was killed, a queue refused
+                reason = (str(error).strip().splitlines() or [""])[0]
+                queue.say(f"the launcher ended with {type(error).__name__}: {reason}")
+        if isinstance(queue, Halving):
+            for line in queue.spared():
+                queue.say(line)
 
-    def _run_workers(self, workers: list[list[str]], queue: Queue) -> None:
-        assert self.launcher is not None
-        try:
-            for result in self.launcher.launch(workers, initial_job_idx=0):
-                _ = result.return_value  # raises what a worker has raised
-        except Exception as error:  # also of the launcher: a worker was killed, a queue refused
-            reason = (str(error).strip().splitlines() or [""])[0]
-            queue.plan.say(f"the launcher ended with {type(error).__name__}: {reason}")
+    def _left(self, queue: Queue) -> list[tuple[str, int]]:
+        with lock_of(queue.folder):
+            return open_queue(queue.folder, queue.sweep).left()
 
 
 class Capacity(NamedTuple):
@@ -294,7 +296,7 @@ def capacity_of(launcher: DictConfig) -> Capacity:
     return Capacity(max(1, cores // threads), threads, tasks=True)
 
 
-def conclude(plan: Plan, watch: Watch) -> None:
+def conclude(plan: Queue, watch: Watch) -> None:
     """Run the analysis. Raises UserError if jobs did not complete."""
     statuses = {name: state["status"] for name, state in watch.states.items()}
     analysis = 0

@@ -20,11 +20,9 @@ from test_sweeps import (
 
 from smilevae import runs
 from smilevae.errors import ConfigError
-from smilevae.sweeps import halving
-from smilevae.sweeps.grid import Grid
+from smilevae.sweeps import claim, halving, next_task, open_queue
 from smilevae.sweeps.halving import Halving
 from smilevae.sweeps.plan import Plan
-from smilevae.sweeps.queue import Queue
 from smilevae.sweeps.watch import SPENT
 
 BETAS = "beta=1,2,5,10,20,50"
@@ -49,7 +47,7 @@ def jobs(num: int, seeds: int = 1, **more: int) -> dict:
 
 
 def halve(folder: Path, of: dict, *rungs: tuple[int, int]) -> Halving:
-    return Halving(Plan(folder, of, rungs=[list(rung) for rung in rungs]))
+    return Halving(folder, of, rungs=[list(rung) for rung in rungs])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +175,7 @@ def test_a_sweep_with_rungs_is_its_best_runs_to_the_bit(tmp_path, train):
     completed = {name for name in shown if shown[name] == "COMPLETED"}
     assert set(shown.values()) == {"COMPLETED", "PAUSED"}
     assert {runs.epochs_done(folder / name) for name in set(shown) - completed} == {2}
-    first = {name: Queue(folder, "").strategy.score(name, 2) for name in shown}
+    first = {name: open_queue(folder).score(name, 2) for name in shown}
     assert set(sorted(first, key=first.get)[:2]) <= completed
     assert len(completed) <= 4  # two by their scores, two by their trends
     alone = train("beta=1", "epochs=4", "warm_start=ppca")
@@ -205,7 +203,7 @@ def test_new_points_join_the_rungs(tmp_path):
     assert "8 settings to epoch 2, 3 settings to epoch 4" in more.stdout
     assert len(statuses(folder)) == 8
     assert "NEW" not in statuses(folder).values()
-    assert Queue(folder, "").strategy.left() == []
+    assert open_queue(folder).left() == []
     again = sweep(folder, BETAS, "epochs=4", *WARM)
     assert "0 to run" in again.stdout
 
@@ -278,15 +276,15 @@ def test_a_job_waits_for_the_job_that_it_begins_with(tmp_path):
     grid = [{"epochs": n, "beta": b, "schedule": "plateau"} for b in (1, 2) for n in (3, 9)]
     made = plan(tmp_path / "s", *grid, {"epochs": 4, "schedule": "cosine"})
     short, long, other, _, cosine = made.jobs
-    queue = Queue(tmp_path / "s", "x")
-    assert [name for name, _ in queue.left()] == [*made.jobs]
-    held = [queue.claim()[0] for _ in range(3)]
+    folder = tmp_path / "s"
+    assert [name for name, _ in open_queue(folder).left()] == [*made.jobs]
+    held = [claim(folder, "x")[1] for _ in range(3)]
     assert [run.dir.name for run in held] == [short, other, cosine]
-    assert queue.next() is None
+    assert next_task(folder, "x") is None
     held[0].write_config(made.jobs[short])
     held[0].complete({})
-    assert queue.next() == (long, 9)
-    assert Grid(made).beginning(long) == held[0].dir
+    assert next_task(folder, "x") == (long, 9)
+    assert open_queue(folder).beginning(long) == held[0].dir
     for run in held:
         run.close()
 
@@ -294,12 +292,12 @@ def test_a_job_waits_for_the_job_that_it_begins_with(tmp_path):
 def test_a_cosine_run_is_no_part_of_a_longer_one(tmp_path):
     made = plan(tmp_path / "s", *({"epochs": n, "schedule": "cosine"} for n in (1, 2)))
     short, long = made.jobs
-    assert all(map(Grid(made).ready, made.jobs))
+    assert all(map(open_queue(tmp_path / "s").ready, made.jobs))
     run = runs.Run(tmp_path / "s" / short)
     run.write_config(made.jobs[short])
     run.complete({})
     run.close()
-    assert Grid(made).beginning(long) is None
+    assert open_queue(tmp_path / "s").beginning(long) is None
 
 
 def test_a_job_that_was_resumed_by_hand_is_the_beginning_of_longer_ones_only(tmp_path):
@@ -310,7 +308,7 @@ def test_a_job_that_was_resumed_by_hand_is_the_beginning_of_longer_ones_only(tmp
     run.write_config(made.jobs[short].with_values({"epochs": 4}))
     run.complete({})
     run.close()
-    assert [Grid(made).beginning(name) for name in longer] == [None, None, run.dir]
+    assert [open_queue(tmp_path / "s").beginning(name) for name in longer] == [None, None, run.dir]
 
 
 @slow
@@ -349,11 +347,11 @@ def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
     words = (BETAS, *WARM[:2], "epochs=60", "checkpoint_every=1", "hydra/launcher=local")
     crash_until_done(tmp_path / "cut", words, 6, 3, 9)
     shown = statuses(tmp_path / "cut")
-    rungs = Queue(tmp_path / "cut", "").strategy
+    rungs = open_queue(tmp_path / "cut")
     assert set(shown.values()) == {"COMPLETED", "PAUSED"}
     completed = {name for name in shown if shown[name] == "COMPLETED"}
     assert set(rungs.allowed(len(rungs.rungs) - 1)) <= completed
-    assert len(completed) <= 2 * rungs.rungs[-1].num + 1  # by scores and by trends
+    assert len(completed) <= 2 * rungs.rungs[-1][1] + 1  # by scores and by trends
     for name in completed:
         log = (tmp_path / "cut" / name / "train.log").read_text()
         assert re.findall(r"^epoch (\d+)/60", log, re.MULTILINE).count("60") == 1

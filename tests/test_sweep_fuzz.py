@@ -12,8 +12,7 @@ from conftest import TINY, slow
 
 from hydra_plugins import smilevae_sweeper
 from smilevae.config import flatten
-from smilevae.sweeps import jobs
-from smilevae.sweeps.queue import Queue
+from smilevae.sweeps import claim, jobs
 
 # knob -> values as they are typed, and as config.yaml holds them
 KNOBS = {
@@ -64,9 +63,8 @@ def trained_at_once(monkeypatch):
 
     def in_process(function, *arguments):
         if function is not jobs.forecast:
-            queue = Queue(*arguments)
-            run, _ = queue.claim()
-            run.write_config(queue.plan.jobs[run.dir.name])
+            queue, run, _ = claim(*arguments)
+            run.write_config(queue.jobs[run.dir.name])
             run.complete({"best": {"epoch": 1, "val/nelbo": 0.0}, "checkpoints": []})
             run.close()
         return types.SimpleNamespace(exitcode=0, pid=0)

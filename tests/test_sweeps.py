@@ -23,10 +23,8 @@ from conftest import ROOT, TINY, script, slow
 from smilevae import runs
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, UserError
-from smilevae.sweeps import jobs
-from smilevae.sweeps.grid import Grid
+from smilevae.sweeps import claim, jobs, next_task, open_queue
 from smilevae.sweeps.plan import Plan, job_name
-from smilevae.sweeps.queue import Queue
 
 SETTINGS = Settings().with_values(
     {"epochs": 3, "lr": 0.1, "data.source": "folder", "data.root": "/a"}
@@ -184,10 +182,10 @@ def test_what_is_left_is_what_did_not_end(tmp_path):
     assert [*statuses(folder).values()] == [
         *("COMPLETED", "FAILED", "INTERRUPTED", "STALE", "RUNNING", "INTERRUPTED", "NEW")
     ]
-    queue = Queue(folder, "this")
+    queue = open_queue(folder, "this")
     waiting = [names[2], names[3], names[6]]
     assert [name for name, _ in queue.left()] == waiting
-    assert [name for name, _ in Queue(folder, "other").left()] == [*waiting[:2], *names[5:]]
+    assert [name for name, _ in open_queue(folder, "other").left()] == [*waiting[:2], *names[5:]]
     queue.retry_failed()
     assert [name for name, _ in queue.left()] == [names[1], *waiting]
     held[4].close()
@@ -195,26 +193,26 @@ def test_what_is_left_is_what_did_not_end(tmp_path):
 
 def test_a_claim_is_exclusive_and_a_closed_queue_is_empty(tmp_path):
     plan(tmp_path / "s", {"beta": 1}, {"beta": 2})
-    one = Queue(tmp_path / "s", "one")
-    two = Queue(tmp_path / "s", "two")
-    (first, until), (second, _) = one.claim(), two.claim()
+    folder = tmp_path / "s"
+    _, first, until = claim(folder, "one")
+    _, second, _ = claim(folder, "two")
     assert (first.dir.name, second.dir.name, until) == ("beta-1", "beta-2", 3)
-    assert one.claim() is None
+    assert claim(folder, "one") is None
     first.close()
-    one.close()
-    assert (one.next(), two.next()) == (None, ("beta-1", 3))
+    open_queue(folder, "one").close()
+    assert (next_task(folder, "one"), next_task(folder, "two")) == (None, ("beta-1", 3))
     second.close()
 
 
 def test_a_job_of_another_host_is_never_called_stale(tmp_path):
-    sweep_plan = plan(tmp_path / "s", {"beta": 1})
+    plan(tmp_path / "s", {"beta": 1})
     run = runs.Run(tmp_path / "s" / "beta-1")
     run.status("RUNNING")
     run.close()
     assert runs.state(run.dir)["status"] == "STALE"
     run.write_json("status.json", {"status": "RUNNING", "host": "another-host", "pid": 1})
     assert runs.state(run.dir)["status"] == "RUNNING"
-    assert Grid(sweep_plan).left() == [("beta-1", 3)]
+    assert open_queue(tmp_path / "s").left() == [("beta-1", 3)]
 
 
 NO_FLOCK = """

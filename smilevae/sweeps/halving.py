@@ -5,14 +5,14 @@ All decisions follow from the run folders, so that a kill at any moment loses no
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from pathlib import Path
 
 from smilevae import runs
 from smilevae.config import Settings
 from smilevae.errors import ConfigError
 from smilevae.models.metrics import negative_elbo
-from smilevae.sweeps.grid import Grid
-from smilevae.sweeps.plan import Plan, key
+from smilevae.sweeps.plan import key
+from smilevae.sweeps.queue import Queue
 
 RANK_BY = "val/nelbo"  # comparable across beta
 AVERAGED = ("seed", "data.split_seed")  # a setting is compared by its mean over them
@@ -20,14 +20,7 @@ MIN_KEPT = 2  # settings that reach the last rung
 LEAST_EPOCHS = 4  # of the first rung
 
 
-class Rung(NamedTuple):
-    """`num` settings train to `epochs`."""
-
-    epochs: int
-    num: int
-
-
-class Halving(Grid):
+class Halving(Queue):
     """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943).
 
     Several jobs at a time are asynchronous (ASHA, Li et al. 1810.05934).
@@ -42,16 +35,14 @@ class Halving(Grid):
     jobs at a time do not wait for each other, so a few settings more can go on.
     """
 
-    def __init__(self, plan: Plan, sweep: str | None = None):
-        super().__init__(plan, sweep)
-        self.rungs = [Rung(*rung) for rung in plan.rungs]
-        self.settings = group_by_setting(plan.jobs)
+    def __post_init__(self) -> None:
+        self.settings = group_by_setting(self.jobs)
 
     def allowed(self, number: int) -> list[str]:
         """The jobs that may train in a rung, the best first."""
         if number == 0:
             return [name for names in self.settings.values() for name in names]
-        epochs = self.rungs[number - 1].epochs
+        epochs, _ = self.rungs[number - 1]
         next_epochs, num = self.rungs[number]
         now = self._means(epochs)
         behind = self._behind(number)
@@ -70,18 +61,18 @@ class Halving(Grid):
 
     def _behind(self, number: int) -> set[str]:
         """The settings that are not ahead of the mean face after the rung before this one."""
-        now = self._means(self.rungs[number - 1].epochs)
-        return {key for key in now if now[key] >= self._mean(key, self.mean_face)}
+        now = self._means(self.rungs[number - 1][0])
+        return {one for one in now if now[one] >= self._mean(one, self.mean_face)}
 
     def spared(self) -> list[str]:
         """A sentence for every rung after which settings that had learnt nothing yet went on."""
         lines = []
-        for number in range(1, len(self.rungs)):
+        for number, (epochs, _) in enumerate(self.rungs[:-1], start=1):
             allowed = set(self.allowed(number))
             num = sum(allowed.issuperset(self.settings[one]) for one in self._behind(number))
             if num:
                 lines.append(
-                    f"after epoch {self.rungs[number - 1].epochs} {num} of {len(self.settings)}"
+                    f"after epoch {epochs} {num} of {len(self.settings)}"
                     f" settings were behind the mean face by {RANK_BY}; they had learnt nothing"
                     " yet and went on"
                 )
@@ -101,30 +92,24 @@ class Halving(Grid):
         return sum(map(value, names)) / len(names)
 
     def score(self, name: str, epochs: int) -> float:
-        """val/nelbo of a job's best epoch until an epoch; infinite if it has not come so far."""
-        lines = runs.read_metrics(self.folder / name)
-        if max((line["epoch"] for line in lines), default=0) < epochs:
-            return math.inf
-        return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
+        return best_score(self.folder / name, epochs)
 
     def mean_face(self, name: str) -> float:
         """The negative ELBO of the mean face on a job's held-out people; infinite if unknown."""
         content = runs.read_json(self.folder / name / "spectrum.json")
         return negative_elbo(content["total"], 0, content["num_pixels"]) if content else math.inf
 
-    def finished(self, name: str, rung: Rung) -> bool:
-        """Whether a job has no more to do in a rung."""
+    def finished(self, name: str, epochs: int) -> bool:
+        """Whether a job has no more to do in a rung of so many epochs."""
         if self.ended(name):
             return True
-        return runs.epochs_done(self.folder / name) >= rung.epochs and rung != self.rungs[-1]
+        last, _ = self.rungs[-1]
+        return epochs != last and runs.epochs_done(self.folder / name) >= epochs
 
     def left(self) -> list[tuple[str, int]]:
-        for number, rung in enumerate(self.rungs):
-            left = [
-                (name, rung.epochs)
-                for name in self.allowed(number)
-                if not self.finished(name, rung) and self.free(name)
-            ]
+        for number, (epochs, _) in enumerate(self.rungs):
+            waiting = [name for name in self.allowed(number) if not self.finished(name, epochs)]
+            left = [(name, epochs) for name in waiting if self.free(name)]
             if left:
                 return left
         return []
@@ -142,8 +127,8 @@ class Halving(Grid):
     def describe(self) -> str:
         """The rungs, with a warning where a job's first epochs say little about its last."""
         if len(self.rungs) == 1:
-            epochs = self.rungs[0].epochs
-            return f"rungs: none, the sweep is too short; every setting trains to epoch {epochs}"
+            text = "rungs: none, the sweep is too short for them"
+            return f"{text}; every setting trains to epoch {self.rungs[0][0]}"
         text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in self.rungs)
         if any(settings.schedule == "cosine" for settings in self.jobs.values()):
             text += (
@@ -151,6 +136,14 @@ class Halving(Grid):
                 " the first rungs"
             )
         return f"rungs: {text}"
+
+
+def best_score(path: Path, epochs: int) -> float:
+    """val/nelbo of a run's best epoch until an epoch; infinite if it has not come so far."""
+    lines = runs.read_metrics(path)
+    if max((line["epoch"] for line in lines), default=0) < epochs:
+        return math.inf
+    return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
 
 
 def group_by_setting(jobs: Mapping[str, Settings]) -> dict[str, list[str]]:

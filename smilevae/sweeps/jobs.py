@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from smilevae import console, runs
 from smilevae.config import SAME_RESULT, Settings
 from smilevae.errors import ConfigError, Paused, UserError
-from smilevae.sweeps.queue import Queue, stop_file_of
+from smilevae.sweeps import claim, next_task, open_queue
+from smilevae.sweeps.queue import stop_file
 
 ID = "SMILEVAE_SWEEP"  # environment variable of a worker: the id of its sweep
 ONE_JOB = "SMILEVAE_ONE_JOB"  # environment variable of a worker that ends after one job
@@ -74,12 +75,12 @@ def work(folder: Path) -> None:
 
     This is what a launcher runs; the sweeper has set the environment.
     """
-    queue = Queue(folder, os.environ[ID])
-    while task := queue.next():
-        job = in_process(_next_job, folder, queue.sweep)
-        for name in queue.plan.jobs:
+    sweep = os.environ[ID]
+    while task := next_task(folder, sweep):
+        job = in_process(_next_job, folder, sweep)
+        for name in open_queue(folder).jobs:
             _record_death(folder / name, job)
-        if job.exitcode and queue.next() == task:
+        if job.exitcode and next_task(folder, sweep) == task:
             raise UserError(f"the process of {task[0]} ended with exit code {job.exitcode}")
         if ONE_JOB in os.environ:
             return
@@ -88,16 +89,15 @@ def work(folder: Path) -> None:
 @console.one_sentence()
 def _next_job(folder: Path, sweep: str) -> None:
     """Train the job that is next in a queue."""
-    queue = Queue(folder, sweep)
-    claimed = queue.claim()
+    claimed = claim(folder, sweep)
     if not claimed:
         return
-    run, until = claimed
-    settings = queue.plan.jobs[run.dir.name]
+    queue, run, until = claimed
+    settings = queue.jobs[run.dir.name]
     with _recording(run) as stop:
-        if runs.code() != queue.plan.code:
-            print(queue.plan.changed_program(runs.code()))
-        beginning = queue.strategy.beginning(run.dir.name)
+        if runs.code() != queue.code:
+            print(queue.changed_program(runs.code()))
+        beginning = queue.beginning(run.dir.name)
         if beginning and not run.goes_on:
             print(f"the first epochs are those of {beginning.name}")
             run.write_config(settings)
@@ -166,8 +166,8 @@ def _stop_with_sweep(run: runs.Run) -> None:
     """End this job with SIGTERM when its sweep closes the queue, or when its worker ends."""
     worker = multiprocessing.parent_process()
     assert worker is not None
-    stop_file = stop_file_of(run.dir.parent, run.sweep)
-    while not stop_file.exists():
+    closed = stop_file(run.dir.parent, run.sweep)
+    while not closed.exists():
         if connection.wait([worker.sentinel], POLL):
             run.sweep = None  # other workers of the sweep may go on with it
             break

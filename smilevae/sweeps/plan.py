@@ -16,7 +16,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock
 
@@ -32,7 +32,7 @@ REPLACED = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line 
 
 @dataclasses.dataclass
 class Plan:
-    """The content of sweep.json. It changes only under `lock_of(folder)`."""
+    """The content of sweep.json, which changes only under its lock."""
 
     folder: Path
     jobs: dict[str, Settings] = dataclasses.field(default_factory=dict)
@@ -42,7 +42,7 @@ class Plan:
     code: str = dataclasses.field(default_factory=runs.code)
 
     @classmethod
-    def read(cls, folder: Path) -> "Plan":
+    def read(cls, folder: Path) -> Self:
         """The plan of a sweep folder, empty for a new one. Raises ConfigError."""
         try:
             content = json.loads((folder / FILE).read_text())
@@ -118,13 +118,13 @@ class Plan:
             ) from None
 
     def write(self) -> None:
-        content = vars(self) | {
-            "jobs": {
-                name: {"settings": flatten(settings.plain())}
-                for name, settings in self.jobs.items()
-            }
+        content = {
+            "argv": self.argv,
+            "code": self.code,
+            "rungs": self.rungs,
+            "search": self.search,
+            "jobs": {name: {"settings": flatten(job.plain())} for name, job in self.jobs.items()},
         }
-        del content["folder"]
         runs.write_text(self.folder / FILE, json.dumps(content, indent=1) + "\n")
 
     def resume_line(self) -> str:

@@ -16,8 +16,8 @@ from smilevae import runs
 from smilevae.config import FIELDS, Settings
 from smilevae.errors import ConfigError
 from smilevae.models import linear
-from smilevae.sweeps.grid import Grid
 from smilevae.sweeps.plan import job_name, key
+from smilevae.sweeps.queue import Queue
 
 try:
     import optuna
@@ -32,7 +32,7 @@ FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("dat
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 
-class Search(Grid):
+class Search(Queue):
     """Random points, then those of a Gaussian process (Jones et al. 1998), for a low val/nelbo.
 
     A proposal depends on the seed, its number and the trials before it. So a search that is killed
@@ -48,33 +48,35 @@ class Search(Grid):
 
     def left(self) -> list[tuple[str, int]]:
         """The jobs that wait. It proposes new points where fewer than `at_once` are open."""
-        search = self.plan.search
         for trial in self._open():
             self._settle(trial.number, trial.params)
-        while len(self._open()) < search["at_once"] and len(self.study.trials) < search["trials"]:
+        while (
+            len(self._open()) < self.search["at_once"]
+            and len(self.study.trials) < self.search["trials"]
+        ):
             trial = self._propose(len(self.study.trials))
             self._settle(trial.number, trial.params)
         return super().left()
 
     def total_epochs(self) -> float:
-        return super().total_epochs() * self.plan.search["trials"] / max(1, len(self.jobs))
+        return super().total_epochs() * self.search["trials"] / max(1, len(self.jobs))
 
     def _open(self) -> list[Any]:
         """The trials without an end."""
         return self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
 
     def _propose(self, number: int) -> Any:
-        text = f"{self.plan.search['seed']} {number}"
+        text = f"{self.search['seed']} {number}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
         self.study.sampler = self._sampler(seed)
-        space = self.plan.search["space"]
+        space = self.search["space"]
         return self.study.ask({knob: distribution(space[knob]) for knob in space})
 
     def _sampler(self, seed: int) -> Any:
         """Gaussian processes see no running trials: several at a time are proposed by TPE."""
         samplers = optuna.samplers
-        first = max(4, self.plan.search["trials"] // STARTUP)
-        if self.plan.search["at_once"] > 1:
+        first = max(4, self.search["trials"] // STARTUP)
+        if self.search["at_once"] > 1:
             return samplers.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is called experimental
@@ -84,7 +86,7 @@ class Search(Grid):
         """Make a trial a job, or report the end of its job to the study."""
         name = trial_name(number, values)
         try:
-            settings = point(self.plan.search, values)
+            settings = point(self.search, values)
         except ConfigError as error:
             self._leave_out(number, f"{name} is left out: {error}")
             return
@@ -94,8 +96,8 @@ class Search(Grid):
                 text = f"{name} is left out: it can only collapse, says the forecast"
                 self._leave_out(number, text)
                 return
-            self.plan.add([(name, settings)])
-            self.plan.write()
+            self.add([(name, settings)])
+            self.write()
         path = self.folder / names.get(key(settings), name)
         status = runs.state(path)["status"]
         if status == "COMPLETED":
@@ -104,14 +106,14 @@ class Search(Grid):
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def _leave_out(self, number: int, text: str) -> None:
-        self.plan.say(text)
+        self.say(text)
         self.study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
     def _collapses(self, settings: Settings) -> bool:
         """Whether the forecast of a linear VAE says that a point can only collapse."""
         # Any earlier job has the spectrum, if all see the same faces.
         spectra = [runs.read_json(path) for path in self.folder.glob("*/spectrum.json")]
-        if not any(spectra) or settings.beta == "auto" or FACES & self.plan.search["space"].keys():
+        if not any(spectra) or settings.beta == "auto" or FACES & self.search["space"].keys():
             return False
         spectrum = linear.Spectrum(**next(filter(None, spectra)))
         return not linear.linear_vae(spectrum, settings.beta, settings.latent_dim)["active_units"]

@@ -17,8 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from smilevae import runs
-from smilevae.sweeps.halving import RANK_BY, Halving
-from smilevae.sweeps.queue import Queue
+from smilevae.sweeps import open_queue
+from smilevae.sweeps.halving import RANK_BY, best_score
+from smilevae.sweeps.plan import FILE
 
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
 LISTED = ("RUNNING", "PAUSED", "FAILED", "INTERRUPTED")
@@ -36,14 +37,15 @@ class Watch:
     sends SIGTERM to this process and is `over`.
     """
 
-    def __init__(self, queue: Queue, budget: float | None):
-        self.queue = queue
+    def __init__(self, folder: Path, budget: float | None):
+        self.folder = folder
         self.budget = budget or math.inf
         self.over = False
-        self.spent = spent(queue.folder)
+        self.spent = spent(folder)
         self.states: dict[str, dict[str, Any]] = {}
+        self.stamp = 0
         self._read_all()
-        self.programs = {queue.plan.code, *map(last_program, self.states.values())}
+        self.programs = {self.queue.code, *map(last_program, self.states.values())}
         self.start = time.monotonic()
         self.begun = self._epochs_done()
         self.line = Console(stderr=True).status("starting")
@@ -81,7 +83,7 @@ class Watch:
     def _save_spent(self) -> None:
         with contextlib.suppress(OSError):  # a full disk ends the jobs, which say so
             text = json.dumps({"seconds": round(self.spent, 1)})
-            runs.write_text(self.queue.folder / SPENT, text + "\n")
+            runs.write_text(self.folder / SPENT, text + "\n")
 
     def look(self) -> None:
         """Print the changes since the last look."""
@@ -99,34 +101,36 @@ class Watch:
 
     def _read_all(self) -> None:
         """Each job's state, `best` epoch, planned `epochs` and those `done`: all if it failed."""
-        for name, settings in self.queue.plan.jobs.items():
-            folder = self.queue.folder / name
+        stamp = (self.folder / FILE).stat().st_mtime_ns
+        if stamp != self.stamp:  # points have joined
+            self.stamp = stamp
+            self.queue = open_queue(self.folder)
+        for name, settings in self.queue.jobs.items():
             if self.states.get(name, {}).get("status") == "COMPLETED":
                 continue
-            state = runs.state(folder)
+            state = runs.state(self.folder / name)
             ended = state["status"] in ("COMPLETED", "FAILED")
             state["epochs"] = settings.epochs
-            state["done"] = settings.epochs if ended else runs.epochs_done(folder)
-            state["best"] = runs.read_result(folder).get("best") or {}
+            state["done"] = settings.epochs if ended else runs.epochs_done(self.folder / name)
+            state["best"] = runs.read_result(self.folder / name).get("best") or {}
             self.states[name] = state
 
     def _tell(self, name: str, state: dict[str, Any]) -> None:
         """Print a job's new status."""
-        plan = self.queue.plan
         text = state["reason"]
         if state["status"] == "RUNNING":
-            plan.say(f"{name} started")
+            self.queue.say(f"{name} started")
             if last_program(state) not in self.programs:
                 self.programs.add(last_program(state))
-                plan.say(plan.changed_program(last_program(state)))
+                self.queue.say(self.queue.changed_program(last_program(state)))
         if state["status"] == "PAUSED":
-            score = Halving(plan).score(name, state["done"])
+            score = best_score(self.folder / name, state["done"])
             text = f"{text}, {RANK_BY[4:]} {score:.5g}"
         if state["status"] == "COMPLETED":
             best = state["best"]
             text = ", ".join(f"{term[4:]} {best.get(term, math.inf):.5g}" for term in PRINTED)
         if state["status"] in ENDED:
-            plan.say(f"{name} {state['status']}: {text} | {self.summary()}")
+            self.queue.say(f"{name} {state['status']}: {text} | {self.summary()}")
 
     def summary(self) -> str:
         """The number of jobs by status, the best so far, and the expected end."""
@@ -136,7 +140,7 @@ class Watch:
         parts += [f"{counts.pop(status)} {status.lower()}" for status in LISTED if counts[status]]
         if counts.total():
             parts.append(f"{counts.total()} left")
-        sizes = {settings.image_size for settings in self.queue.plan.jobs.values()}
+        sizes = {settings.image_size for settings in self.queue.jobs.values()}
         scores = {name: state["best"].get(RANK_BY) for name, state in self.states.items()}
         ranked = sorted((score, name) for name, score in scores.items() if score is not None)
         if ranked and len(sizes) == 1:
@@ -144,7 +148,7 @@ class Watch:
 
         # The rest takes as long an epoch as the epochs since the start.
         epochs = self._epochs_done()
-        total = self.queue.strategy.total_epochs()
+        total = self.queue.total_epochs()
         if self.begun < epochs < total:
             seconds = (total - epochs) * (time.monotonic() - self.start) / (epochs - self.begun)
             end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
