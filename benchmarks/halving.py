@@ -8,6 +8,7 @@ take equally long. Prints how often the true best two settings reach the last ru
 the epochs.
 """
 
+import dataclasses
 import heapq
 import random
 import sys
@@ -19,12 +20,13 @@ from smilevae.sweeps import halving
 from smilevae.sweeps.plan import Plan
 
 
+@dataclasses.dataclass
 class Replay(halving.Halving):
     """The rungs of a finished grid, as if only `done` epochs of each job were trained."""
 
+    scores: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.scores: dict[str, list[float]] = {}
         self.done = dict.fromkeys(self.jobs, 0)
         self.now: set[str] = set()
         self.mean_faces = {name: super(Replay, self).mean_face(name) for name in self.jobs}
@@ -81,8 +83,7 @@ def replay(
     share = []
     for _ in range(orders):
         order = {name: grid[name] for name in rng.sample([*grid], len(grid))}
-        one = Replay(folder, order, rungs)
-        one.scores = scores
+        one = Replay(folder, order, rungs, scores=scores)
         share.append(one.run(jobs) / sum(map(len, scores.values())))
         kept += all(one.done[name] == rungs[-1][0] for name in best)
     shown = ", ".join(f"{num} to epoch {epoch}" for epoch, num in rungs)

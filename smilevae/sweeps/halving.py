@@ -3,6 +3,7 @@
 All decisions follow from the run folders, so that a kill at any moment loses none.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,8 +36,9 @@ class Halving(Queue):
     jobs at a time do not wait for each other, so a few settings more can go on.
     """
 
-    def __post_init__(self) -> None:
-        self.settings = group_by_setting(self.jobs)
+    @functools.cached_property
+    def settings(self) -> dict[str, list[str]]:
+        return group_by_setting(self.jobs)
 
     def allowed(self, number: int) -> list[str]:
         """The jobs that may train in a rung, the best first."""
