@@ -1,6 +1,7 @@
-"""Does successive halving keep the best settings of a grid that was trained in full?
+r"""Does successive halving keep the best settings of a grid that was trained in full?
 
-    python benchmarks/halving.py multirun/<sweep> [factor=3] [first=N] [jobs=2] [orders=200] [epochs=9,20,40]
+    python benchmarks/halving.py multirun/<sweep> [factor=3] [first=N] [jobs=2] [orders=200] \
+        [epochs=9,20,40]
 
 Replays the grid's metrics in random orders, `jobs` at a time, with the rule of
 smilevae/sweeps/halving.py, as if the grid had been trained for each number of `epochs`. All epochs
@@ -94,9 +95,8 @@ def replay(
             ranked = sorted(grid, key=lambda other: scores[other][epoch - 1])
             places.append(ranked.index(name) + 1)
         print(f"{name}: places {places} after each rung")
-    print(
-        f"best two kept in {kept} of {orders} orders, {min(share):.3f} to {max(share):.3f} of the epochs"
-    )
+    span = f"{min(share):.3f} to {max(share):.3f}"
+    print(f"best two kept in {kept} of {orders} orders, {span} of the epochs")
 
 
 if __name__ == "__main__":

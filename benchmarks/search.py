@@ -2,7 +2,8 @@
 
     python benchmarks/search.py [points=24] [repeats=5] [epochs=6]
 
-Each repeat trains `points` proposals of the search and as many random ones, and prints the best val/nelbo of both.
+Each repeat trains `points` proposals of the search and as many random ones, and prints the best
+val/nelbo of both.
 """
 
 import logging

@@ -1,8 +1,11 @@
-"""python benchmarks/sweep.py [epochs]: what a sweep costs beside its training, and what two jobs at a time gain.
+"""What a sweep costs beside its training, and what two jobs at a time gain.
 
-Eight jobs on drawn faces (64 px, patch network), one thread each: one after the other, then two at a time. Prints
-overhead = (wall time - time from each job's first line to its result) / wall time, the start-up per job against a
-fresh import of torch and pytorch_lightning, the ratio of the two walls, and whether all weights are equal to the bit.
+    python benchmarks/sweep.py [epochs]
+
+Eight jobs on drawn faces (64 px, patch network), one thread each: one after the other, then two at
+a time. Prints overhead = (wall time - time from each job's first line to its result) / wall time,
+the start-up per job against a fresh import of torch and pytorch_lightning, the ratio of the two
+walls, and whether all weights are equal to the bit.
 """
 
 import hashlib
@@ -68,9 +71,8 @@ def main() -> None:
         ]
         starts = json.loads((one / "analysis" / "top.json").read_text())["counts"]
         equal = weights(one) == weights(two)
-    print(
-        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, {starts}"
-    )
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    print(f"{machine}, torch {torch.__version__}, {starts}")
     print(f"import torch, pytorch_lightning: {min(imports):.2f} to {max(imports):.2f} s (n = 3)")
     print(
         f"8 jobs of {min(training):.1f} to {max(training):.1f} s, one after the other: {wall:.1f} s"

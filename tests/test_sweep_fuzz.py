@@ -1,4 +1,4 @@
-"""Drawn sweeps over knobs of every kind: as many jobs as points, and each folder holds what its name says."""
+"""Drawn sweeps over knobs of every kind: a job a point, in a folder that holds what its name says."""
 
 import itertools
 import random
@@ -59,7 +59,7 @@ ALIKE = {  # these tell no jobs apart
 
 @pytest.fixture
 def trained_at_once(monkeypatch):
-    """Jobs are complete without a training. Everything before a job's first step is the real thing."""
+    """Jobs are complete without a training. All before a job's first step is the real thing."""
 
     def in_process(function, *arguments):
         if function is not jobs.forecast:
@@ -78,7 +78,7 @@ def trained_at_once(monkeypatch):
 
 
 def drawn(rng: random.Random) -> dict[str, dict]:
-    """One to three knobs, each with one to three values; now and then one that tells no jobs apart."""
+    """One to three knobs with one to three values; now and then one that tells no jobs apart."""
     names = rng.sample([*KNOBS], rng.choice((1, 2, 2, 3)))
     sweep = {
         name: dict(rng.sample([*KNOBS[name].items()], rng.randint(1, len(KNOBS[name]))))

@@ -1,4 +1,4 @@
-"""Sweeps: names, plans, resumes; jobs that fail in every way; signals and kills; parallel launchers."""
+"""Sweeps: names, plans, the queue; jobs that fail in every way; signals, kills and launchers."""
 
 import contextlib
 import hashlib
@@ -596,8 +596,8 @@ def test_memory_does_not_grow_with_jobs(tmp_path):
 
 SBATCH = """#!/usr/bin/env bash
 # a Slurm of one machine: runs every task of the array in the background
-script="${!#}"; export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_PROCID=0
-export SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=localhost
+script="${!#}"; export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1
+export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=localhost
 cp "$script" "$(dirname "$0")/submitted.sh"
 range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$script")
 for task in $(seq "${range%-*}" "${range#*-}"); do

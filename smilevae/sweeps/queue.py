@@ -13,9 +13,9 @@ two sweeps that are started on one folder share its jobs and run none twice.
     Search    search.py    the points that Optuna proposes
 
 A strategy has two methods: `left()` gives the jobs that wait, the first one first, and the epoch
-until which each trains; `total_epochs()` gives the epochs of the whole sweep. A closed queue is empty for
-the workers of its sweep, and their jobs end with a checkpoint. A signal closes it, and the end of
-the budget does.
+until which each trains; `total_epochs()` gives the epochs of the whole sweep. A closed queue is
+empty for the workers of its sweep, and their jobs end with a checkpoint. A signal closes it, and
+the end of the budget does.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ SAVE_EVERY = 10  # looks
 
 
 class Watch:
-    """Prints and logs every change of a sweep's jobs. On a terminal a last line shows those that run.
+    """Prints and logs every change of a sweep's jobs. A terminal's last line shows those that run.
 
     It only reads run folders, so it works with every launcher. When `budget` seconds are spent it
     sends SIGTERM to this process and is `over`.
