@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import smilevae
 from smilevae import cli, console, runs
-from smilevae.config import Settings, flatten
+from smilevae.config import SAME_RESULT, Settings, flatten
 from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs, open_queue
 from smilevae.sweeps.halving import Halving, plan_rungs
@@ -151,8 +151,8 @@ class ResumableSweeper(BasicSweeper):
     def _search(
         self, overrides: list[Override], options: SweepOptions
     ) -> tuple[dict[str, Any], list[Settings]]:
-        """What a search varies, as sweep.json holds it, and its corners. Raises ConfigError."""
-        from smilevae.sweeps.search import corners, interval  # needs Optuna
+        """What a search varies, as sweep.json holds it, and its ends. Raises ConfigError."""
+        from smilevae.sweeps.search import ends, interval  # needs Optuna
 
         if not options.trials or options.halving:
             raise ConfigError(
@@ -165,6 +165,10 @@ class ResumableSweeper(BasicSweeper):
         for override in overrides:
             knob = override.get_key_element()
             value = override.value()
+            if override.is_sweep_override() and knob in (*SAME_RESULT, "threads"):
+                raise ConfigError(
+                    f"{knob} cannot be searched, because it tells no jobs apart; give it one value"
+                )
             if isinstance(value, IntervalSweep):
                 log = "log" in value.tags
                 space[knob] = interval(knob, value.start or 0.0, value.end or 0.0, log)
@@ -187,7 +191,7 @@ class ResumableSweeper(BasicSweeper):
             "base": flatten(base.plain()),
             "space": space,
         }
-        return search, corners(search)
+        return search, ends(search)
 
     def _points(self, grid: list[list[str]]) -> list[tuple[str, Settings]]:
         """The folder name and settings of every point.

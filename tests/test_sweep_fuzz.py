@@ -1,4 +1,4 @@
-"""Drawn sweeps over knobs of every kind: a job a point, in a folder that holds what its name says."""
+"""Drawn sweeps over knobs of every kind: a job a point, in a folder that holds what it says."""
 
 import itertools
 import random

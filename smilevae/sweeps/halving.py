@@ -5,7 +5,7 @@ All decisions follow from the run folders, so that a kill at any moment loses no
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from smilevae import runs
@@ -38,7 +38,11 @@ class Halving(Queue):
 
     @functools.cached_property
     def settings(self) -> dict[str, list[str]]:
-        return group_by_setting(self.jobs)
+        """The jobs of each setting."""
+        groups: dict[str, list[str]] = {}
+        for name, settings in self.jobs.items():
+            groups.setdefault(key(settings, *AVERAGED), []).append(name)
+        return groups
 
     def allowed(self, number: int) -> list[str]:
         """The jobs that may train in a rung, the best first."""
@@ -82,10 +86,7 @@ class Halving(Queue):
 
     def _means(self, epochs: int) -> dict[str, float]:
         """The mean score of every setting whose jobs all came so far."""
-        means = {
-            setting: self._mean(setting, lambda name: self.score(name, epochs))
-            for setting in self.settings
-        }
+        means = {one: self._mean(one, lambda job: self.score(job, epochs)) for one in self.settings}
         return {setting: mean for setting, mean in means.items() if mean < math.inf}
 
     def _mean(self, setting: str, value: Callable[[str], float]) -> float:
@@ -94,7 +95,11 @@ class Halving(Queue):
         return sum(map(value, names)) / len(names)
 
     def score(self, name: str, epochs: int) -> float:
-        return best_score(self.folder / name, epochs)
+        """val/nelbo of a job's best epoch until an epoch; infinite if it has not come so far."""
+        lines = runs.read_metrics(self.folder / name)
+        if max((line["epoch"] for line in lines), default=0) < epochs:
+            return math.inf
+        return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
 
     def mean_face(self, name: str) -> float:
         """The negative ELBO of the mean face on a job's held-out people; infinite if unknown."""
@@ -140,23 +145,7 @@ class Halving(Queue):
         return f"rungs: {text}"
 
 
-def best_score(path: Path, epochs: int) -> float:
-    """val/nelbo of a run's best epoch until an epoch; infinite if it has not come so far."""
-    lines = runs.read_metrics(path)
-    if max((line["epoch"] for line in lines), default=0) < epochs:
-        return math.inf
-    return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
-
-
-def group_by_setting(jobs: Mapping[str, Settings]) -> dict[str, list[str]]:
-    """The jobs of each setting."""
-    groups: dict[str, list[str]] = {}
-    for name, settings in jobs.items():
-        groups.setdefault(key(settings, *AVERAGED), []).append(name)
-    return groups
-
-
-def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> list[list[int]]:
+def plan_rungs(jobs: dict[str, Settings], factor: int, first: int | None) -> list[list[int]]:
     """[epochs, num] of each rung, the full length last.
 
     Raises ConfigError if the jobs cannot be compared in rungs.
@@ -168,7 +157,7 @@ def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> 
                 f" give {name} one value"
             )
     longest = next(iter(jobs.values())).epochs
-    num = len(group_by_setting(jobs))
+    num = len(Halving(Path(), jobs).settings)
     epochs = first or max(LEAST_EPOCHS, math.ceil(longest / factor**2))
     rungs = []
     while epochs < longest and num > MIN_KEPT:

@@ -134,20 +134,12 @@ def point(search: dict[str, Any], values: dict[str, Any]) -> Settings:
     return Settings().with_values(flat)
 
 
-def corners(search: dict[str, Any]) -> list[Settings]:
-    """The settings with the first and the last value of every knob.
-
-    Raises ConfigError for values that a knob refuses, and for a knob that tells no jobs apart.
-    """
-    values = {}
-    for knob, space in search["space"].items():
-        values[knob] = [*space["choices"]] if "choices" in space else [space["low"], space["high"]]
-        if len({key(point(search, {knob: value})) for value in values[knob]}) == 1:
-            raise ConfigError(
-                f"{knob} cannot be searched, because it tells no jobs apart; give it one value"
-            )
-    ends = [{knob: all_values[end] for knob, all_values in values.items()} for end in (0, -1)]
-    return [point(search, end) for end in ends]
+def ends(search: dict[str, Any]) -> list[Settings]:
+    """The settings at the lower and at the upper ends of all intervals. Raises ConfigError."""
+    space = search["space"].items()
+    lower = {knob: one["low"] for knob, one in space if "low" in one}
+    upper = {knob: one["high"] for knob, one in space if "high" in one}
+    return [point(search, lower), point(search, upper)]
 
 
 def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:

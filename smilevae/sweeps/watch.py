@@ -18,7 +18,7 @@ from rich.console import Console
 
 from smilevae import runs
 from smilevae.sweeps import open_queue
-from smilevae.sweeps.halving import RANK_BY, best_score
+from smilevae.sweeps.halving import RANK_BY, Halving
 from smilevae.sweeps.plan import FILE
 
 PRINTED = (RANK_BY, "val/psnr", "val/kl")
@@ -123,8 +123,8 @@ class Watch:
             if last_program(state) not in self.programs:
                 self.programs.add(last_program(state))
                 self.queue.say(self.queue.changed_program(last_program(state)))
-        if state["status"] == "PAUSED":
-            score = best_score(self.folder / name, state["done"])
+        if state["status"] == "PAUSED" and isinstance(self.queue, Halving):
+            score = self.queue.score(name, state["done"])
             text = f"{text}, {RANK_BY[4:]} {score:.5g}"
         if state["status"] == "COMPLETED":
             best = state["best"]
