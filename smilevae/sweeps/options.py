@@ -10,16 +10,10 @@ from smilevae.errors import ConfigError, sentences
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def typed_name(field: str) -> str:
-    """An option as it is typed."""
-    return field if field == "retry_failed" else f"sweep.{field}"
-
-
 class SweepOptions(BaseModel):
-    """`retry_failed` and the group `sweep` of conf/train.yaml."""
+    """The group `sweep` of conf/train.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=typed_name)
-    retry_failed: bool = Field(description="failed jobs train again")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     yes: bool = Field(False, description="more than 200 jobs start only with it")
     budget: str | None = Field(None, description="time that the sweep may run: 90s, 10m, 2h")
     halving: int | None = Field(None, description="the best 1/N of a rung go on", ge=2, le=10)
@@ -39,14 +33,20 @@ class SweepOptions(BaseModel):
         return int(self.budget[:-1]) * UNITS[self.budget[-1]] if self.budget else None
 
 
+class Command(BaseModel):
+    model_config = ConfigDict(strict=True)
+    retry_failed: bool
+    sweep: SweepOptions
+
+
 def parse(retry_failed: Any, sweep: Any) -> SweepOptions:
     """The checked options. Raises ConfigError, one sentence a problem."""
-    given = {typed_name(name): value for name, value in sweep.items()}
+    fields = {f"sweep.{name}": field for name, field in SweepOptions.model_fields.items()}
     try:
-        options = SweepOptions.model_validate(given | {"retry_failed": retry_failed})
+        options = Command(retry_failed=retry_failed, sweep=sweep).sweep
     except ValidationError as error:
-        known = {typed_name(name): field for name, field in SweepOptions.model_fields.items()}
-        unknown = f"an option; there are {', '.join(known)}"
+        known = fields | {"retry_failed": Command.model_fields["retry_failed"]}
+        unknown = f"an option; there are {', '.join(fields)}"
         raise ConfigError("\n".join(sentences(error, known, unknown))) from None
     if options.first and not options.halving:
         first = f"sweep.first={options.first}"

@@ -120,9 +120,9 @@ class Watch:
         text = state["reason"]
         if state["status"] == "RUNNING":
             self.queue.say(f"{name} started")
-            if last_program(state) not in self.programs:
-                self.programs.add(last_program(state))
-                self.queue.say(self.queue.changed_program(last_program(state)))
+        if last_program(state) not in self.programs:
+            self.programs.add(last_program(state))
+            self.queue.say(self.queue.changed_program(last_program(state)))
         if state["status"] == "PAUSED" and isinstance(self.queue, Halving):
             score = self.queue.score(name, state["done"])
             text = f"{text}, {RANK_BY[4:]} {score:.5g}"
