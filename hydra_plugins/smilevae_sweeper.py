@@ -84,14 +84,14 @@ class ResumableSweeper(BasicSweeper):
                 f"sweep.budget={options.budget} is spent: {runs.short(folder)} has run for"
                 f" {seconds:.0f} s; pass a larger one"
             )
-        if plan.search or options.retry_failed or not all(map(plan.ended, plan.jobs)):
+        if plan.search or self.config.retry_failed or not all(map(plan.ended, plan.jobs)):
             code = jobs.in_process(jobs.forecast, points).exitcode
             if code:
                 sys.exit(code)  # the process has printed why no job can run
 
         # Fill the queue.
         plan.begin()
-        if options.retry_failed:
+        if self.config.retry_failed:
             plan.retry_failed()
         queue = open_queue(folder, secrets.token_hex(4))
         what = f"{len(queue.jobs)} jobs in {runs.short(folder)}"
