@@ -240,7 +240,7 @@ class ResumableSweeper(BasicSweeper):
             runs.Stop().install()  # a second signal does not wait
             text = "stopping: running jobs write a checkpoint; once more to stop at once"
             print(f"\n{text}", file=sys.stderr)
-            queue.close()
+            open_queue(queue.folder, queue.sweep).close()  # points may have joined
             raise Interrupted(signum)
 
         for signum in (signal.SIGINT, signal.SIGTERM):
