@@ -302,27 +302,31 @@ def capacity_of(launcher: DictConfig) -> Capacity:
 
 def conclude(plan: Queue, watch: Watch) -> None:
     """Run the analysis. Raises UserError if jobs did not complete."""
-    statuses = {name: state["status"] for name, state in watch.states.items()}
+    states = watch.states
+    statuses = {state["status"] for state in states.values()}
     analysis = 0
-    if watch.over or not {"COMPLETED", "PAUSED"}.isdisjoint(statuses.values()):
+    if watch.over or statuses & {"COMPLETED", "PAUSED"}:
         analysis = analyse(plan.folder)
-    elsewhere = [name for name, status in statuses.items() if status == "RUNNING"]
+
+    # Which jobs may be as they are?
+    complete = {"COMPLETED", "RUNNING"}
+    elsewhere = [name for name, state in states.items() if state["status"] == "RUNNING"]
     if elsewhere:
         print(f"{len(elsewhere)} jobs run in another process: {', '.join(elsewhere)}")
-
-    complete = {"COMPLETED", "RUNNING"}
+        complete.add("NEW")  # the other sweep goes on with them
     if plan.rungs:
         complete.add("PAUSED")
     if watch.over:
         complete |= {"PAUSED", "NEW", "INTERRUPTED", "STALE"}
-    bad = [name for name, status in statuses.items() if status not in complete]
+
+    bad = {name: state for name, state in states.items() if state["status"] not in complete}
     if bad:
-        again = plan.resume_line() + (" retry_failed=true" if "FAILED" in statuses.values() else "")
-        lines = [f"{len(bad)} of {len(statuses)} jobs did not complete; run them with {again}"]
-        for name in bad:
-            lines.append(
-                f"{name}: {statuses[name]}, {watch.states[name]['reason'] or 'not started'}"
-            )
+        again = plan.resume_line()
+        if "FAILED" in statuses:
+            again += " retry_failed=true"
+        lines = [f"{len(bad)} of {len(states)} jobs did not complete; run them with {again}"]
+        for name, state in bad.items():
+            lines.append(f"{name}: {state['status']}, {state['reason'] or 'not started'}")
         raise UserError("\n".join(lines))
     if analysis:
         again = f"python -m multirun_analysis {runs.short(plan.folder)}"
