@@ -28,7 +28,7 @@ except ImportError:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAME = "search.log"
-FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
+FACES = {"image_size", "seed", "data", *(name for name in FIELDS if name.startswith("data."))}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 
