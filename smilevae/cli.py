@@ -123,7 +123,11 @@ def task(config: "DictConfig") -> float | None:
     if job.mode != RunMode.RUN:
         from smilevae.sweeps import jobs
 
-        return jobs.run_job(settings_from(config, job.overrides.task), folder)
+        path = Path(job.runtime.output_dir)
+        if jobs.ID in os.environ:
+            jobs.work(path)
+            return None
+        return jobs.run_job(settings_from(config, job.overrides.task), path)
     with console.one_sentence():
         stop = runs.Stop()
         stop.install()

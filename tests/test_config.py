@@ -182,7 +182,7 @@ def test_a_text_is_the_same_to_hydra_a_shell_and_our_own_commands(text):
     quoted = runs.override("ckpt", text)
     assert parsed(quoted) == text
     assert console.parse_words([quoted], EvaluateOptions).ckpt == text
-    (word,) = shlex.split(runs.typed("ckpt", Path("/", text)))
+    (word,) = shlex.split(runs.hydra_argument("ckpt", Path("/", text)))
     assert Path(parsed(word)).resolve() == Path("/", text).resolve()
 
 
