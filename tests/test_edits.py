@@ -85,13 +85,15 @@ def test_an_attribute_that_reconstructions_do_not_show_cannot_be_edited(world):
 
 def test_a_range_ends_where_edits_stop_to_look_real(world, scores):
     _, _, fitted, _ = world
+    main = fitted.edits.main
+    wide = fitted._replace(edits=fitted.edits._replace(attributes=[dataclasses.replace(main, low=-4.0, high=4.0)]))
     far = copy.deepcopy(scores)
-    far["smile"]["distance"][2] = [1e6, 0.0]
-    ranged = scoring.with_ranges(fitted, far)
-    assert ranged.edits.main.high == min(1.0, fitted.edits.main.high)
-    assert far["smile"]["range"] == [ranged.edits.main.low, ranged.edits.main.high]
+    for distance, high in ([0.0, 0.0], 2.0), ([1e6, 0.0], 1.0):
+        far["smile"]["distance"][2] = distance
+        ranged = scoring.with_ranges(wide, far).edits.main
+        assert [ranged.low, ranged.high] == far["smile"]["range"] == [-high, high]
     del far["smile"]["distance"]
-    assert scoring.with_ranges(fitted, far).edits.main.high == fitted.edits.main.high
+    assert scoring.with_ranges(wide, far).edits.main.high == 2.0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 Shapes: N edited faces, D latent dimensions, S image side.
 """
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +31,7 @@ from smilevae.models import latents
 from smilevae.models.vae import VAE
 
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities at which the main attribute is scored
-FEW = (0.0, 1.0)  # other attributes, and the mean difference
+SOME = (0.0, 1.0, 2.0)  # other attributes, and the mean difference
 MAX_EDITED = 100  # held-out faces that get the main attribute
 MAX_OTHERS = 40  # those that get another attribute
 MIN_EDITED = 4  # of fewer faces no distance has an error
@@ -68,7 +67,7 @@ def score_edits(
             continue
         is_main = attribute is fitted.edits.main
         rows = lacking(faces, attribute.name)[: MAX_EDITED if is_main else MAX_OTHERS]
-        scores[attribute.name] = scorer.score(attribute, rows, LEVELS if is_main else FEW)
+        scores[attribute.name] = scorer.score(attribute, rows, LEVELS if is_main else SOME)
         if is_main:
             plain = scorer.plain(attribute, rows)
             scores[attribute.name]["mean_difference"] = plain
@@ -76,26 +75,30 @@ def score_edits(
 
 
 def with_ranges(fitted: Fitted, scores: dict[str, Any]) -> Fitted:
-    """Edits whose ranges end where edited faces stop to look real; the scores get these ranges."""
+    """Edits whose ranges end where edited faces stop to look real; the scores get these ranges.
+
+    A range ends at the last scored intensity, and reaches no further down than up.
+    """
     attributes = []
     for attribute in fitted.edits.attributes:
         own = scores.get(attribute.name)
         if own:
-            attribute = replace(attribute, high=min(attribute.high, last_real(own)))
+            high = min(attribute.high, last_real(own))
+            attribute = replace(attribute, low=max(attribute.low, -high), high=high)
             own["range"] = [attribute.low, attribute.high]
         attributes.append(attribute)
     return fitted._replace(edits=fitted.edits._replace(attributes=attributes))
 
 
 def last_real(scores: dict[str, Any]) -> float:
-    """The largest scored intensity up to which edited faces look real; infinite if all do."""
+    """The largest scored intensity up to which edited faces look real."""
     levels = scores["intensities"]
     if "distance" not in scores:
-        return math.inf
+        return levels[-1]
     for at in range(1, len(levels)):
         if not looks_real(scores["distance"][at], scores["reference"]):
             return levels[at - 1]
-    return math.inf
+    return levels[-1]
 
 
 def looks_real(distance: tuple[float, float], reference: dict[str, Any]) -> bool:
@@ -139,8 +142,8 @@ class Scorer:
         labels = torch.from_numpy(self.faces.labels(attribute.name)[known])
         step = mean_difference(encode(self.vae, self.faces, known)[0], labels)
         mu = encode(self.vae, self.faces, rows)[0]
-        codes = latents.shift(mu, step, torch.tensor(FEW))
-        return self.score_images(attribute.name, rows, FEW, self._images(codes))
+        codes = latents.shift(mu, step, torch.tensor(SOME))
+        return self.score_images(attribute.name, rows, SOME, self._images(codes))
 
     def _images(self, codes: Tensor) -> list[Tensor]:
         """Codes (N, I, D) as I batches of images."""

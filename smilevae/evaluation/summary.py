@@ -167,7 +167,7 @@ def quality_table(metrics: Metrics) -> Table:
     for name, title in references(metrics).items():
         rows.append([title, *(f"{metrics[name][key]:.{digits}f}" for key, digits in keys)])
     note += " PCA is the best linear model of as many dimensions."
-    return Table("Reconstructions", note, columns, rows)
+    return Table("Reconstructions in numbers", note, columns, rows)
 
 
 def loss_table(metrics: Metrics) -> Table:
