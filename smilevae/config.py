@@ -1,6 +1,6 @@
 """The settings: one typed tree, nested as on the command line.
 
-`python -m smilevae.config` prints its JSON Schema. tests/test_docs.py writes it into docs/knobs.md.
+`python -m smilevae.config` prints its JSON Schema. docs/knobs.md has it as a table.
 """
 
 import hashlib
@@ -78,13 +78,7 @@ class Jitter(Section):
 
 class Sharpen(Section):
     epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
-    weight: Number = knob(
-        0.5,
-        "weight of the adversarial loss; 1: as SSE",
-        0,
-        100,
-        "resumable",
-    )
+    weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
 
 
 class Model(Section):
