@@ -1,31 +1,30 @@
 """The settings: one typed tree, nested as on the command line.
 
-`python -m smilevae.config` prints the table of docs/knobs.md, `python -m smilevae.config schema`
-the JSON Schema.
+`python -m smilevae.config` prints its JSON Schema. docs/knobs.md has it as a table.
 """
 
 import hashlib
 import json
-import os
 import re
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from os.path import abspath, expanduser
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Len, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from smilevae.errors import ConfigError, allowed, sentences, shown
+from smilevae.errors import ConfigError, sentences, shown
 
 MAX_SEED = 2**32 - 1
 MANY = 1_000_000
+USABLE: dict[str, list[Any]] = {  # of Trainer: these leave a val/loss of every epoch
+    "check_val_every_n_epoch": [1],
+    "val_check_interval": [1.0, None],
+    "max_steps": [-1, None],
+}
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of Trainer
 NOT_KNOWN = "a knob; see --help"
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def _with_group(pattern: str) -> str:
@@ -39,8 +38,9 @@ def _with_group(pattern: str) -> str:
 
 Number = int | float
 Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
-Place = Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None
+Place = Annotated[str, MinLen(1), AfterValidator(expanduser), AfterValidator(abspath)] | None
 Pattern = Annotated[str, AfterValidator(_with_group)]
+Widths = Annotated[list[Annotated[int, Ge(1), Le(4096)]], Len(1, 6)]
 Source = Literal["synthetic", "folder", "smiling_or_not", "celeba"]
 WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
@@ -77,23 +77,13 @@ class Jitter(Section):
 
 
 class Sharpen(Section):
-    epochs: int = knob(
-        0, "more epochs, for the decoder alone, against a discriminator", 0, MANY, "resumable"
-    )
-    weight: Number = knob(
-        0.5,
-        "weight of the adversarial loss; 1: its gradient is as large as that of SSE",
-        0,
-        100,
-        "resumable",
-    )
+    epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
+    weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
 
 
 class Model(Section):
     network: Literal["conv", "patch"] = knob("conv", "the source study's, or a faster one on CPUs")
-    widths: list[Annotated[int, Ge(1), Le(4096)]] = Field(
-        [32, 64, 128, 256], description="channels of the blocks", min_length=1, max_length=6
-    )
+    widths: Widths = knob([32, 64, 128, 256], "channels of the blocks")
     dropout: Number = knob(0.1, "share of channels that Dropout2d sets to zero", 0, 0.95)
 
 
@@ -123,20 +113,15 @@ class Data(Section):
 
     def problems(self) -> list[str]:
         """Settings that contradict each other, a sentence each."""
+        names: Iterable[str] = ("root", "positive", "negative", "unlabelled")
+        text = "does not apply to drawn faces; add data=folder"
+        if self.source != "synthetic":
+            names = [name.removeprefix("data.") for name in DRAWN]
+            text = "does not apply here; it is of data=synthetic"
         changed = self.model_dump(exclude_defaults=True)
-        problems = []
-        if self.source == "synthetic":
-            for name in ("root", "positive", "negative", "unlabelled"):
-                if name in changed:
-                    problems.append(f"data.{name} does not apply to drawn faces; add data=folder")
-        else:
-            for name in DRAWN:
-                if name.removeprefix("data.") in changed:
-                    problems.append(f"{name} does not apply here; it is of data=synthetic")
+        problems = [f"data.{name} {text}" for name in names if name in changed]
         if self.val_fraction + self.test_fraction > 0.95:
-            problems.append(
-                "data.val_fraction and data.test_fraction leave too few people; lower one"
-            )
+            problems.append("data.val_fraction and data.test_fraction are too large; lower one")
         both = "data.positive and data.negative"
         if bool(self.positive) != bool(self.negative):
             problems.append(f"{both} go together; name both folders")
@@ -157,16 +142,13 @@ class Trainer(Section):
     def problems(self) -> list[str]:
         """What Lightning allows and a run cannot use, a sentence each."""
         given = self.model_dump()
-        usable = {
-            "check_val_every_n_epoch": (1,),
-            "val_check_interval": (1.0, None),
-            "max_steps": (-1, None),  # others may end within an epoch
-        }
-        wrong = [name for name in usable if given.get(name, usable[name][0]) not in usable[name]]
-        if given.get("limit_val_batches") == 0:
-            wrong.append("limit_val_batches")
         text = "leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
-        problems = [f"trainer.{name}={given[name]} {text}" for name in wrong]
+        problems = []
+        for name, usable in USABLE.items():
+            if given.get(name, usable[0]) not in usable:
+                problems.append(f"trainer.{name}={given[name]} {text}")
+        if given.get("limit_val_batches") == 0:
+            problems.append(f"trainer.limit_val_batches=0 {text}")
         max_time = given.get("max_time") or "00:00:00:00"
         if not re.fullmatch(r"\d+(:\d\d){3}", str(max_time)):
             problems.append(f"trainer.max_time={shown(max_time)} must be DD:HH:MM:SS")
@@ -215,17 +197,13 @@ class Settings(Section):
 
     def result_settings(self) -> dict[str, Any]:
         """The flat settings that change a run's result beyond its last bits, with the trainer's."""
-        result: dict[str, Any] = {}
-        for name, value in flatten(self.plain()).items():
-            if name not in NOT_RESULT:
-                whole = isinstance(value, float) and value.is_integer()
-                result[name] = int(value) if whole else value
-        return result
+        result = {n: v for n, v in flatten(self.plain()).items() if n not in NOT_RESULT}
+        whole = {n: int(v) for n, v in result.items() if isinstance(v, float) and v.is_integer()}
+        return result | whole
 
     def identity(self, fingerprint: str, code: str = "") -> str:
         """A hash of all that changes a run's result: settings, data and program."""
-        flat = flatten(self.plain())
-        flat = {name: value for name, value in flat.items() if name not in SAME_RESULT}
+        flat = {n: v for n, v in flatten(self.plain()).items() if n not in SAME_RESULT}
         text = json.dumps([flat, fingerprint, code], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -249,9 +227,8 @@ class Settings(Section):
             sizes = [size for size in range(64, 257) if size % multiple == 0]
             sizes.sort(key=lambda size: abs(size - self.image_size))
             near = " and ".join(map(str, sorted(sizes[:2]))) or "none: fewer widths"
-            problems.append(
-                f"image_size={self.image_size} does not fit this network; the nearest are {near}"
-            )
+            given = f"image_size={self.image_size}"
+            problems.append(f"{given} does not fit this network; the nearest are {near}")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -261,17 +238,14 @@ def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Fie
     """Every setting by its flat name."""
     flat: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
-        if isinstance(field.default, Section):
-            flat |= fields(type(field.default), f"{name}.")
-        else:
-            flat[prefix + name] = field
+        inner = isinstance(field.default, Section)
+        flat |= fields(type(field.default), f"{name}.") if inner else {prefix + name: field}
     return flat
 
 
 def with_role(role: str) -> tuple[str, ...]:
     """The settings that have a role; see `knob`."""
-    extra = {name: str(field.json_schema_extra) for name, field in FIELDS.items()}
-    return tuple(name for name, text in extra.items() if re.search(rf"\b{role}\b", text))
+    return tuple(n for n, field in FIELDS.items() if role in str(field.json_schema_extra))
 
 
 FIELDS = fields()
@@ -287,8 +261,7 @@ RESUMABLE = (*SAME_RESULT, *with_role("resumable"))
 def checked(content: Any) -> Settings:
     """Settings from the plain content of a command line, run folder or checkpoint.
 
-    The content names every setting: a default would stand for a value that nobody knows.
-    Raises ConfigError, one sentence a problem.
+    The content names every setting: a default would hide that a value is lost. Raises ConfigError.
     """
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
@@ -319,16 +292,5 @@ def size_multiple(network: str, num_blocks: int) -> int:
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 
-def table() -> str:
-    """The settings as a Markdown table."""
-    lines = ["| knob | default | values | |", "|---|---|---|---|"]
-    for name, field in FIELDS.items():
-        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        default = "" if field.default is None else f"`{default}`"
-        lines.append(f"| `{name}` | {default} | {allowed(field)} | {field.description} |")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    schema = sys.argv[1:] == ["schema"]
-    print(json.dumps(Settings.model_json_schema(), indent=1) if schema else table())
+    print(json.dumps(Settings.model_json_schema(), indent=1))

@@ -40,7 +40,7 @@ CONFIG_MISTAKES = [
     ("data=folder data.positive=/x", "data.positive and data.negative go together"),
     ("data=celeba data.positive=/x data.negative=/y", "replace data.root; pass data=folder"),
     ("data.person_pattern=.+", "must be a regular expression with a group in brackets"),
-    ("data.val_fraction=0.6 data.test_fraction=0.6", "leave too few people"),
+    ("data.val_fraction=0.6 data.test_fraction=0.6", "are too large; lower one"),
     ("data.root=/a=b", "quote a value that holds ="),
     ("data.root=~/a", "quote a value that holds ="),
     ("warm_start=ppca beta=0", "warm_start=ppca has no optimum at beta=0"),

@@ -193,10 +193,9 @@ def parsed(override: str) -> object:
 # pages
 
 
-def test_the_schema_and_the_table_hold_every_setting():
-    assert all(f"| `{name}` |" in config.table() for name in FIELDS)
+def test_the_schema_holds_every_setting():
     assert all(field.description for field in FIELDS.values())
-    command = [sys.executable, "-m", "smilevae.config", "schema"]
+    command = [sys.executable, "-m", "smilevae.config"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout)["properties"]) == set(Settings.model_fields)
 

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import json
 import pkgutil
 import re
 import shlex
@@ -14,7 +15,7 @@ import yaml
 
 from smilevae import config, console
 from smilevae.cli import COMMANDS
-from smilevae.errors import UserError
+from smilevae.errors import UserError, allowed
 from smilevae.sweeps.options import SweepOptions, parse
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +37,20 @@ SWEEPERS = ("resumable", "optuna")
 FLAGS, WITH_VALUE = {"-m", "--help", "--hydra-help", "..."}, {"--config-dir", "-sc"}
 
 
+def table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| knob | default | values | |", "|---|---|---|---|"]
+    for name, field in config.FIELDS.items():
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
+        default = "" if field.default is None else f"`{default}`"
+        lines.append(f"| `{name}` | {default} | {allowed(field)} | {field.description} |")
+    return "\n".join(lines)
+
+
 def fresh(text: str) -> str:
     """The page of the knobs with the table that the settings give now."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{config.table()}\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}{table()}\n{END}{rest.partition(END)[2]}"
 
 
 def commands(text: str) -> list[str]:

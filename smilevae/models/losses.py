@@ -28,10 +28,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 def beta_vae_terms(
     x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float | Tensor
 ) -> Terms:
-    """loss = SSE + beta * KL on [0, 1] pixels (Higgins et al. 2017, eq. 4).
-
-    The decoder's variance is beta / 2.
-    """
+    """SSE + beta * KL on [0, 1] pixels (Higgins et al. 2017, eq. 4): decoder variance beta / 2."""
     recon = squared_error(x_hat, x)
     kl = gaussian_kl(mu, logvar).sum(1)
     return Terms(recon + beta * kl, recon, kl)
