@@ -38,7 +38,7 @@ class Run:
         self.new = False
         self.sweep: str | None = None  # the id of the sweep that may stop this run
         self.meter = CostMeter(self.dir / "cost.json")
-        self.is_main_process = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
+        self.is_main_process = is_main_process()
         if self.is_main_process:
             self._claim()
 
@@ -191,8 +191,18 @@ class Run:
         self.status("COMPLETED")
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first of those that train together; Lightning starts others."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def refuse_used(path: Path) -> None:
-    """Raise ConfigError if a folder holds more than what a killed start leaves."""
+    """Raise ConfigError if a folder holds more than what a killed start leaves.
+
+    Processes that the main one has started may find its files.
+    """
+    if not is_main_process():
+        return
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run; go on with {resume_line(path)}")
     for name in os.listdir(path):
