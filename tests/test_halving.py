@@ -308,10 +308,10 @@ def test_a_budget_ends_a_sweep_with_a_page_and_pauses_do_not_count(tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=KILLED)])
-def test_rungs_survive_kills(tmp_path, kills, record_property):
+@pytest.mark.parametrize(("kills", "length"), [(2, 60), pytest.param(20, 200, marks=KILLED)])
+def test_rungs_survive_kills(tmp_path, kills, length, record_property):
     """One job at a time: the same promotions, weights and table as without a kill."""
-    words = (BETAS, *WARM[:2], "seed=0,1", "epochs=60", "checkpoint_every=1")
+    words = (BETAS, *WARM[:2], "seed=0,1", f"epochs={length}", "checkpoint_every=1")
     whole = sweep(tmp_path / "whole", *words, timeout=1500)
     assert whole.returncode == 0, whole.stderr
     assert set(statuses(tmp_path / "whole").values()) == {"COMPLETED", "PAUSED"}
@@ -323,7 +323,7 @@ def test_rungs_survive_kills(tmp_path, kills, record_property):
 @slow
 def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
     """No job is lost, none runs twice, and the files explain every decision."""
-    words = (BETAS, *WARM[:2], "epochs=60", "checkpoint_every=1", "hydra/launcher=local")
+    words = (BETAS, *WARM[:2], "epochs=200", "checkpoint_every=1", "hydra/launcher=local")
     crash_until_done(tmp_path / "cut", words, 6, 3, 9)
     shown = statuses(tmp_path / "cut")
     rungs = open_queue(tmp_path / "cut")
@@ -333,7 +333,7 @@ def test_rungs_of_two_jobs_at_a_time_survive_kills(tmp_path):
     assert len(completed) <= 2 * rungs.rungs[-1][1] + 1  # by scores and by trends
     for name in completed:
         log = (tmp_path / "cut" / name / "train.log").read_text()
-        assert re.findall(r"^epoch (\d+)/60", log, re.MULTILINE).count("60") == 1
+        assert re.findall(r"^epoch (\d+)/200", log, re.MULTILINE).count("200") == 1
 
 
 SPACE = (

@@ -1,6 +1,6 @@
 """sweep.json: the jobs of a sweep.
 
-argv    the command, without those words that a continuation replaces
+argv    the words of the last command
 code    a hash of the program that the sweep began with
 jobs    NAME: {"settings": ...}, where NAME is the job's run folder
 rungs   [epochs, num] of each rung of successive halving
