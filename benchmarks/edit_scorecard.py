@@ -103,7 +103,9 @@ def composition(vae: VAE, faces: Faces) -> dict[int, float]:
     return table
 
 
-def angle(mu: Tensor, labels: Tensor, people: Sequence[str], direction: Callable = mean_difference) -> float:
+def angle(
+    mu: Tensor, labels: Tensor, people: Sequence[str], direction: Callable = mean_difference
+) -> float:
     """Degrees within which 95% of the directions of resampled people lie (bootstrap)."""
     rows_of = defaultdict(list)
     for row, person in enumerate(people):
@@ -115,7 +117,9 @@ def angle(mu: Tensor, labels: Tensor, people: Sequence[str], direction: Callable
     for _ in range(RESAMPLES):
         drawn = np.concatenate([groups[k] for k in rng.integers(0, len(groups), len(groups))])
         rows = torch.from_numpy(drawn)
-        cosine = torch.nn.functional.cosine_similarity(whole, direction(mu[rows], labels[rows]), dim=0)
+        cosine = torch.nn.functional.cosine_similarity(
+            whole, direction(mu[rows], labels[rows]), dim=0
+        )
         angles.append(float(np.degrees(np.arccos(np.clip(float(cosine), -1, 1)))))
     return float(np.quantile(angles, 0.95))
 
@@ -155,16 +159,22 @@ def main(run: str) -> None:
     for name, x in edited.items():
         scores = scorer.score_images(attribute.name, rows, LEVELS, [rest, x])
         left = float((edges(x) / edges(rest).clamp(min=1e-6)).mean())
-        landmarks = f"{scores['success_landmarks'][1]:9.0%}" if "success_landmarks" in scores else f"{'':9}"
+        landmarks = (
+            f"{scores['success_landmarks'][1]:9.0%}" if "success_landmarks" in scores else f"{'':9}"
+        )
         distance = f"{1000 * scores['distance'][1][0]:8.0f}" if "distance" in scores else f"{'':8}"
         line = f"{name:16} {scores['success'][1]:7.0%} {landmarks} {distance} {scores['identity'][1]:6.2f}"
         print(f"{line} {left:5.2f} {back.get(name, ''):>5}  {faults(scores, left)}")
     if "distance" in scores:
-        print(f"distance of reconstructions: {1000 * scores['reference']['reconstructed']['distance'][0]:.0f}")
+        print(
+            f"distance of reconstructions: {1000 * scores['reference']['reconstructed']['distance'][0]:.0f}"
+        )
     passes = composition(vae, faces)
     print(f"encoded and decoded once: {passes[1]:.1f} dB, {PASSES} times: {passes[PASSES]:.1f} dB")
     people = [faces.people[row] for row in known]
-    print(f"the mean difference is sure to {angle(codes, attribute.labels, people):.0f} degrees (95%)")
+    print(
+        f"the mean difference is sure to {angle(codes, attribute.labels, people):.0f} degrees (95%)"
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def pixels():
 
 def test_importing_costs_no_torch():
     code = "import sys, smilevae; print(smilevae.__version__, smilevae.UserError, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().endswith("False")
 
 
@@ -65,7 +67,11 @@ def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_pa
     dims = smilevae.load(run).settings.latent_dim
 
     def keep(**parts):
-        known = {"weights": torch.ones(1), "means": torch.full((1, dims), 3.0), "factor": 0.1 * torch.eye(dims)}
+        known = {
+            "weights": torch.ones(1),
+            "means": torch.full((1, dims), 3.0),
+            "factor": 0.1 * torch.eye(dims),
+        }
         path.write_bytes(runs.tensor_file(known | parts, {"weights": weights}))
 
     keep()
@@ -75,7 +81,9 @@ def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_pa
     not_finite = torch.full((dims, dims), torch.nan)
     for part in ({"means": torch.ones(1, 1)}, {"weights": -torch.ones(1)}, {"factor": not_finite}):
         keep(**part)
-        with pytest.raises(CheckpointError, match=r"sampler.safetensors of .* is damaged; run .* again"):
+        with pytest.raises(
+            CheckpointError, match=r"sampler.safetensors of .* is damaged; run .* again"
+        ):
             smilevae.load(run).draw(1)
     path.write_bytes(b"{")
     with pytest.raises(CheckpointError, match=r"sampler.safetensors is damaged; run .* again"):
@@ -90,7 +98,9 @@ def test_a_smile_of_zero_is_the_reconstruction_and_a_smile_of_two_is_not(model, 
     assert torch.equal(model.smile(pixels, 0), plain)
     assert not torch.allclose(model.smile(pixels, 2), plain, atol=1e-4)
     assert not model.smile(pixels).requires_grad
-    with pytest.raises(smilevae.ConfigError, match="attribute=hat cannot be edited; choose one of smile"):
+    with pytest.raises(
+        smilevae.ConfigError, match="attribute=hat cannot be edited; choose one of smile"
+    ):
         model.edit(pixels, {"hat": 1})
 
 
@@ -99,7 +109,9 @@ def test_a_run_without_evaluation_encodes_but_does_not_smile(tiny_run, tmp_path,
     shutil.copytree(tiny_run, bare, ignore=shutil.ignore_patterns("evaluation"))
     model = smilevae.load(bare)
     assert model.encode(pixels).shape == (3, 8)
-    with pytest.raises(smilevae.CheckpointError, match=r"is missing; run python evaluate\.py ckpt=.* first"):
+    with pytest.raises(
+        smilevae.CheckpointError, match=r"is missing; run python evaluate\.py ckpt=.* first"
+    ):
         model.smile(pixels)
     with pytest.raises(smilevae.CheckpointError, match="does not exist"):
         smilevae.load(tmp_path / "nowhere")

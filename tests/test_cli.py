@@ -227,7 +227,7 @@ def test_the_whole_command_line_runs_as_documented(tmp_path):
     line = next(text for text in trained.stdout.splitlines() if "python evaluate.py" in text)
     done = script("evaluate", line.split("evaluate.py ")[1])
     assert done.returncode == 0, done.stderr
-    assert "PCA-8" in done.stdout
+    assert "PCA, 8 dimensions" in done.stdout
     assert (tmp_path / "run" / "evaluation" / "best" / "edit_strip.png").exists()
 
 

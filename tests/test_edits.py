@@ -52,7 +52,9 @@ def test_the_mean_difference_changes_a_planted_confound_and_the_edit_does_not(sc
     scorer = scoring.Scorer(*world)
     mu = encode(vae, faces, scoring.lacking(faces, "smile")[:60])[0]
     rest = scorer.classifier(decode(vae, mu))["hair_length"]
-    moved = scorer.classifier(decode(vae, fitted.edits.main.edit(mu, torch.ones(1))[:, 0]))["hair_length"]
+    moved = scorer.classifier(decode(vae, fitted.edits.main.edit(mu, torch.ones(1))[:, 0]))[
+        "hair_length"
+    ]
     change = (moved - rest).square().mean().sqrt().item()
     assert change < 0.45 * abs(smile["mean_difference"]["changes"][1]["hair_length"])
 
@@ -86,7 +88,9 @@ def test_an_attribute_that_reconstructions_do_not_show_cannot_be_edited(world):
 def test_a_range_ends_where_edits_stop_to_look_real(world, scores):
     _, _, fitted, _ = world
     main = fitted.edits.main
-    wide = fitted._replace(edits=fitted.edits._replace(attributes=[dataclasses.replace(main, low=-4.0, high=4.0)]))
+    wide = fitted._replace(
+        edits=fitted.edits._replace(attributes=[dataclasses.replace(main, low=-4.0, high=4.0)])
+    )
     far = copy.deepcopy(scores)
     for distance, high in ([0.0, 0.0], 2.0), ([1e6, 0.0], 1.0):
         far["smile"]["distance"][2] = distance
@@ -98,7 +102,12 @@ def test_a_range_ends_where_edits_stop_to_look_real(world, scores):
 
 @pytest.mark.parametrize(
     ("kind", "fault"),
-    [("nothing", "does nothing"), ("sticker", "not real"), ("blend", "blurred"), ("swap", "another person")],
+    [
+        ("nothing", "does nothing"),
+        ("sticker", "not real"),
+        ("blend", "blurred"),
+        ("swap", "another person"),
+    ],
 )
 def test_a_deliberately_bad_edit_is_named(world, kind, fault):
     vae, faces, _, _ = world
@@ -144,7 +153,10 @@ def test_changes_of_another_attribute_in_both_senses_do_not_cancel(world):
     scorer = scoring.Scorer(*world)
     names = [one.name for one in scorer.attributes]
     before = {name: torch.zeros(4) for name in names}
-    after = before | {"skin": torch.tensor([2.0, -2.0, 2.0, -2.0]), "glasses": torch.tensor([-3.0] * 4)}
+    after = before | {
+        "skin": torch.tensor([2.0, -2.0, 2.0, -2.0]),
+        "glasses": torch.tensor([-3.0] * 4),
+    }
     assert scorer._changes("smile", before, after) == pytest.approx({"skin": 2, "glasses": -3})
     slight = before | {"skin": torch.full((4,), 0.9 * scorer.errors["skin"])}
     assert scorer._changes("smile", before, slight) == {}
@@ -154,7 +166,9 @@ def test_unmixing_inverts_what_directions_do_to_each_other():
     plain = torch.randn(3, 20)
     effects = torch.eye(3) + 0.3 * torch.randn(3, 3)
     combined = torch.stack(directions.unmixed(list(plain), effects))
-    weights = torch.linalg.lstsq(plain.T, combined.T).solution.T  # of each plain direction in each combination
+    weights = torch.linalg.lstsq(
+        plain.T, combined.T
+    ).solution.T  # of each plain direction in each combination
     torch.testing.assert_close(weights @ effects, torch.eye(3), atol=1e-4, rtol=0)
 
 
@@ -162,7 +176,9 @@ def test_shapes_do_not_depend_on_where_the_face_is_how_large_and_how_turned():
     points = np.random.default_rng(0).random((5, 468, 2))
     turn = 3 * np.exp(0.4j)
     moved = (points[..., 0] + 1j * points[..., 1]) * turn + (2 - 1j)
-    np.testing.assert_allclose(upright(np.stack([moved.real, moved.imag], -1)), upright(points), atol=1e-9)
+    np.testing.assert_allclose(
+        upright(np.stack([moved.real, moved.imag], -1)), upright(points), atol=1e-9
+    )
 
 
 def test_geometry_reads_a_planted_shape_of_people_outside_its_training():
@@ -199,7 +215,9 @@ def test_one_held_out_person_or_a_handful_of_faces_have_no_scores(world):
     assert "two held-out people" in scoring.obstacle(alone, fitted, "smile")
     smile = faces.smile.copy()
     smile[val[smile[val] == 0][scoring.MIN_EDITED - 1 :]] = 1
-    assert "4 held-out faces" in scoring.obstacle(dataclasses.replace(faces, smile=smile), fitted, "smile")
+    assert "4 held-out faces" in scoring.obstacle(
+        dataclasses.replace(faces, smile=smile), fitted, "smile"
+    )
     untested = copy.copy(fitted.scorer)
     untested.accuracy = {"smile": float("nan")}
     assert scoring.obstacle(faces, fitted._replace(scorer=untested), "smile") == fitting.UNTESTED
@@ -219,7 +237,9 @@ def test_a_copy_of_a_file_is_no_second_photo_of_a_person(world):
 
 
 def test_real_faces_are_matched_to_the_edited_ones():
-    faces = load_faces(Data(source="synthetic", num_smiling=300, num_not_smiling=300, num_test=0, confound=0.6), 64)
+    faces = load_faces(
+        Data(source="synthetic", num_smiling=300, num_not_smiling=300, num_test=0, confound=0.6), 64
+    )
     hair, rows = faces.labels("hair_length"), np.arange(600)
     smiling, calm = rows[faces.smile == 1], rows[faces.smile == 0]
     assert hair[smiling].mean() > hair[calm].mean() + 0.3
@@ -231,7 +251,10 @@ def test_real_faces_are_matched_to_the_edited_ones():
 
 @pytest.mark.parametrize(
     ("attribute", "problem"),
-    [("hat", "attribute=hat is unknown; choose one of smile, hair_length"), ("rare", "have it and")],
+    [
+        ("hat", "attribute=hat is unknown; choose one of smile, hair_length"),
+        ("rare", "have it and"),
+    ],
 )
 def test_an_attribute_that_cannot_be_edited_is_one_sentence(world, attribute, problem):
     vae, faces, *_ = world

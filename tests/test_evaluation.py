@@ -36,7 +36,9 @@ FILES = {"index.html", "metrics.json", "faces.json", "sampler.safetensors"}
 
 @pytest.fixture(scope="module")
 def evaluated(evaluated_run):
-    return evaluated_run, json.loads((evaluated_run / "evaluation" / "best" / "metrics.json").read_text())
+    return evaluated_run, json.loads(
+        (evaluated_run / "evaluation" / "best" / "metrics.json").read_text()
+    )
 
 
 def evaluate(path, **options):
@@ -62,7 +64,12 @@ def test_principal_components_agree_with_a_singular_value_decomposition():
 
 def test_axes_of_more_faces_than_fit_in_memory_are_the_exact_ones():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(900, 400, generator=generator) * torch.arange(1, 401) ** -0.6 @ torch.randn(400, 400) + 3
+    x = (
+        torch.randn(900, 400, generator=generator)
+        * torch.arange(1, 401) ** -0.6
+        @ torch.randn(400, 400)
+        + 3
+    )
     exact, streamed = principal_axes(x, 40), streamed_axes(lambda: x.split(100), 40)
     torch.testing.assert_close(streamed.mean, exact.mean)
     torch.testing.assert_close(streamed.variances, exact.variances, rtol=1e-3, atol=0)
@@ -86,7 +93,9 @@ def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch)
     monkeypatch.setattr(dataset, "AT_ONCE", 20 * faces.images[0].size)
     many = dataclasses.replace(faces)
     some = int((exact.variances > exact.variances.sum() / 200).sum())
-    torch.testing.assert_close(many.axes().variances[:some], exact.variances[:some], rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        many.axes().variances[:some], exact.variances[:some], rtol=1e-3, atol=0
+    )
 
 
 def test_the_table_agrees_with_scikit_image(evaluated, model):
@@ -100,8 +109,13 @@ def test_the_table_agrees_with_scikit_image(evaluated, model):
     assert row["mse"] == pytest.approx(((a - b) ** 2).mean(), rel=1e-4)
     assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-3)
     options = {"data_range": 1.0, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5}
-    maps = [structural_similarity(p, q, use_sample_covariance=False, full=True, **options)[1] for p, q in zip(a, b)]
-    assert row["ssim"] == pytest.approx(np.mean(maps), abs=0.003)  # the two mirror their borders differently
+    maps = [
+        structural_similarity(p, q, use_sample_covariance=False, full=True, **options)[1]
+        for p, q in zip(a, b)
+    ]
+    assert row["ssim"] == pytest.approx(
+        np.mean(maps), abs=0.003
+    )  # the two mirror their borders differently
 
 
 def test_the_references_agree_with_plain_numpy(evaluated, model):
@@ -120,8 +134,12 @@ def test_the_references_agree_with_plain_numpy(evaluated, model):
 
 def test_the_metrics_are_consistent(evaluated):
     _, metrics = evaluated
-    assert metrics["loss"] == pytest.approx(metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6)
-    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["beta"] * metrics["kl"])
+    assert metrics["loss"] == pytest.approx(
+        metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6
+    )
+    assert metrics["loss_study_units"] == pytest.approx(
+        4 * metrics["recon"] + metrics["beta"] * metrics["kl"]
+    )
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
 
@@ -151,7 +169,9 @@ def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     shutil.copytree(run, tmp_path / "again")
     again, out = evaluate(runs.find(str(tmp_path / "again")))
     assert again == metrics
-    assert (out / "edit_strip.png").read_bytes() == (run / "evaluation" / "best" / "edit_strip.png").read_bytes()
+    assert (out / "edit_strip.png").read_bytes() == (
+        run / "evaluation" / "best" / "edit_strip.png"
+    ).read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
@@ -166,7 +186,9 @@ def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, picture
 
     tiny = [knob for knob in TINY if not knob.startswith("data.")]
     run = tmp_path / "run"
-    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1")
+    code, errors = call(
+        "train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1"
+    )
     assert code == 0, errors
     pictures.rename(tmp_path / "elsewhere")
     code, errors = call("evaluate", f"ckpt={run}")
@@ -207,7 +229,9 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
     assert vae.training
     vae.eval()
     assert torch.equal(expected, again)
-    torch.testing.assert_close(expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4
+    )
 
 
 def serving(path, weights):
@@ -237,9 +261,16 @@ def test_during_a_second_evaluation_the_edits_serve_at_every_moment(copied, monk
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(report.fitting, "fit_edits"), (report.samplers, "sampler_of"), (report.figures, "draw"), (report.page, "page")],
+    [
+        (report.fitting, "fit_edits"),
+        (report.samplers, "sampler_of"),
+        (report.figures, "draw"),
+        (report.page, "page"),
+    ],
 )
-def test_a_second_evaluation_that_is_stopped_leaves_what_the_first_one_wrote(copied, monkeypatch, owner, name):
+def test_a_second_evaluation_that_is_stopped_leaves_what_the_first_one_wrote(
+    copied, monkeypatch, owner, name
+):
     _, path, _ = copied
     folder = runs.evaluation_folder(path)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -284,7 +315,9 @@ def test_an_evaluation_that_ends_without_edits_removes_those_of_an_earlier_one(c
 def test_one_face_has_no_active_units(model):
     vae, faces = model
     rows = faces.rows("val")
-    alone = dataclasses.replace(faces, part=np.where(np.arange(len(faces.part)) == rows[0], "val", "train"))
+    alone = dataclasses.replace(
+        faces, part=np.where(np.arange(len(faces.part)) == rows[0], "val", "train")
+    )
     metrics = measure.measure(vae, alone, seed=0)
     assert metrics["active_units"] is None
     assert summary.loss_line(metrics).endswith(f"x KL {metrics['kl']:.1f}")
@@ -408,7 +441,9 @@ def test_a_grid_is_that_of_plain_slices():
     expected = torch.ones(3, 3 * 10 + 2, 4 * 10 + 2)
     for r in range(3):
         for c in range(4):
-            expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(0, 1)
+            expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(
+                0, 1
+            )
     assert torch.equal(tile(images), expected)
     assert tile(images[:1, :1]).shape == (3, 12, 12)
 
@@ -426,7 +461,8 @@ def evaluation(folder, psnr, people, fingerprint="f", first=0):
     """An evaluation folder with faces.json, as compare needs it."""
     folder.mkdir()
     rows = {
-        f"{first + i}": {"person": str(who), "psnr": v, "nelbo": -v} for i, (who, v) in enumerate(zip(people, psnr))
+        f"{first + i}": {"person": str(who), "psnr": v, "nelbo": -v}
+        for i, (who, v) in enumerate(zip(people, psnr))
     }
     (folder / compare.NAME).write_text(json.dumps(rows))
     return {"data_fingerprint": fingerprint, "image_size": 64}, folder
@@ -436,18 +472,32 @@ def test_two_models_are_compared_on_the_same_faces_over_people(tmp_path):
     rng = np.random.default_rng(0)
     people, hard = np.arange(60) // 2, rng.normal(20, 3, 60)
     a, b = hard + rng.normal(0.3, 0.2, 60), hard + rng.normal(0, 0.2, 60)
-    evaluations = {"A": evaluation(tmp_path / "a", a, people), "B": evaluation(tmp_path / "b", b, people)}
+    evaluations = {
+        "A": evaluation(tmp_path / "a", a, people),
+        "B": evaluation(tmp_path / "b", b, people),
+    }
     sentence = compare.difference(evaluations)
     expected = stats.ttest_1samp((a - b).reshape(30, 2).mean(1), 0)
     interval = expected.confidence_interval(0.95)
     numbers = f"PSNR {(a - b).mean():+.3g} dB (95% {interval.low:+.3g} to {interval.high:+.3g})"
     assert f"A minus B, 60 faces of 30 people; {numbers}: A is better; nELBO -" in sentence
     assert sentence.endswith(": A is better")
-    again = compare.difference({"A": evaluations["A"], "C": evaluation(tmp_path / "c", b[20:], people[20:], first=20)})
+    again = compare.difference(
+        {"A": evaluations["A"], "C": evaluation(tmp_path / "c", b[20:], people[20:], first=20)}
+    )
     assert "40 faces of 20 people" in again
     assert "cannot tell" in compare.difference({"A": evaluations["A"], "A2": evaluations["A"]})
-    alone = {name: evaluation(tmp_path / name, [20.0 + k, 21.0], ["X", "X"]) for k, name in enumerate(("f", "g"))}
-    assert compare.difference(alone) == "f and g hold out faces of one person, so they are not compared face by face"
+    alone = {
+        name: evaluation(tmp_path / name, [20.0 + k, 21.0], ["X", "X"])
+        for k, name in enumerate(("f", "g"))
+    }
+    assert (
+        compare.difference(alone)
+        == "f and g hold out faces of one person, so they are not compared face by face"
+    )
     for name, change in {"d": {"fingerprint": "g"}, "e": {"first": 900}}.items():
         other = {"A": evaluations["A"], "D": evaluation(tmp_path / name, b, people, **change)}
-        assert compare.difference(other) == "A and D hold out different faces, so they are not compared face by face"
+        assert (
+            compare.difference(other)
+            == "A and D hold out different faces, so they are not compared face by face"
+        )

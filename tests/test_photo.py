@@ -30,7 +30,9 @@ def picture(height=300, width=400, seed=0):
 
 def edit(model, source, out, **options):
     words = {"ckpt": model, "image": source, "out": out} | options
-    photo.main(console.parse_words([f"{key}={value}" for key, value in words.items()], PhotoOptions))
+    photo.main(
+        console.parse_words([f"{key}={value}" for key, value in words.items()], PhotoOptions)
+    )
 
 
 def test_outside_the_mask_every_pixel_stays_and_inside_the_detail_does(model, tmp_path):
@@ -107,7 +109,9 @@ def test_a_similarity_is_the_least_squares_one_and_recovers_a_known_one():
 def test_the_mask_ends_at_the_outline_of_the_face_and_at_the_border():
     angles = np.linspace(0, 2 * np.pi, len(alignment.OUTLINE), endpoint=False)
     marks = np.zeros((468, 2))
-    marks[alignment.OUTLINE] = np.stack([40 + 30 * np.cos(angles), 30 + 20 * np.sin(angles)], 1)  # leaves the crop
+    marks[alignment.OUTLINE] = np.stack(
+        [40 + 30 * np.cos(angles), 30 + 20 * np.sin(angles)], 1
+    )  # leaves the crop
     mask, square = alignment.soft_mask(64, marks), alignment.soft_mask(64)
     y, x = np.mgrid[0:64, 0:64]
     inside = ((x - 40) / 30) ** 2 + ((y - 30) / 20) ** 2
@@ -126,13 +130,22 @@ def portrait():
     return head, face
 
 
-@pytest.mark.parametrize(("degrees", "size"), [(60, 1.0), (-60, 1.0), (35, 0.5), (-20, 2.0), (0, 0.4)])
-def test_a_face_is_located_at_the_same_place_however_it_is_turned_and_sized(portrait, degrees, size):
+@pytest.mark.parametrize(
+    ("degrees", "size"), [(60, 1.0), (-60, 1.0), (35, 0.5), (-20, 2.0), (0, 0.4)]
+)
+def test_a_face_is_located_at_the_same_place_however_it_is_turned_and_sized(
+    portrait, degrees, size
+):
     head, face = portrait
     matrix = alignment.matrix_of(size * np.exp(1j * np.radians(degrees)), 110 + 85j, 400)
-    scene = cv2.warpAffine(head, matrix, (400, 400), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+    scene = cv2.warpAffine(
+        head, matrix, (400, 400), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE
+    )
     (moved,) = detector.find_faces(scene)
-    (a, b, mouth), again = alignment.keypoints(moved), alignment.moved(alignment.keypoints(face), matrix)
+    (a, b, mouth), again = (
+        alignment.keypoints(moved),
+        alignment.moved(alignment.keypoints(face), matrix),
+    )
     assert np.hypot(*(again - (a, b, mouth)).T).max() < 0.1 * np.hypot(*(a - b))
 
 
@@ -155,7 +168,9 @@ def networks():
     mesh._network.cache_clear()
 
 
-def test_opencv_5_reads_the_networks_with_the_engine_that_gives_every_layer(portrait, networks, monkeypatch):
+def test_opencv_5_reads_the_networks_with_the_engine_that_gives_every_layer(
+    portrait, networks, monkeypatch
+):
     classic, read = 7, cv2.dnn.readNetFromTFLite
     real = {"engine": cv2.dnn.ENGINE_CLASSIC} if hasattr(cv2.dnn, "ENGINE_CLASSIC") else {}
 
@@ -183,7 +198,9 @@ def test_an_opencv_that_does_not_run_the_networks_is_one_sentence_and_the_evalua
         raise cv2.error("OpenCV(6.0.0) error: (-2:Unspecified error)\n> where\n>     1")
 
     monkeypatch.setattr(cv2.dnn, "readNetFromTFLite", read)
-    with pytest.raises(DataError, match=r"^face_\w+.tflite: OpenCV\(6.0.0\) error: .+; run pip install .+$"):
+    with pytest.raises(
+        DataError, match=r"^face_\w+.tflite: OpenCV\(6.0.0\) error: .+; run pip install .+$"
+    ):
         detector.find_faces(portrait[0])
     assert detector.typical_points(np.stack([portrait[0][:64, :64]] * 10)) is None
 
@@ -205,7 +222,11 @@ def test_what_only_looks_like_a_face_is_refused(model, portrait, monkeypatch):
     head, _ = portrait
     squares = head.reshape(10, 22, 10, 22, 3).swapaxes(1, 2).reshape(100, 22, 22, 3)
     shuffled = (
-        np.random.default_rng(0).permutation(squares).reshape(10, 10, 22, 22, 3).swapaxes(1, 2).reshape(head.shape)
+        np.random.default_rng(0)
+        .permutation(squares)
+        .reshape(10, 10, 22, 22, 3)
+        .swapaxes(1, 2)
+        .reshape(head.shape)
     )
     loaded = smilevae.load(model)
     with pytest.raises(DataError, match="shuffled: no face was detected with certainty; pass box="):
@@ -252,7 +273,11 @@ def test_orientation_is_applied_the_profile_kept_and_the_place_left_out(model, t
 )
 def test_a_wrong_option_is_one_sentence(model, tmp_path, options, problem):
     Image.fromarray(picture()).save(tmp_path / "in.png")
-    words = {"out": tmp_path / "out.png"} | ({"box": "50,0,300"} if "box" not in options else {}) | options
+    words = (
+        {"out": tmp_path / "out.png"}
+        | ({"box": "50,0,300"} if "box" not in options else {})
+        | options
+    )
     with pytest.raises(ConfigError, match=problem):
         edit(model, tmp_path / "in.png", **words)
     assert not (tmp_path / "out.png").exists()
@@ -261,7 +286,11 @@ def test_a_wrong_option_is_one_sentence(model, tmp_path, options, problem):
 def test_pictures_that_cannot_be_edited_are_one_sentence_each(model, tmp_path):
     Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(tmp_path / "empty.png")
     (tmp_path / "text.jpg").write_text("not a picture")
-    cases = {"empty.png": "no face was detected", "text.jpg": "not an image", "nowhere.png": "No such file"}
+    cases = {
+        "empty.png": "no face was detected",
+        "text.jpg": "not an image",
+        "nowhere.png": "No such file",
+    }
     for name, problem in cases.items():
         with pytest.raises(DataError, match=problem):
             edit(model, tmp_path / name, tmp_path / "out.png")
@@ -308,7 +337,9 @@ def test_a_folder_of_pictures_keeps_every_name_and_its_originals(model, tmp_path
     edit(model, tmp_path / "in", tmp_path / "out", box="0,0,60")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png")}
     assert found == {"a.png.png", "a.jpg.png", "deep/a.png"}
-    edit(model, tmp_path / "in" / "deep", tmp_path / "in", box="0,0,60", intensity=0)  # out holds the photos
+    edit(
+        model, tmp_path / "in" / "deep", tmp_path / "in", box="0,0,60", intensity=0
+    )  # out holds the photos
     assert (tmp_path / "in" / "a.png").exists()
     for source in (tmp_path / "in", tmp_path / "in" / "a.png"):
         with pytest.raises(ConfigError, match="is the place of the photo itself"):
@@ -321,7 +352,10 @@ def test_results_in_a_folder_of_photos_are_not_edited_again(model, tmp_path):
     Image.fromarray(picture(60, 80)).save(photos / "a.png")
     for _ in range(2):
         edit(model, photos, photos / "deep" / "out", box="0,0,60")
-    assert {str(path.relative_to(photos)) for path in photos.rglob("*.png")} == {"a.png", "deep/out/a.png"}
+    assert {str(path.relative_to(photos)) for path in photos.rglob("*.png")} == {
+        "a.png",
+        "deep/out/a.png",
+    }
 
 
 def test_a_photo_that_opencv_refuses_does_not_end_the_others(model, tmp_path, monkeypatch):
@@ -351,13 +385,17 @@ def test_real_faces_are_found_in_larger_pictures_with_their_eyes():
     files = sorted((SMILES / "train" / "smile").glob("*.jpg"))[:10]
     right = 0
     for file in files:
-        face = np.asarray(Image.open(file).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC))
+        face = np.asarray(
+            Image.open(file).convert("RGB").resize((240, 240), Image.Resampling.BICUBIC)
+        )
         scene = np.full((500, 700, 3), 110, np.uint8)
         scene[130:370, 250:490] = face
         if faces := detector.find_faces(scene):
             matrix = alignment.face_at(faces[0], 64, alignment.LAYOUT).matrix
             corner = np.linalg.solve(matrix[:, :2], -matrix[:, 2])
-            right += len(faces) == 1 and np.abs(corner - [250, 130]).max() < 60  # training faces are not aligned
+            right += (
+                len(faces) == 1 and np.abs(corner - [250, 130]).max() < 60
+            )  # training faces are not aligned
     assert right >= 9
 
 

@@ -34,7 +34,10 @@ def test_transport_gives_one_class_the_mean_and_covariance_of_the_other(monkeypa
     """The map between two Gaussians with these moments and a symmetric, positive matrix is optimal (Brenier 1991)."""
     monkeypatch.setattr(directions, "SHARED", 0.0)
     generator = torch.Generator().manual_seed(0)
-    lacks, has = (torch.randn(20_000, 4, generator=generator) @ torch.randn(4, 4, generator=generator) for _ in "01")
+    lacks, has = (
+        torch.randn(20_000, 4, generator=generator) @ torch.randn(4, 4, generator=generator)
+        for _ in "01"
+    )
     mu, label = torch.cat([lacks, has + 2]), torch.arange(2).repeat_interleave(20_000)
     matrix = directions.transport(mu, label)
     moved = lacks + mean_difference(mu, label) + lacks @ matrix[:-1] + matrix[-1]
@@ -42,8 +45,12 @@ def test_transport_gives_one_class_the_mean_and_covariance_of_the_other(monkeypa
     torch.testing.assert_close(moved.T.cov(), has.T.cov(), atol=0.02, rtol=0.02)
     torch.testing.assert_close(matrix[:-1], matrix[:-1].T, atol=1e-4, rtol=0)
     assert torch.linalg.eigvalsh(matrix[:-1] + torch.eye(4)).min() > 0
-    monkeypatch.setattr(directions, "SHARED", 1.0)  # equal covariances: every face has the mean difference
-    torch.testing.assert_close(directions.transport(mu, label), torch.zeros(5, 4), atol=1e-4, rtol=0)
+    monkeypatch.setattr(
+        directions, "SHARED", 1.0
+    )  # equal covariances: every face has the mean difference
+    torch.testing.assert_close(
+        directions.transport(mu, label), torch.zeros(5, 4), atol=1e-4, rtol=0
+    )
 
 
 def attribute(**more):
@@ -78,13 +85,20 @@ def test_with_a_matrix_each_face_moves_along_its_own_direction():
 
 def test_edits_of_several_attributes_add_up():
     mu = torch.randn(5, 3)
-    other = replace(attribute(), name="glasses", direction=torch.tensor([0, 0, 1.0]), weights=torch.tensor([0, 0, 1.0]))
+    other = replace(
+        attribute(),
+        name="glasses",
+        direction=torch.tensor([0, 0, 1.0]),
+        weights=torch.tensor([0, 0, 1.0]),
+    )
     edits = Edits([attribute(), other], ())
     both = edits.mix(mu, {"smile": 1, "glasses": -0.5})
     each = edits.mix(mu, {"smile": 1}) + edits.mix(mu, {"glasses": -0.5}) - mu
     torch.testing.assert_close(both, each)
     assert edits.with_main("glasses").main is other
-    with pytest.raises(ConfigError, match="attribute=hat cannot be edited; choose one of glasses, smile"):
+    with pytest.raises(
+        ConfigError, match="attribute=hat cannot be edited; choose one of glasses, smile"
+    ):
         edits.mix(mu, {"hat": 1})
 
 
@@ -127,22 +141,32 @@ def test_the_estimate_from_codes_is_what_was_measured():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return load_faces(Data(source="synthetic", num_smiling=150, num_not_smiling=150, num_test=0), 64)
+    return load_faces(
+        Data(source="synthetic", num_smiling=150, num_not_smiling=150, num_test=0), 64
+    )
 
 
 def test_the_classifier_measures_people_outside_its_training_data_sharp_and_blurred(drawn):
     train, val = drawn.rows("train"), drawn.rows("val")
     glasses = (drawn.attributes["glasses"] > 0).astype(float)
     glasses[train[:20]] = np.nan
-    attributes = {"smile": drawn.smile.astype(float), "glasses": glasses, "face_width": drawn.attributes["face_width"]}
+    attributes = {
+        "smile": drawn.smile.astype(float),
+        "glasses": glasses,
+        "face_width": drawn.attributes["face_width"],
+    }
     classifier = AttributeClassifier(
-        drawn.batch(train).contiguous(), {n: v[train] for n, v in attributes.items()}, [drawn.people[r] for r in train]
+        drawn.batch(train).contiguous(),
+        {n: v[train] for n, v in attributes.items()},
+        [drawn.people[r] for r in train],
     )
     x = drawn.batch(val).contiguous()
     for seen in (x, blur(x)):
         scores = classifier(seen)
         for name in ("smile", "glasses"):
-            right = (scores[name].numpy() > classifier.threshold[name]) == (attributes[name][val] == 1)
+            right = (scores[name].numpy() > classifier.threshold[name]) == (
+                attributes[name][val] == 1
+            )
             assert right.mean() > (0.85 if name == "smile" else 0.75), name
         assert scores["smile"][drawn.smile[val] == 1].mean() == pytest.approx(1, abs=0.35)
         assert scores["smile"][drawn.smile[val] == 0].mean() == pytest.approx(0, abs=0.35)
@@ -215,7 +239,9 @@ def test_the_shortage_is_that_of_the_halves_that_are_fitted(drawn, monkeypatch, 
         for number, row in enumerate(train):
             labelled = number % 9 < 5
             smile[row] = smile[row] if labelled else -1
-            people[row] = f"P{names[number % 4 + 4 * smile[row] if labelled else 8 + number % 10]:02}"
+            people[row] = (
+                f"P{names[number % 4 + 4 * smile[row] if labelled else 8 + number % 10]:02}"
+            )
         faces = dataclasses.replace(drawn, smile=smile, people=people)
         counts.clear()
         enough = fitting.shortage(faces, "smile") is None
@@ -244,12 +270,19 @@ def test_a_classifier_that_no_other_people_can_test_has_an_unknown_accuracy():
     codes, values = rng.standard_normal((40, 3)), np.arange(40) % 2.0
     weights = np.ones(40)
     one, two = np.zeros(40, int), np.arange(40) % 2
-    for folds, some in ((one, codes), (two, codes), (np.arange(40) // 2 % 5, codes.repeat(2, 0)[:40])):
+    for folds, some in (
+        (one, codes),
+        (two, codes),
+        (np.arange(40) // 2 % 5, codes.repeat(2, 0)[:40]),
+    ):
         accuracy, low, high = validated(some, values, folds, True, weights)
         assert np.isnan(accuracy)
         assert (low, high) == (0, 1)
     one = Attribute("smile", torch.from_numpy(values), torch.zeros(3))
-    assert fitting._recognised([one], {"smile": float("nan")}, "") == ([], {"smile": fitting.UNTESTED})
+    assert fitting._recognised([one], {"smile": float("nan")}, "") == (
+        [],
+        {"smile": fitting.UNTESTED},
+    )
 
 
 def test_a_plain_edit_has_the_class_means_at_zero_and_one():
@@ -266,7 +299,9 @@ def test_features_are_of_the_face_and_not_of_its_size_and_blur_keeps_the_mean():
     assert features(x).shape == features(torch.rand(2, 3, 128, 128)).shape
     flat = torch.full((1, 3, 64, 64), 0.4)
     torch.testing.assert_close(blur(flat), flat)
-    large = torch.nn.functional.interpolate(blur(x), (128, 128), mode="bilinear", align_corners=False)
+    large = torch.nn.functional.interpolate(
+        blur(x), (128, 128), mode="bilinear", align_corners=False
+    )
     assert (features(large) - features(blur(x))).abs().mean() < 0.05
 
 

@@ -12,7 +12,12 @@ from smilevae.evaluation import page, summary
 OUT = Path("runs/demo/evaluation/epoch-0050")
 REFERENCE = {
     "real": {"score": 1.0, "success": 0.83, "success_landmarks": 0.91},
-    "reconstructed": {"score": 0.9, "success": 0.8, "success_landmarks": 0.85, "distance": [0.05, 0.02]},
+    "reconstructed": {
+        "score": 0.9,
+        "success": 0.8,
+        "success_landmarks": 0.85,
+        "distance": [0.05, 0.02],
+    },
 }
 SMILE = {
     "num_faces": 100,
@@ -36,9 +41,21 @@ DEMO = {
     "epoch": 50,
     "image_size": 128,
     "native_size": 64,
-    "model": {"psnr": 27.03, "ssim": 0.8512, "mse": 0.002, "native_psnr": 26.9, "native_ssim": 0.84},
+    "model": {
+        "psnr": 27.03,
+        "ssim": 0.8512,
+        "mse": 0.002,
+        "native_psnr": 26.9,
+        "native_ssim": 0.84,
+    },
     "pca": {"psnr": 30.48, "ssim": 0.9093, "mse": 0.0009, "native_psnr": 30.2, "native_ssim": 0.90},
-    "mean_face": {"psnr": 16.12, "ssim": 0.6461, "mse": 0.024, "native_psnr": 16.0, "native_ssim": 0.63},
+    "mean_face": {
+        "psnr": 16.12,
+        "ssim": 0.6461,
+        "mse": 0.024,
+        "native_psnr": 16.0,
+        "native_ssim": 0.63,
+    },
     "pca_dim": 120,
     "loss": 181.04,
     "recon": 126.5,
@@ -49,14 +66,29 @@ DEMO = {
     "active_units": 120,
     "latent_dim": 120,
     "realism": {
-        "training": {"distance": 0.002, "error": 0.004, "precision": 0.9, "recall": 0.9, "density": 1, "coverage": 0.9},
-        "reconstructed": {"distance": 0.05, "error": 0.01, "precision": 0.8, "recall": 0.8, "density": 1}
+        "training": {
+            "distance": 0.002,
+            "error": 0.004,
+            "precision": 0.9,
+            "recall": 0.9,
+            "density": 1,
+            "coverage": 0.9,
+        },
+        "reconstructed": {
+            "distance": 0.05,
+            "error": 0.01,
+            "precision": 0.8,
+            "recall": 0.8,
+            "density": 1,
+        }
         | {"coverage": 0.8, "copies": 0.5, "own_face": 0.97},
         "sampled": {"distance": 0.153, "error": 0.02, "precision": 0.7, "recall": 0.5, "density": 1}
         | {"coverage": 0.6, "copies": 0.52},
     },
     "edits": {"smile": SMILE, "glasses": GLASSES},
-    "not_editable": {"jaw": "it cannot be recognised: accuracy 53% on unseen people, 50% by guessing"},
+    "not_editable": {
+        "jaw": "it cannot be recognised: accuracy 53% on unseen people, 50% by guessing"
+    },
     "left_out": [],
 }
 PRINTED = """\
@@ -88,11 +120,20 @@ def printed(**changes):
     [
         ({"part": "val"}, "They chose the epoch, too: data.test_fraction=0.2 keeps others apart."),
         ({"active_units": None}, "= squared error 126.5 + beta 1 x KL 54.5\n"),
-        ({"edits": {"smile": SMILE | {"changes": [{}, {"skin": -0.72}, {}]}}}, "Also changed: skin -0.7."),
-        ({"edits": {"smile": SMILE | {"success": [0.02, 0.1, 0.1]}}}, "sees it on 10 of 100 faces (on real ones: 83%)"),
+        (
+            {"edits": {"smile": SMILE | {"changes": [{}, {"skin": -0.72}, {}]}}},
+            "Also changed: skin -0.7.",
+        ),
+        (
+            {"edits": {"smile": SMILE | {"success": [0.02, 0.1, 0.1]}}},
+            "sees it on 10 of 100 faces (on real ones: 83%)",
+        ),
         ({"edits": {"smile": SMILE | {"reference": {}}}}, "sees it on 100 of 100 faces.\n"),
         ({"left_out": ["No landmarks: " + 200 * "x"]}, "No landmarks: xxx"),
-        ({"not_editable": {f"attribute_{k:02}": "" for k in range(40)}}, "attribute_00 and 39 more."),
+        (
+            {"not_editable": {f"attribute_{k:02}": "" for k in range(40)}},
+            "attribute_00 and 39 more.",
+        ),
     ],
 )
 def test_bad_news_and_gaps_are_said(changes, words):
@@ -110,7 +151,10 @@ def test_copies_of_training_faces_are_said():
     [
         {},
         {"num_images": 123_456, "epoch": 12_345, "part": "val"},
-        {"left_out": [60 * "why "] * 9, "not_editable": {f"attribute_{k:02}": "" for k in range(60)}},
+        {
+            "left_out": [60 * "why "] * 9,
+            "not_editable": {f"attribute_{k:02}": "" for k in range(60)},
+        },
         {"edits": {"a" * 90: SMILE | {"changes": [{}, {"b" * 90: 1.0, "c" * 90: 2.0}, {}]}}},
         {"beta": 1.23456e-5, "loss": 12345678.9, "recon": 12345678.9, "kl": 12345.6},
     ],
@@ -130,7 +174,13 @@ def test_the_page_opens_from_disk_and_holds_every_table():
     figures = {"reconstructions.png": image, "samples.png": image}
     text = page.page(metrics, figures, {"smile": image, "<b>$x$ $": image}, epochs)
     words = ["Reconstructions", "New faces", "from -1 to 1.5", "<svg", "prefers-color-scheme: dark"]
-    words += ["data:image/jpeg", "accuracy 53% on unseen people", "nELBO", "PSNR at 64 px", "beard +0.61"]
+    words += [
+        "data:image/jpeg",
+        "accuracy 53% on unseen people",
+        "nELBO",
+        "PSNR at 64 px",
+        "beard +0.61",
+    ]
     for word in words:
         assert word in text
     assert "<b>$x" not in text

@@ -783,10 +783,10 @@ def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(
 def test_an_evaluation_that_fails_leaves_a_complete_training(train, capfd, monkeypatch):
     from smilevae.evaluation import report
 
-    def fails(options):
+    def fails(*_):
         raise ZeroDivisionError("float division by zero")
 
-    monkeypatch.setattr(report, "report", fails)
+    monkeypatch.setattr(report, "evaluate_model", fails)
     said = []
     monkeypatch.setattr(fit.log, "info", said.append)
     run = train("evaluate=true")

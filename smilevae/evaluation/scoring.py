@@ -52,9 +52,7 @@ def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
 
 
 @torch.no_grad()
-def score_edits(
-    vae: VAE, faces: Faces, fitted: Fitted, space: Space | None
-) -> dict[str, Any]:
+def score_edits(vae: VAE, faces: Faces, fitted: Fitted, space: Space | None) -> dict[str, Any]:
     """The scores of every attribute by name, the main one first. It has those of the mean difference too.
 
     Readings are of a classifier and of landmarks; both saw other people than those who calibrated.

@@ -84,7 +84,9 @@ def loss_line(metrics: Metrics) -> str:
 def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     """How far from real faces new ones are, and a warning of copies."""
     order = ("reconstructed", "sampled", "training")
-    each = ", ".join(f"{SETS[name]} {max(0, 1000 * table[name]['distance']):,.0f}" for name in order)
+    each = ", ".join(
+        f"{SETS[name]} {max(0, 1000 * table[name]['distance']):,.0f}" for name in order
+    )
     lines = [f"Distance to real faces (lower is better): {each}."]
     copies = table["sampled"]["copies"]
     if copies > COPIES:
