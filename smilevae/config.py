@@ -3,7 +3,6 @@
 `python -m smilevae.config` prints its JSON Schema. docs/knobs.md has it as a table.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -200,12 +199,6 @@ class Settings(Section):
         result = {n: v for n, v in flatten(self.plain()).items() if n not in NOT_RESULT}
         whole = {n: int(v) for n, v in result.items() if isinstance(v, float) and v.is_integer()}
         return result | whole
-
-    def identity(self, fingerprint: str, code: str = "") -> str:
-        """A hash of all that changes a run's result: settings, data and program."""
-        flat = {n: v for n, v in flatten(self.plain()).items() if n not in SAME_RESULT}
-        text = json.dumps([flat, fingerprint, code], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def with_values(self, flat: Mapping[str, Any]) -> "Settings":
         """These settings with other values by their flat names. Raises ConfigError."""

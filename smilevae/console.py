@@ -113,12 +113,7 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
         return options.model_validate(given)
     except ValidationError as error:
         not_known = f"an option; there are {', '.join(known)}"
-        aliases = {
-            str(alias): field
-            for field in known.values()
-            for alias in getattr(field.validation_alias, "choices", ())
-        }
-        raise ConfigError("\n".join(sentences(error, known | aliases, not_known))) from None
+        raise ConfigError("\n".join(sentences(error, known, not_known))) from None
 
 
 def _unquoted(word: str, value: str) -> str:

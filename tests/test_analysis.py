@@ -39,7 +39,6 @@ def write_run(
     best = (best or {}) | {"epoch": epochs, "val/loss": loss, "val/recon": 9.0, "val/kl": kl}
     best |= {"val/nelbo": nelbo, "val/psnr": psnr, "val/active_units": 7}
     result = {
-        "identity": "i",
         "data_fingerprint": faces,
         "settings": settings,
         "checkpoints": [f"checkpoints/epoch-{epochs:04d}.ckpt"],

@@ -65,7 +65,6 @@ class Record(pl.Callback):
             raise DataError("no training step was made; add images")
         best = self.best()
         return {
-            "identity": settings.identity(fingerprint, runs.code()),
             "data_fingerprint": fingerprint,
             "settings": settings.flat(),
             "checkpoints": [f"checkpoints/{runs.best_name(line['epoch'])}" for line in best],
