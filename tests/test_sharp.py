@@ -43,7 +43,6 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     plain = train(*SHARP, "sharpen.epochs=0", to="plain")
     run = train(*SHARP, "evaluate=true", to="run")
     assert_same(weights(plain)["state_dict"], weights(run)["state_dict"])
-    assert read(plain, "result.json")["identity"] != read(run, "result.json")["identity"]
     inner = run / runs.SHARP
     assert read(inner, "status.json")["status"] == "COMPLETED"
     before, after = (
@@ -183,7 +182,7 @@ def test_the_discriminator_learns_sharp_from_blurred():
 def test_too_few_faces_are_refused_before_training(call, tmp_path):
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1")
     assert code == 3
-    assert "sharpen.epochs needs 20 faces in each part" in errors
+    assert "each part needs 20 faces; add images" in errors
     assert not (tmp_path / "r").exists()
 
 

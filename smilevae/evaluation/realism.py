@@ -64,7 +64,7 @@ class Space:
 def feature_space(faces: Faces) -> Space:
     """The space for these faces. Raises DataError without OpenCV, or where the mesh sees no faces."""
     if len(faces.rows("train")) < MIN_FACES or len(faces.rows("val")) < MIN_FACES:
-        raise DataError(f"each part needs {MIN_FACES} faces")
+        raise DataError(f"each part needs {MIN_FACES} faces; add images of more people")
     seen = seen_by_the_mesh(faces)
     if np.median(seen.scores) <= 0:
         raise DataError("the face mesh sees no faces in these images")
