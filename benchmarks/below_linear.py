@@ -30,7 +30,9 @@ def losses(vae: VAE, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         mu, logvar = vae.encode(batch)
         draws = [torch.randn(mu.shape, generator=generator) for _ in range(DRAWS)]
         draws = [latents.reparameterise(mu, logvar, noise) for noise in draws]
-        found.append(sum(beta_vae_terms(vae.decode(z), batch, mu, logvar, beta).loss for z in draws) / DRAWS)
+        found.append(
+            sum(beta_vae_terms(vae.decode(z), batch, mu, logvar, beta).loss for z in draws) / DRAWS
+        )
         codes.append(mu)
     return torch.cat(found), torch.cat(codes)
 
@@ -46,7 +48,9 @@ def compare(run: str) -> str:
     (theirs, _), (ours, mu) = (losses(model, x, beta) for model in (alone, vae))
     difference = (ours - theirs).double().numpy()
     low, high = stats.ttest_1samp(difference, 0).confidence_interval()
-    expected = linear.linear_vae(spectrum_of(faces, settings.latent_dim), beta, settings.latent_dim)["active_units"]
+    expected = linear.linear_vae(
+        spectrum_of(faces, settings.latent_dim), beta, settings.latent_dim
+    )["active_units"]
     return (
         f"{run}: beta {beta:.4g}, {len(faces.rows('train'))} training faces, epoch"
         f" {epoch}: {ours.mean():.1f}, linear {theirs.mean():.1f}, paired"

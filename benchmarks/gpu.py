@@ -96,7 +96,9 @@ def bare(size: int, compile: bool) -> Callable[[], int]:
     fast = torch.compile(loss_of, mode="reduce-overhead" if GPU else None) if compile else loss_of
 
     def epoch() -> int:
-        chunks = rows[torch.randperm(len(rows), device=DEVICE)][: len(rows) // BATCH * BATCH].split(BATCH)
+        chunks = rows[torch.randperm(len(rows), device=DEVICE)][: len(rows) // BATCH * BATCH].split(
+            BATCH
+        )
         for chunk in chunks:
             x = images[chunk]
             x[: BATCH // 2] = x[: BATCH // 2].flip(2)
@@ -112,9 +114,15 @@ def bare(size: int, compile: bool) -> Callable[[], int]:
 
 
 def notebook(size: int, root: Path) -> Callable[[], int]:
-    preparing = [transforms.Resize((size, size)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    preparing = [
+        transforms.Resize((size, size)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
     pictures = folders.ImageFolder(root / "train", transforms.Compose(preparing))
-    loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True, num_workers=4, persistent_workers=True)
+    loader = DataLoader(
+        pictures, BATCH, shuffle=True, drop_last=True, num_workers=4, persistent_workers=True
+    )
     model = throughput.Notebook(Settings(image_size=size)).to(DEVICE).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
 
@@ -143,14 +151,23 @@ def timed(title: str, command: list[str]) -> None:
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-    print(f"{title}: {time.perf_counter() - begin:.1f} s, exit {done.returncode} ({' '.join(last)})", flush=True)
+    print(
+        f"{title}: {time.perf_counter() - begin:.1f} s, exit {done.returncode} ({' '.join(last)})",
+        flush=True,
+    )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--peer"]:
         return peer(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
-    device = torch.cuda.get_device_name() if GPU else f"no GPU: a trial on {platform.machine()} that measures nothing"
-    print(f"{device}; torch {torch.__version__}, Lightning {pl.__version__}; n = {ROUNDS} rounds of {EPOCHS} epochs")
+    device = (
+        torch.cuda.get_device_name()
+        if GPU
+        else f"no GPU: a trial on {platform.machine()} that measures nothing"
+    )
+    print(
+        f"{device}; torch {torch.__version__}, Lightning {pl.__version__}; n = {ROUNDS} rounds of {EPOCHS} epochs"
+    )
     with tempfile.TemporaryDirectory() as home:
         drawn = load_faces(Data(), 64)
         for row, smile in enumerate(drawn.smile):
@@ -168,9 +185,16 @@ def main() -> None:
             sys.stdout.flush()
         for more in ([], ["compile=true"]):
             run = f"hydra.run.dir={home}/run{len(more)}"
-            timed(" ".join(["train.py, 150 epochs", *more]), ["train.py", run, *WORDS, *SHORT, *more])
+            timed(
+                " ".join(["train.py, 150 epochs", *more]), ["train.py", run, *WORDS, *SHORT, *more]
+            )
         seeds = ",".join(map(str, range(8 if GPU else 2)))
-        sweep = [f"hydra.sweep.dir={home}/sweep", f"seed={seeds}", *WORDS, *(SHORT or ["epochs=20"])]
+        sweep = [
+            f"hydra.sweep.dir={home}/sweep",
+            f"seed={seeds}",
+            *WORDS,
+            *(SHORT or ["epochs=20"]),
+        ]
         timed("a sweep of 8 jobs of 20 epochs", ["train.py", "-m", *sweep])
     timed("pytest -m gpu", ["-m", "pytest", "-q", "-m", "gpu"])
 

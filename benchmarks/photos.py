@@ -42,7 +42,9 @@ KINDS = {  # number, pixels of the face, degrees, share of the side over which i
 }
 
 
-def assembled(face: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def assembled(
+    face: np.ndarray, kind: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A picture (H, W, 3) with a face (S, S, 3) in it, and where it is: picture to face, 2 x 3."""
     _, sides, degrees, fade = KINDS[kind]
     height, width = (int(n) for n in rng.integers(600, 1000, 2))
@@ -50,19 +52,33 @@ def assembled(face: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np
     if kind == "tight":
         height = width = side = round(side)
     angle = np.radians(rng.uniform(*degrees)) * rng.choice([-1, 1])
-    x, y = (n / 2 if kind == "tight" else rng.uniform(0.7 * side, n - 0.7 * side) for n in (width, height))
+    x, y = (
+        n / 2 if kind == "tight" else rng.uniform(0.7 * side, n - 0.7 * side)
+        for n in (width, height)
+    )
     matrix = alignment.matrix_of(np.exp(-1j * angle) * size / side, complex(x, y), size)
     small = rng.integers(40, 220, (3, 3, 3)).astype(np.uint8)
     ground = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     if kind in ("hard", "no face"):
-        ground = ground * 0 + (rng.normal(128, 50, ground.shape) if rng.random() < 0.5 else small[0, 0])
+        ground = ground * 0 + (
+            rng.normal(128, 50, ground.shape) if rng.random() < 0.5 else small[0, 0]
+        )
     reach = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 1) / (fade * size + 1)
     over = np.clip(np.minimum.outer(reach, reach), 0, 1).astype(np.float32)
     finer = max(1, round(size / side))  # against aliasing
-    blurred = cv2.resize(cv2.resize(face, None, fx=1 / finer, fy=1 / finer, interpolation=cv2.INTER_AREA), (size, size))
+    blurred = cv2.resize(
+        cv2.resize(face, None, fx=1 / finer, fy=1 / finer, interpolation=cv2.INTER_AREA),
+        (size, size),
+    )
     flags, stretch = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
-    laid = cv2.warpAffine(blurred.astype(np.float32), matrix, (width, height), flags=flags, borderMode=stretch)
-    over = 1 if kind == "tight" else cv2.warpAffine(over, matrix, (width, height), flags=flags)[:, :, None]
+    laid = cv2.warpAffine(
+        blurred.astype(np.float32), matrix, (width, height), flags=flags, borderMode=stretch
+    )
+    over = (
+        1
+        if kind == "tight"
+        else cv2.warpAffine(over, matrix, (width, height), flags=flags)[:, :, None]
+    )
     picture = ground + over * (laid - ground) + rng.normal(0, GRAIN, ground.shape)
     return picture.round().clip(0, 255).astype(np.uint8), matrix
 
@@ -75,7 +91,7 @@ def shuffled(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def corners(matrix: np.ndarray, side: int) -> np.ndarray:
-    return alignment.moved(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix, back=True)
+    return alignment.moved_back(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix)
 
 
 def unmasked(face: alignment.Face, shape: tuple[int, ...]) -> np.ndarray:
@@ -102,11 +118,17 @@ def main(run: str, out: Path) -> int:
         off[kind], others = [], 0
         for row in (next(rows) for _ in range(num)):
             image = faces.images[row]
-            picture, true = assembled(shuffled(image, rng) if kind == "no face" else image, kind, rng)
-            marks = mesh.see(torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN).points[0]
+            picture, true = assembled(
+                shuffled(image, rng) if kind == "no face" else image, kind, rng
+            )
+            marks = mesh.see(
+                torch.tensor(image).permute(2, 0, 1)[None] / 255, detector.MARGIN
+            ).points[0]
             marks, _ = detector.place(image, alignment.keypoints(image.shape[0] * marks))
-            aim = alignment.face_at(detector.steadied(image, marks), side, model.dials.points).matrix
-            at = alignment.moved(corners(aim, side), true, back=True)
+            aim = alignment.face_at(
+                detector.steadied(image, marks), side, model.edits.points
+            ).matrix
+            at = alignment.moved_back(corners(aim, side), true)
             try:
                 located = photo.locate(model, picture, kind, face="all")
             except DataError:
@@ -120,15 +142,19 @@ def main(run: str, out: Path) -> int:
                 else:
                     others += 1
             if nearest is None:
-                tiles.append(np.hstack([_thumbnail(picture), np.zeros((SHOWN, 3 * SHOWN, 3), np.uint8)]))
+                tiles.append(
+                    np.hstack([_thumbnail(picture), np.zeros((SHOWN, 3 * SHOWN, 3), np.uint8)])
+                )
                 continue
             after = [
-                photo.edit(model, picture, nearest, {model.dials.attribute: intensity}, None)
+                photo.edit(model, picture, nearest, {model.edits.main.name: intensity})
                 for intensity in (1.0, 2.0)
             ]
             outside = unmasked(nearest, picture.shape)
             changed += sum(int((a != picture)[outside].any()) for a in after)
-            views = [alignment.cut(p, nearest.matrix * SHOWN / side, SHOWN) for p in (picture, *after)]
+            views = [
+                alignment.cut(p, nearest.matrix * SHOWN / side, SHOWN) for p in (picture, *after)
+            ]
             sharp.append(detail(after[0], ~outside) / detail(picture, ~outside))
             tiles.append(np.hstack([_thumbnail(picture), *views]))
         wrong += others
@@ -145,7 +171,9 @@ def main(run: str, out: Path) -> int:
     print(f"all      {num} pictures, {len(every)} faces found, {wrong} in wrong places; corners off by"
           f" {np.median(every):.3f} of the side (90% {np.quantile(every, 0.9):.3f})")  # fmt: skip
     print(f"pictures changed outside the mask: {changed} of {2 * len(every)}")
-    print(f"detail inside at 1, share of before: {min(sharp):.3f} to {max(sharp):.3f}, median {np.median(sharp):.3f}")
+    print(
+        f"detail inside at 1, share of before: {min(sharp):.3f} to {max(sharp):.3f}, median {np.median(sharp):.3f}"
+    )
     return int(len(every) < 0.95 * num or wrong > 0 or np.median(every) > 0.05 or changed > 0)
 
 

@@ -34,13 +34,25 @@ def write_faces(folder: Path, num: int) -> None:
         row = number % len(drawn.smile)
         moved = np.roll(drawn.images[row], rng.integers(-3, 4, 2), (0, 1)) * rng.uniform(0.8, 1.1)
         label = "smile" if drawn.smile[row] == 1 else "non_smile"
-        Image.fromarray(moved.clip(0, 255).astype(np.uint8)).save(folder / label / f"p{number}_0001.jpg", quality=90)
+        Image.fromarray(moved.clip(0, 255).astype(np.uint8)).save(
+            folder / label / f"p{number}_0001.jpg", quality=90
+        )
 
 
 def train(folder: Path, run: Path, steps: int) -> tuple[float, list[dict[str, int]], float]:
     """Seconds until the first step, memory samples while training, images per second."""
-    knobs = ["experiment=patch", "image_size=64", "batch_size=64", "epochs=2", f"hydra.run.dir={run}"]
-    knobs += [f"+trainer.limit_train_batches={steps}", "+trainer.limit_val_batches=10", "data=folder"]
+    knobs = [
+        "experiment=patch",
+        "image_size=64",
+        "batch_size=64",
+        "epochs=2",
+        f"hydra.run.dir={run}",
+    ]
+    knobs += [
+        f"+trainer.limit_train_batches={steps}",
+        "+trainer.limit_val_batches=10",
+        "data=folder",
+    ]
     begin, samples, started = time.perf_counter(), [], 0.0
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
     process = subprocess.Popen(
@@ -77,7 +89,10 @@ def main() -> None:
             steps = min(STEPS, int(num * 0.75) // 64)
             first = train(folder, Path(home) / "one", steps)[0]
             again, samples, rate = train(folder, Path(home) / "two", steps)
-        every, private = (statistics.median(s[name] for s in samples if s.get(name)) for name in ("VmRSS", "RssAnon"))
+        every, private = (
+            statistics.median(s[name] for s in samples if s.get(name))
+            for name in ("VmRSS", "RssAnon")
+        )
         print(
             f"{num:7} faces: {rate:6.1f} images/s, {every:.0f} MB resident ({private:.0f} private); first step after"
             f" {first:.1f} s with decoding, {again:.1f} s from the cache",

@@ -33,11 +33,19 @@ def main(run: str, out: Path) -> None:
     fitted = fitting.fit_dials(vae, faces)
     assert fitted
     card = edits.score_edits(vae, faces, fitted, realism.spaces(faces))["attributes"]["smile"]
-    rows = np.random.default_rng(0).permutation(faces.rows("val")[faces.smile[faces.rows("val")] == 0])
+    rows = np.random.default_rng(0).permutation(
+        faces.rows("val")[faces.smile[faces.rows("val")] == 0]
+    )
     hair = faces.attributes["hair_length"][rows]
     mu = encode(vae, faces, rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES])[0]
-    levels, step = torch.tensor(SHOWN, dtype=torch.float32), mean_difference(fitted.mu, fitted.labels["smile"])
-    codes = {edits.PLAIN: mu[:, None] + levels[:, None] * step, card["best"]: fitted.dials.turn(vae, mu, levels)}
+    levels, step = (
+        torch.tensor(SHOWN, dtype=torch.float32),
+        mean_difference(fitted.mu, fitted.labels["smile"]),
+    )
+    codes = {
+        edits.PLAIN: mu[:, None] + levels[:, None] * step,
+        card["best"]: fitted.dials.turn(vae, mu, levels),
+    }
     titles = {
         edits.PLAIN: "plain: z + k (mean smiling - mean not)",
         card["best"]: f"ours: {card['best']}, calibrated",
@@ -58,13 +66,21 @@ def main(run: str, out: Path) -> None:
     for number, (name, title) in enumerate(titles.items()):
         numbers = card["directions"][name]
         x, one = np.array(numbers["intensities"]), numbers["intensities"].index(1.0)
-        y, spread = (np.array([at[key] for at in numbers["classifier"]]) for key in ("mean", "spread"))
+        y, spread = (
+            np.array([at[key] for at in numbers["classifier"]]) for key in ("mean", "spread")
+        )
         left.plot(x, y, f"C{number}", label=title.partition(":")[0])
         left.fill_between(x, y - spread, y + spread, color=f"C{number}", alpha=0.2)
         right.bar([number], [abs(numbers["drift"][one]["hair_length"])], color=f"C{number}")
-    left.set(xlabel="intensity", ylabel="measured smile", title="mean and spread over 100 held-out faces")
+    left.set(
+        xlabel="intensity", ylabel="measured smile", title="mean and spread over 100 held-out faces"
+    )
     left.legend()
-    right.set(title="change of hair length that comes with intensity 1", xticks=[0, 1], xticklabels=["plain", "ours"])
+    right.set(
+        title="change of hair length that comes with intensity 1",
+        xticks=[0, 1],
+        xticklabels=["plain", "ours"],
+    )
     runs.replace_file(out, lambda file: figure.savefig(file, format=out.suffix[1:], dpi=90))
 
 

@@ -51,7 +51,9 @@ PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
 def settings_of(network: str, root: Path, **more: object) -> Settings:
     model = Model(**yaml.safe_load((CONF / f"{network}.yaml").read_text()))
     data = Data(source="folder", root=str(root))
-    return Settings(model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more)
+    return Settings(
+        model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more
+    )
 
 
 class Notebook(nn.Module):
@@ -86,7 +88,11 @@ def step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Par
 
 
 def notebook(network: str, root: Path) -> Callable[[], int]:
-    preparing = [transforms.Resize((SIZE, SIZE)), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    preparing = [
+        transforms.Resize((SIZE, SIZE)),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+    ]
     pictures = folders.ImageFolder(root / "train", transforms.Compose(preparing))
     loader = DataLoader(pictures, BATCH, shuffle=True, drop_last=True)
     model = Notebook(settings_of(network, root)).train()
@@ -154,8 +160,12 @@ def pythae(network: str, root: Path) -> Callable[[], int]:
         def __getitem__(self, row: int) -> DatasetOutput:
             return DatasetOutput(data=x[row])
 
-    config = VAEConfig(input_dim=(3, SIZE, SIZE), latent_dim=settings.latent_dim, reconstruction_loss="mse")
-    options = BaseTrainerConfig("pythae", per_device_train_batch_size=BATCH, learning_rate=5e-4, no_cuda=True)
+    config = VAEConfig(
+        input_dim=(3, SIZE, SIZE), latent_dim=settings.latent_dim, reconstruction_loss="mse"
+    )
+    options = BaseTrainerConfig(
+        "pythae", per_device_train_batch_size=BATCH, learning_rate=5e-4, no_cuda=True
+    )
     trainer = BaseTrainer(VAE(config, Encoder(), Decoder()), InMemory(), training_config=options)
     trainer.prepare_training()
     number = iter(range(10**9))
@@ -192,12 +202,16 @@ class Rounds(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.begin:  # checkpoints and pictures of the epoch before are written
-            tell(self.num / (self.steps - self.begin), self.num / (time.perf_counter() - self.begin))
+            tell(
+                self.num / (self.steps - self.begin), self.num / (time.perf_counter() - self.begin)
+            )
         waited = time.perf_counter()
         if not sys.stdin.readline():
             sys.exit()
         self.begin = time.perf_counter()
-        (record,) = [callback for callback in trainer.callbacks if hasattr(callback, "checkpoint_due")]
+        (record,) = [
+            callback for callback in trainer.callbacks if hasattr(callback, "checkpoint_due")
+        ]
         record.checkpoint_due += self.begin - waited  # others trained meanwhile
         self.num = trainer.num_training_batches * BATCH
 
@@ -221,7 +235,9 @@ def peer(name: str, network: str, root: Path) -> None:
     console.quiet_lightning()
     if name in ("ours", "compiled"):
         return train(network, root, name == "compiled")
-    epoch = {"notebook": notebook, "bare": bare, "pythae": pythae, "GEMM": gemm}[name](network, root)
+    epoch = {"notebook": notebook, "bare": bare, "pythae": pythae, "GEMM": gemm}[name](
+        network, root
+    )
     while sys.stdin.readline():
         begin = time.perf_counter()
         tell(epoch() / (time.perf_counter() - begin))
@@ -235,7 +251,9 @@ def flops_per_image(settings: Settings) -> float:
     return counter.get_total_flops() / BATCH
 
 
-def interleave(script: str, names: list[str], words: list[str], rounds: int) -> dict[str, list[list[float]]]:
+def interleave(
+    script: str, names: list[str], words: list[str], rounds: int
+) -> dict[str, list[list[float]]]:
     """The rates that each peer prints, a list a round. Leaves out the first round, which warms up."""
     answers: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
@@ -269,7 +287,9 @@ def compare(network: str, root: Path, names: list[str]) -> None:
             rates[f"{name}, whole"] = [answer[1] for answer in answers]
     settings = settings_of(network, root)
     flops = flops_per_image(settings)
-    print(f"model={network}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters")
+    print(
+        f"model={network}, {sum(p.numel() for p in build_vae(settings).parameters()) / 1e6:.1f} M parameters"
+    )
     speed = rates.pop("GEMM")
     for kind, values in rates.items():
         ratio = [a / b for a, b in zip(rates["ours"], values)]

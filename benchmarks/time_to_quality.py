@@ -24,7 +24,10 @@ from matplotlib import pyplot as plt
 def curve(run: Path) -> tuple[str, list[float], list[float]]:
     """A run's name, seconds since its command was given, and held-out losses."""
     settings = yaml.safe_load((run / "config.yaml").read_text())
-    lines, wall = runs.read_metrics(run), json.loads((run / "result.json").read_text())["wall_seconds"]
+    lines, wall = (
+        runs.read_metrics(run),
+        json.loads((run / "result.json").read_text())["wall_seconds"],
+    )
     before = startup(settings)
     epochs = max(line["epoch"] for line in lines)
     seconds = [before + line["epoch"] / epochs * max(0.0, wall - before) for line in lines]
@@ -43,7 +46,11 @@ def startup(settings: dict) -> float:
             "epochs=1",
             f"image_size={settings['image_size']}",
         ]
-        knobs += ["experiment=warm"] if warm else ["+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1"]
+        knobs += (
+            ["experiment=warm"]
+            if warm
+            else ["+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1"]
+        )
         begin = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "train.py", f"hydra.run.dir={home}/run", *knobs],
@@ -72,7 +79,9 @@ def main() -> None:
     for name, seconds, losses in curves:
         best = min(losses)
         when = seconds[losses.index(best)]
-        print(f"{name}: first {losses[0]:.1f} at {seconds[0]:.1f} s, best {best:.1f} at {when:.0f} s")
+        print(
+            f"{name}: first {losses[0]:.1f} at {seconds[0]:.1f} s, best {best:.1f} at {when:.0f} s"
+        )
         for other, times, values in curves:
             passed = next((t for t, value in zip(times, values) if value < best), None)
             if other != name and passed is not None:

@@ -1,1 +1,4 @@
-"""Ranks the runs of a sweep and compares the values of each knob. Reads run folders, writes <sweep>/analysis/."""
+"""Ranks the configurations of a sweep and compares the values of each hyper-parameter.
+
+It reads run folders only and writes <sweep>/analysis/.
+"""

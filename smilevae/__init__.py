@@ -10,19 +10,34 @@ Importing this package costs no torch; `load` imports it.
 import os
 from typing import TYPE_CHECKING
 
-from smilevae.errors import CheckpointError, ConfigError, DataError, Diverged, Interrupted, UserError
+from smilevae.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Diverged,
+    Interrupted,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from smilevae.apps.model import Model
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "ConfigError", "DataError", "Diverged", "Interrupted", "UserError", "load"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Diverged",
+    "Interrupted",
+    "UserError",
+    "load",
+]
 
 
 def load(ckpt: str | os.PathLike[str], attribute: str | None = None) -> "Model":
-    """The model of a run folder (its best checkpoint), checkpoint file or exported folder. Raises CheckpointError.
+    """The model of a run folder (its best checkpoint), a checkpoint file or an exported folder.
 
-    `attribute` is the one that edits change without a name.
+    `attribute` is the one that edits change without a name. Raises CheckpointError.
     """
     from smilevae.apps.model import Model
 

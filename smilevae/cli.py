@@ -10,6 +10,7 @@
 smilevae COMMAND --help shows the options of each.
 """
 
+import functools
 import importlib.util
 import inspect
 import logging
@@ -18,13 +19,20 @@ import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from smilevae import console, runs
-from smilevae.config import PLACES, Settings, checked
+from smilevae.config import Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
 
-CONF = next(folder / "conf" for folder in [*Path(__file__).parents][:2] if (folder / "conf").is_dir())
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from smilevae.evaluation.options import EvaluateOptions
+
+CONF = next(
+    folder / "conf" for folder in [*Path(__file__).parents][:2] if (folder / "conf").is_dir()
+)
 COMMANDS = {  # options, which cost no torch, and the function that receives them
     "evaluate": ("smilevae.evaluation.options:EvaluateOptions", "smilevae.cli:evaluate"),
     "photo": ("smilevae.apps.options:PhotoOptions", "smilevae.apps.photo:main"),
@@ -40,13 +48,12 @@ log = logging.getLogger("smilevae")
 def main(words: Sequence[str] | None = None) -> None:
     """Run one command. Exits with its code if that is not 0."""
     words = sys.argv[1:] if words is None else words
-    command, rest = words[0] if words else "--help", words[1:]
     try:
         with console.one_sentence():
             try:
-                _run(command, rest)
+                _run(words[0] if words else "--help", words[1:])
             finally:
-                sys.stdout.flush()  # here, not at the interpreter's end, where nothing catches its error
+                sys.stdout.flush()  # at the interpreter's end nothing would catch its error
     except BrokenPipeError:  # as `| head` causes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + 13)  # SIGPIPE, which Windows has not
@@ -64,7 +71,8 @@ def _run(command: str, words: Sequence[str]) -> None:
         runs.keep_memory()
         pkgutil.resolve_name(function)(parsed)
     else:
-        raise ConfigError(f"{command} is not a command; there are train, {', '.join(COMMANDS)}")
+        known = ", ".join(COMMANDS)
+        raise ConfigError(f"{command} is not a command; there are train, {known}")
 
 
 def train(words: Sequence[str]) -> None:
@@ -76,18 +84,27 @@ def train(words: Sequence[str]) -> None:
     policy = {"version_base": "1.3"}
     if _hydra_1_4():
         policy = {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
+    register_settings()
     register_resolvers()
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 
+@functools.cache
+def register_settings() -> None:
+    """Give Hydra every setting's default: `settings` in the defaults list of conf/train.yaml."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store("settings", Settings().plain())
+
+
 def register_resolvers() -> None:
-    """Names that conf/ calls; a launcher's process needs them, too."""
+    """Functions that conf/ calls; a launcher's process needs them, too."""
     from omegaconf import OmegaConf
 
     register = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
-    for name, resolve in (("new_run_dir", runs.new_run_dir), ("fast_precision", runs.fast_precision)):
-        if not OmegaConf.has_resolver(name):
-            register(name, resolve, use_cache=True)
+    for function in (runs.new_run_dir, runs.fast_precision):
+        if not OmegaConf.has_resolver(function.__name__):
+            register(function.__name__, function, use_cache=True)
 
 
 def _hydra_1_4() -> bool:
@@ -96,80 +113,85 @@ def _hydra_1_4() -> bool:
     return "execution_whitelist" in inspect.signature(hydra.main).parameters
 
 
-def task(config: Any) -> float | None:
+def task(config: "DictConfig") -> float | None:
     """One run or one job of a sweep; gives val/nelbo of its best epoch for sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
     if job.mode != RunMode.RUN:
         from smilevae.sweeps import jobs
 
-        return jobs.run_job(settings_from(config, job.overrides.task), Path(job.runtime.output_dir))
+        path = Path(job.runtime.output_dir)
+        if jobs.ID in os.environ:
+            jobs.work(path)
+            return None
+        return jobs.run_job(settings_from(config, job.overrides.task), path)
     with console.one_sentence():
         stop = runs.Stop()
         stop.install()
-        run = runs.Run(job.runtime.output_dir)
+        run = runs.Run(folder)
         try:
             settings = settings_from(config, job.overrides.task)
             run.begin(settings)
             with run.recording():
-                from smilevae.training import fit  # torch is imported only now
+                from smilevae.evaluation import report  # torch is imported only now
+                from smilevae.training import fit
 
                 console.quiet_lightning()
-                best = fit.fit(settings, run, stop)
+                best = fit.fit(settings, run, stop, report.after_training)
         except (UserError, Interrupted):
             run.close()
             run.discard_if_untrained()
             raise
-        if run.leads:
-            log.info(runs.what_next(run.dir, best))
+        if run.is_main_process:
+            log.info(runs.closing_lines(run.dir, best))
         return best["val/nelbo"]
 
 
-def settings_from(config: Any, overrides: Iterable[str]) -> Settings:
-    """The settings of a composed config; with `resume` the resumed run's own. Raises ConfigError."""
+def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
+    """The settings of a composed config, or with `resume` that run's own. Raises ConfigError."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
-    named = {text.lstrip("+~").partition("=")[0] for text in overrides}
     register_resolvers()
+    names = [str(key) for key in config if key not in NOT_SETTINGS]
     try:
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key not in NOT_SETTINGS])
-        content: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is not set; add {error.full_key}=VALUE") from None
+        own = OmegaConf.masked_copy(config, names)
+        settings = checked(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    settings = checked(content)
-    if settings.data.source == "folder" and not (settings.data.root or settings.data.positive or settings.resume):
-        raise ConfigError("data.root is not set; name the folder of your pictures: data=folder data.root=PATH")
-    if settings.logger != "tensorboard" and importlib.util.find_spec(settings.logger) is None:
-        raise ConfigError(
-            f'logger={settings.logger} needs a package; install it with pip install -e ".[{settings.logger}]"'
-        )
-    paths = {"resume": settings.resume} | {f"data.{name}": getattr(settings.data, name) for name in PLACES}
-    paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path}
-    settings = settings.with_values(paths)
-    return runs.continued(settings.resume, settings, named) if settings.resume else settings
+    tracker = settings.logger
+    if tracker != "tensorboard" and importlib.util.find_spec(tracker) is None:
+        install = f'install it with pip install -e ".[{tracker}]"'
+        raise ConfigError(f"logger={tracker} needs a package; {install}")
+    if settings.resume:
+        named = {text.lstrip("+~").partition("=")[0] for text in overrides}
+        return runs.settings_for_resume(settings.resume, settings, named)
+    data = settings.data
+    if data.source == "folder" and not (data.root or data.positive):
+        remedy = "name the folder of your images: data=folder data.root=PATH"
+        raise ConfigError(f"data.root is not set; {remedy}")
+    return settings
 
 
-def evaluate(options: Any) -> None:
-    """Print the report of a checkpoint, or of the best two settings or runs of a sweep by val/nelbo."""
+def evaluate(options: "EvaluateOptions") -> None:
+    """Print the report of a checkpoint, or of the best two configurations of a sweep."""
     from smilevae.evaluation import report
 
-    folder = Path(os.path.expanduser(options.ckpt))
+    folder = Path(options.ckpt).expanduser()
     if not (folder / "sweep.json").exists():
         print(report.report(options))
         return
-    from multirun_analysis import collect, rank, settings
+    from multirun_analysis import collect, configurations
 
     sweep = collect.collect([folder])
-    top = settings.candidates(sweep, rank.usable(sweep, "val/nelbo"))
+    top = configurations.candidates(sweep, configurations.usable(sweep, "val/nelbo"))
     if top.empty:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
-    print(report.compare(best, runs.evaluation_folder(folder), options))
+    print(report.compare_checkpoints(best, runs.evaluation_folder(folder), options))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,66 @@
 """The settings: one typed tree, nested as on the command line.
 
-`python -m smilevae.config` prints the table of docs/knobs.md, `python -m smilevae.config schema` the JSON Schema.
+`python -m smilevae.config` prints its JSON Schema. docs/knobs.md has it as a table.
 """
 
-import hashlib
 import json
 import re
-import sys
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from os.path import abspath, expanduser
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Ge, Le, Len, MinLen
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
-from smilevae.errors import ConfigError, allows_auto, limits, sentences, shown
+from smilevae.errors import ConfigError, sentences, shown
+
+MAX_SEED = 2**32 - 1
+MANY = 1_000_000
+USABLE: dict[str, list[Any]] = {  # of Trainer: these leave a val/loss of every epoch
+    "check_val_every_n_epoch": [1],
+    "val_check_interval": [1.0, None],
+    "max_steps": [-1, None],
+}
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of Trainer
+NOT_KNOWN = "a knob; see --help"
+
+
+def _with_group(pattern: str) -> str:
+    try:
+        if re.compile(pattern).groups:
+            return pattern
+    except re.error:
+        pass
+    raise ValueError("must be a regular expression with a group in brackets")
+
 
 Number = int | float
-Beta = Annotated[Number, Ge(0), Le(1e6)] | Literal["auto"]
-Text = Annotated[str, Field(min_length=1)]
-MAX_SEED, MANY, MAX_WIDTHS = 2**32 - 1, 1_000_000, 6
-PLACES = ("root", "positive", "negative", "unlabelled", "attributes")  # paths of data
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are older names
-# Settings of synthetic faces; other sources lack them
-DRAWN = tuple(f"data.{name}" for name in ("draw_seed", "num_smiling", "num_not_smiling", "num_test", "confound"))
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # a resume may change these
+Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
+Place = Annotated[str, MinLen(1), AfterValidator(expanduser), AfterValidator(abspath)] | None
+Pattern = Annotated[str, AfterValidator(_with_group)]
+Widths = Annotated[list[Annotated[int, Ge(1), Le(4096)]], Len(1, 6)]
+Source = Literal["synthetic", "folder", "smiling_or_not", "celeba"]
+WarmStart = Literal["none", "ppca"]
+Schedule = Literal["plateau", "cosine"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-def knob(default: Any, text: str, low: Number | None = None, high: Number | None = None, **more: Any) -> Any:
+def knob(
+    default: Any, text: str, low: Number | None = None, high: Number | None = None, role: str = ""
+) -> Any:
     """A field with its default, documentation and inclusive range.
 
-    A resume may change a setting with `same_result=True`.
+    Roles, separated by spaces. `study`: the study's own knobs. `repeat`: runs that differ only in
+    these are repetitions. `path` of the data and `machine`: the result stays the same. `last_bits`:
+    only its last bits change. `resumable`: a resume may change it. `drawn`: of synthetic faces.
     """
-    return Field(default, description=text, ge=low, le=high, json_schema_extra=more)
+    return Field(default, description=text, ge=low, le=high, json_schema_extra={"role": role})
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Plateau(Section):
@@ -49,105 +72,116 @@ class Jitter(Section):
     shift: Number = knob(0, "training faces move by at most so many pixels", 0, 32)
     rotate: Number = knob(0, "training faces turn by at most so many degrees", 0, 45)
     zoom: Number = knob(0, "training faces change size by at most this share", 0, 0.5)
-    light: Number = knob(0, "training faces change brightness and colour by at most this share", 0, 1)
+    light: Number = knob(0, "training faces change brightness and colour by at most this", 0, 1)
 
 
 class Sharpen(Section):
-    epochs: int = knob(0, "epochs that then train the decoder alone against a discriminator", 0, MANY)
-    weight: Number = knob(0.5, "gradient of the discriminator in that of the error", 0, 100)
+    epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
+    weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
 
 
 class Model(Section):
-    network: Literal["conv", "patch"] = knob("conv", "the source study's network, or a faster one for CPUs")
-    widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
-        [32, 64, 128, 256], description="channels of the blocks", min_length=1, max_length=MAX_WIDTHS
-    )
+    network: Literal["conv", "patch"] = knob("conv", "the source study's, or a faster one on CPUs")
+    widths: Widths = knob([32, 64, 128, 256], "channels of the blocks")
     dropout: Number = knob(0.1, "share of channels that Dropout2d sets to zero", 0, 0.95)
 
 
 class Data(Section):
-    source: Literal["synthetic", "folder", "smiling_or_not", "celeba"] = knob("synthetic", "where faces come from")
-    root: Text | None = knob(None, "the folder of your images", same_result=True)
-    positive: Text | None = knob(None, "a folder of images with an attribute, in place of data.root", same_result=True)
-    negative: Text | None = knob(None, "a folder of images without it", same_result=True)
-    person_pattern: Text = knob(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
+    source: Source = knob("synthetic", "where faces come from")
+    root: Place = knob(None, "the folder of your images", role="path")
+    positive: Place = knob(None, "a folder of images with an attribute", role="path")
+    negative: Place = knob(None, "a folder of images without it", role="path")
+    person_pattern: Pattern = knob(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
     val_fraction: Number = knob(0.2, "share of the people who are held out", 0.01, 0.9)
     test_fraction: Number = knob(0, "share of the people whom only evaluations see", 0, 0.9)
-    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED)
+    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED, "repeat")
     max_skipped: Number = knob(0.01, "stop if more of the files than this cannot be read", 0, 1)
-    unlabelled: Text | None = knob(None, "a folder of more faces to train on", same_result=True)
-    attributes: Text | None = knob(None, "a CSV table of known attributes: file, gender, ...", same_result=True)
-    cache: bool = knob(True, "decode once, into the user's cache folder", same_result=True)
-    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED)
-    num_smiling: int = knob(600, "how many synthetic faces smile", 1, 10 * MANY)
-    num_not_smiling: int = knob(603, "how many synthetic faces do not smile", 1, 10 * MANY)
-    num_test: int = knob(300, "how many more synthetic faces make the test part", 0, 10 * MANY)
-    confound: Number = knob(0.0, "correlation of smile and hair length among synthetic faces", -0.99, 0.99)
+    unlabelled: Place = knob(None, "a folder of more faces to train on", role="path")
+    attributes: Place = knob(None, "a CSV table: file, gender, ...", role="path")
+    cache: bool = knob(True, "decode once, into the user's cache folder", role="machine")
+    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED, "drawn")
+    num_smiling: int = knob(600, "synthetic faces that smile", 1, 10 * MANY, "drawn")
+    num_not_smiling: int = knob(603, "synthetic faces that do not smile", 1, 10 * MANY, "drawn")
+    num_test: int = knob(300, "more synthetic faces, for the test part", 0, 10 * MANY, "drawn")
+    confound: Number = knob(0.0, "correlation of smile and hair length", -0.99, 0.99, "drawn")
 
     @property
     def place(self) -> str:
         """The folder of the faces, or the name of their source, for an error sentence."""
         return self.root or self.positive or self.source
 
+    def problems(self) -> list[str]:
+        """Settings that contradict each other, a sentence each."""
+        names: Iterable[str] = ("root", "positive", "negative", "unlabelled")
+        text = "does not apply to drawn faces; add data=folder"
+        if self.source != "synthetic":
+            names = [name.removeprefix("data.") for name in DRAWN]
+            text = "does not apply here; it is of data=synthetic"
+        changed = self.model_dump(exclude_defaults=True)
+        problems = [f"data.{name} {text}" for name in names if name in changed]
+        if self.val_fraction + self.test_fraction > 0.95:
+            problems.append("data.val_fraction and data.test_fraction are too large; lower one")
+        both = "data.positive and data.negative"
+        if bool(self.positive) != bool(self.negative):
+            problems.append(f"{both} go together; name both folders")
+        if self.positive and (self.root or self.source in ("smiling_or_not", "celeba")):
+            problems.append(f"{both} replace data.root; pass data=folder without data.root")
+        return problems
+
 
 class Trainer(Section):
-    """Any argument of Lightning's Trainer, which checks them itself."""
+    """Any argument of Lightning's Trainer, which checks most of them itself."""
 
     model_config = ConfigDict(extra="allow", strict=False)
-    accelerator: Any = knob("auto", "cpu, gpu or auto")
-    devices: Any = knob(1, "how many processes train together")
-    precision: Any = knob("32-true", "bf16-mixed where the hardware is faster at it")
-    gradient_clip_val: Any = knob(500.0, "clips the norm of the gradient; tames the first epochs")
+    accelerator: str = knob("auto", "cpu, gpu or auto")
+    devices: int | str | list[int] = knob(1, "how many processes train together")
+    precision: Precision = knob("32-true", "bf16-mixed where the hardware is faster at it")
+    gradient_clip_val: Number | None = knob(500.0, "limits the gradient's norm in the first epochs")
 
     def problems(self) -> list[str]:
-        """What Lightning allows and a run cannot use."""
-        more = self.model_extra or {}
-        wrong = {
-            "check_val_every_n_epoch": more.get("check_val_every_n_epoch", 1) != 1,
-            "val_check_interval": more.get("val_check_interval") not in (1.0, None),
-            "limit_val_batches": not more.get("limit_val_batches", 1),
-            "max_steps": more.get("max_steps", -1) not in (-1, None),  # it can end within an epoch
-        }
+        """What Lightning allows and a run cannot use, a sentence each."""
+        given = self.model_dump()
         text = "leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
-        problems = [f"trainer.{name}={more[name]} {text}" for name in wrong if wrong[name]]
-        if str(self.precision) not in PRECISIONS:
-            known = ", ".join(PRECISIONS[:3])
-            problems.append(f"trainer.precision={shown(self.precision)} is unknown here; choose one of {known}")
-        if not re.fullmatch(r"\d+(:\d\d){3}", str(more.get("max_time") or "0:00:00:00")):
-            problems.append(f"trainer.max_time={shown(more['max_time'])} must be DD:HH:MM:SS")
+        problems = []
+        for name, usable in USABLE.items():
+            if given.get(name, usable[0]) not in usable:
+                problems.append(f"trainer.{name}={given[name]} {text}")
+        if given.get("limit_val_batches") == 0:
+            problems.append(f"trainer.limit_val_batches=0 {text}")
+        max_time = given.get("max_time") or "00:00:00:00"
+        if not re.fullmatch(r"\d+(:\d\d){3}", str(max_time)):
+            problems.append(f"trainer.max_time={shown(max_time)} must be DD:HH:MM:SS")
         return problems
 
 
 class Settings(Section):
     """Everything that a run is trained with. `Settings()` is the source study's configuration."""
 
-    beta: Beta = knob(1, "weight of the KL: loss = SSE + beta * KL on [0, 1] pixels; auto: twice the error per pixel")
-    latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096)
-    batch_size: int = knob(32, "faces a step", 2, 65536)
-    epochs: int = knob(150, "passes over the training faces", 1, MANY)
-    lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1)
-    normalize: bool = knob(False, "the network sees (x - 0.5) / 0.5; the loss never does")
-    image_size: int = knob(128, "side of the images in pixels", 64, 256)
-    seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED)
+    beta: Beta = knob(1, "weight of the KL in the loss; auto: learnt", role="study")
+    latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096, "study")
+    batch_size: int = knob(32, "faces a step", 2, 65536, "study")
+    epochs: int = knob(150, "passes over the training faces", 1, MANY, "study resumable")
+    lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1, "study")
+    normalize: bool = knob(False, "the input of the network is (x - 0.5) / 0.5", role="study")
+    image_size: int = knob(128, "side of the images in pixels", 64, 256, "study")
+    seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED, "study repeat")
     augment: bool = knob(True, "mirror half of the training faces")
-    warm_start: Literal["none", "ppca"] = knob("none", "ppca: begin at the optimum of the linear VAE")
-    schedule: Literal["plateau", "cosine"] = knob("plateau", "cosine: lr rises for a tenth, then falls to 1%")
+    warm_start: WarmStart = knob("none", "ppca: start at the optimum of the linear VAE")
+    schedule: Schedule = knob("plateau", "cosine: lr rises for a tenth, then falls to 1%")
     plateau: Plateau = Plateau()
     weight_decay: Number = knob(0, "above 0: AdamW", 0, 1)
     ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
     sharpen: Sharpen = Sharpen()
-    threads: int | None = knob(None, "CPU threads; their number changes the last bits", 1, 1024)
+    threads: int | None = knob(None, "CPU threads; changes the last bits", 1, 1024, "last_bits")
     compile: bool = knob(False, "torch.compile of the training step; changes the last bits")
-    keep_memory: bool = knob(True, "freed memory stays in the process; glibc only, and faster", same_result=True)
-    checkpoint_every: Number = knob(60, "seconds between checkpoints", 0, MANY, same_result=True)
-    num_workers: int = knob(0, "processes that gather batches; they rarely pay", 0, 256, same_result=True)
-    log_images_every: int = knob(10, "epochs between pictures in TensorBoard", 1, MANY, same_result=True)
-    logger: Literal["tensorboard", "wandb", "mlflow"] = knob(
-        "tensorboard", "a tracker beside TensorBoard", same_result=True
-    )
-    evaluate: bool = knob(False, "evaluate the best checkpoint at the end", same_result=True)
-    resume: Text | None = knob(None, "a run folder to continue", same_result=True)
+    keep_memory: bool = knob(True, "keep freed memory: faster; glibc only", role="machine")
+    checkpoint_every: Number = knob(60, "seconds between checkpoints", 0, MANY, "machine")
+    num_workers: int = knob(0, "processes that gather batches; rarely pay", 0, 256, "machine")
+    log_images_every: int = knob(10, "epochs between TensorBoard's figures", 1, MANY, "machine")
+    logger: Tracker = knob("tensorboard", "a tracker beside TensorBoard", role="machine")
+    evaluate: bool = knob(False, "evaluate the best checkpoint at the end", role="machine")
+    resume: Place = knob(None, "a run folder to continue", role="machine")
     data: Data = Data()
     model: Model = Model()
     trainer: Trainer = Trainer()
@@ -162,15 +196,9 @@ class Settings(Section):
 
     def result_settings(self) -> dict[str, Any]:
         """The flat settings that change a run's result beyond its last bits, with the trainer's."""
-        flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT and k != "threads"}
-        flat |= {f"trainer.{k}": v for k, v in self.trainer.model_dump().items() if k not in HARDWARE}
-        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in flat.items()}
-
-    def identity(self, fingerprint: str, code: str = "") -> str:
-        """A hash of all that changes a run's result: settings, data and program."""
-        flat = {k: v for k, v in self.flat().items() if k not in SAME_RESULT}
-        text = json.dumps([flat, self.trainer.model_dump(), fingerprint, code], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        result = {n: v for n, v in flatten(self.plain()).items() if n not in NOT_RESULT}
+        whole = {n: int(v) for n, v in result.items() if isinstance(v, float) and v.is_integer()}
+        return result | whole
 
     def with_values(self, flat: Mapping[str, Any]) -> "Settings":
         """These settings with other values by their flat names. Raises ConfigError."""
@@ -182,70 +210,60 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Settings":
-        problems = self.trainer.problems()
+        problems = [*self.trainer.problems(), *self.data.problems()]
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
         if self.sharpen.epochs and self.trainer.devices != 1:
             problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
-        try:
-            groups = re.compile(self.data.person_pattern).groups
-        except re.error:
-            groups = 0
-        if not groups:
-            given = shown(self.data.person_pattern)
-            problems.append(f"data.person_pattern={given} must be a regular expression with a group in brackets")
-        if self.data.val_fraction + self.data.test_fraction > 0.95:
-            problems.append("data.val_fraction and data.test_fraction leave too few people; lower one")
-        for name in ("root", "positive", "negative", "unlabelled"):
-            if self.data.source == "synthetic" and getattr(self.data, name):
-                problems.append(f"data.{name} does not apply to drawn faces; add data=folder")
-        if bool(self.data.positive) != bool(self.data.negative):
-            problems.append("data.positive and data.negative go together; name both folders")
-        if self.data.positive and (self.data.root or self.data.source in ("smiling_or_not", "celeba")):
-            problems.append("data.positive and data.negative replace data.root; pass data=folder without data.root")
-        multiple, size = size_multiple(self.model.network, len(self.model.widths)), self.image_size
-        if size % multiple:
-            sizes = [n for n in range(64, 257) if n % multiple == 0]
-            near = sorted(sorted(sizes, key=lambda n: abs(n - size))[:2])
-            nearest = " and ".join(map(str, near)) or "none: fewer widths"
-            problems.append(f"image_size={size} does not fit this network; the nearest are {nearest}")
+        multiple = size_multiple(self.model.network, len(self.model.widths))
+        if self.image_size % multiple:
+            sizes = [size for size in range(64, 257) if size % multiple == 0]
+            sizes.sort(key=lambda size: abs(size - self.image_size))
+            near = " and ".join(map(str, sorted(sizes[:2]))) or "none: fewer widths"
+            given = f"image_size={self.image_size}"
+            problems.append(f"{given} does not fit this network; the nearest are {near}")
         if problems:
-            raise PydanticCustomError("together", "{text}", {"text": "\n".join(problems)})
+            raise ValueError("\n".join(problems))
         return self
 
 
 def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
-    """Every setting by its flat name, without the trainer's."""
+    """Every setting by its flat name."""
     flat: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
-        if isinstance(field.default, Section):
-            flat |= fields(type(field.default), f"{name}.") if name != "trainer" else {}
-        else:
-            flat[prefix + name] = field
+        inner = isinstance(field.default, Section)
+        flat |= fields(type(field.default), f"{name}.") if inner else {prefix + name: field}
     return flat
 
 
+def with_role(role: str) -> tuple[str, ...]:
+    """The settings that have a role; see `knob`."""
+    return tuple(n for n, field in FIELDS.items() if role in str(field.json_schema_extra))
+
+
 FIELDS = fields()
-EXTRA: dict[str, Any] = {name: field.json_schema_extra or {} for name, field in FIELDS.items()}
-SAME_RESULT = [name for name, extra in EXTRA.items() if "same_result" in extra]
-RESUMABLE = (*SAME_RESULT, "epochs", "sharpen.epochs", "sharpen.weight")  # a resume may change these
+STUDY = with_role("study")
+REPEATS = with_role("repeat")
+DRAWN = with_role("drawn")
+PLACES = tuple(name.removeprefix("data.") for name in with_role("path"))
+SAME_RESULT = (*with_role("path"), *with_role("machine"))
+NOT_RESULT = (*SAME_RESULT, *with_role("last_bits"), *(f"trainer.{name}" for name in HARDWARE))
+RESUMABLE = (*SAME_RESULT, *with_role("resumable"))
 
 
 def checked(content: Any) -> Settings:
-    """Settings from the plain content of a command line, run folder or checkpoint, which names every one.
+    """Settings from the plain content of a command line, run folder or checkpoint.
 
-    Raises ConfigError, one sentence a problem.
+    The content names every setting: a default would hide that a value is lost. Raises ConfigError.
     """
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
-    flat = flatten(content)
-    problems = [f"{name} is missing" for name in FIELDS if name not in flat and name not in DRAWN]
-    if not isinstance(content.get("trainer"), Mapping):
-        problems.append("trainer is missing")
+    given = flatten(content)
+    problems = [f"{name} is missing" for name in FIELDS if name not in given]
     try:
         settings = Settings.model_validate(dict(content))
     except ValidationError as error:
-        problems = sentences(error, FIELDS, "a knob; see --help") + problems
+        problems = sentences(error, FIELDS, NOT_KNOWN) + problems
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
@@ -255,27 +273,17 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by their flat names."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
-        flat |= {f"{name}.{leaf}": v for leaf, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{leaf}": content for leaf, content in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 
 def size_multiple(network: str, num_blocks: int) -> int:
-    """image_size is a multiple of this: conv halves it in each block, patch by 4 and in all blocks but one."""
+    """image_size is a multiple of this: conv halves it in each block, patch quarters it first."""
     return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 
-def table() -> str:
-    """The settings as a Markdown table."""
-    lines = ["| knob | default | range | |", "|---|---|---|---|"]
-    for name, field in FIELDS.items():
-        kinds, span = get_args(field.annotation), limits(field)
-        choices = ", ".join(kinds) if kinds and isinstance(kinds[0], str) else ""
-        reach = f"{span['ge']:,} to {span['le']:,}{', auto' * allows_auto(field)}" if "ge" in span else choices
-        default = field.default if isinstance(field.default, str) else json.dumps(field.default)
-        default = f"`{default}`" if default != "null" else ""
-        lines.append(f"| `{name}` | {default} | {reach} | {field.description} |")
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    print(json.dumps(Settings.model_json_schema(), indent=1) if sys.argv[1:] == ["schema"] else table())
+    print(json.dumps(Settings.model_json_schema(), indent=1))

@@ -1,13 +1,16 @@
-"""The errors that a user can cause, each with an exit code. A sentence says what, where, what to do."""
+"""The errors that a user can cause, with exit codes. A sentence says what, where, what to do."""
 
 import difflib
 import reprlib
 import signal
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+
+BOUNDS = {"ge": "from", "le": "to", "min_length": "from", "max_length": "to"}
 
 
 class UserError(Exception):
@@ -43,7 +46,7 @@ class Diverged(UserError):
 
 
 class Interrupted(BaseException):
-    """A signal or a time limit ends the process. Not an Exception, which a library could swallow."""
+    """A signal or a time limit ends the process. A library could swallow an Exception."""
 
     def __init__(self, signum: int = signal.SIGTERM, text: str | None = None):
         super().__init__(text or f"stopped by signal {int(signum)}")
@@ -55,49 +58,58 @@ class Paused(Interrupted):
 
 
 def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
-    """One sentence for every setting that pydantic refused."""
+    """One sentence for each setting that pydantic refused; `not_known` as in `unknown`."""
     texts: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"]][:2]
-        name = parts[0] if parts and parts[0] in known else ".".join(parts)
-        if problem["type"] == "together":
-            return problem["ctx"]["text"].splitlines()
+        # The location of a refused list or union goes on after the name of the setting.
+        parts = [str(part) for part in problem["loc"][:2]]
+        value = problem["input"]
+        if not parts:  # raised by a check of all settings together
+            return str(problem["ctx"]["error"]).splitlines()
+        name = parts[0] if parts[0] in known else ".".join(parts)
         if name not in known:
-            kind, _, hint = not_known.partition("; ")
-            near = difflib.get_close_matches(name, known, n=1)
-            texts[name] = f"{shown(name)} is not {kind}; {f'did you mean {near[0]}?' if near else hint}"
+            texts[name] = unknown(name, known, not_known)
+        elif value is None or value == "":
+            texts[name] = f"{name} is empty; give it a value"
+        elif problem["type"] == "value_error":
+            texts[name] = f"{name}={shown(value)} {problem['ctx']['error']}"
         else:
-            texts[name] = _sentence(name, known[name], problem["input"], problem)
+            texts[name] = f"{name}={shown(value)} must be {allowed(known[name])}"
     return list(texts.values())
 
 
-def limits(field: FieldInfo) -> dict[str, float]:
-    within = [m for kind in get_args(field.annotation) for m in get_args(kind)[1:]]  # of one kind among several
-    return {kind: getattr(m, kind) for m in [*field.metadata, *within] for kind in ("ge", "le") if hasattr(m, kind)}
+def unknown(name: str, known: Mapping[str, Any], not_known: str) -> str:
+    """`not_known` is what the name is not, and where to look: "a knob; see --help"."""
+    kind, _, remedy = not_known.partition("; ")
+    if near := difflib.get_close_matches(name, known, n=1):
+        remedy = f"did you mean {near[0]}?"
+    return f"{shown(name)} is not {kind}; {remedy}"
 
 
-def allows_auto(field: FieldInfo) -> bool:
-    return "auto" in str(field.annotation)
+def allowed(field: FieldInfo) -> str:
+    """The values of a setting in words: "a number from 0 to 1000000 or auto"."""
+    return _in_words(field.annotation, field.metadata)
 
 
-def _sentence(name: str, field: FieldInfo, value: Any, problem: Mapping[str, Any]) -> str:
-    given, span = f"{name}={shown(value)}", limits(field)
-    kinds = get_args(field.annotation) or (field.annotation,)
-    if value is None or value == "":
-        return f"{name} is empty; give it a value"
-    if problem["type"] in ("value_error", "assertion_error"):
-        return f"{given} {problem['ctx']['error']}"
-    if isinstance(kinds[0], str):
-        return f"{given} is unknown; choose one of {', '.join(kinds)}"
-    if "list" in str(field.annotation):
-        given = given if isinstance(value, list) else name
-        return f"{given} must be 1 to 6 whole numbers from 1 to 4096"
-    if bool in kinds:
-        return f"{given} must be true or false"
-    if "ge" in span:
-        kind = "a number" if "float" in str(field.annotation) else "a whole number"
-        return f"{given} must be {kind} from {span['ge']:g} to {span['le']:g}{' or auto' * allows_auto(field)}"
-    return f"{given} must be {'a whole number' if int in kinds else 'a text'}"
+def _in_words(kind: Any, limits: Sequence[Any]) -> str:
+    if get_origin(kind) is Annotated:
+        kind, *limits = get_args(kind)
+    bounds = {key: getattr(limit, key) for limit in limits for key in BOUNDS if hasattr(limit, key)}
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    if kind is bool:
+        return "true or false"
+    if kind is int or float in (kind, *parts):
+        words = ["a whole number" if kind is int else "a number"]
+        words += [f"{BOUNDS[key]} {bounds[key]}" for key in ("ge", "le") if key in bounds]
+        return " ".join(words)
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_in_words(part, limits) for part in parts)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
+    if get_origin(kind) is list:
+        num = f"{bounds['min_length']} to {bounds['max_length']} values" if bounds else "a list"
+        return f"{num}, each {_in_words(parts[0], [])}"
+    return "a text"
 
 
 def shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny real runs through the real config, a cache of their own, a folder of drawn pictures."""
+"""Shared fixtures: tiny runs, a cache of their own, a folder of synthetic faces."""
 
 import shutil
 import subprocess
@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 SMILES = ROOT.parent / "shared" / "data" / "smiles"
 slow = pytest.mark.slow
 TINY = (
-    *("image_size=64", "model.widths=[8,16]", "model.network=patch", "model.dropout=0.1", "latent_dim=8"),
+    *(
+        "image_size=64",
+        "model.widths=[8,16]",
+        "model.network=patch",
+        "model.dropout=0.1",
+        "latent_dim=8",
+    ),
     *("batch_size=8", "epochs=2", "lr=0.002", "threads=1"),
     *("data.num_smiling=24", "data.num_not_smiling=26", "data.num_test=4"),
 )
@@ -32,7 +38,7 @@ def _at_root(monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """Run a command in this process, as its command line would: call("train", ...) -> (exit code, stderr)."""
+    """Run a command in this process: call("train", ...) -> (exit code, stderr)."""
 
     def run(command: str, *arguments: object) -> tuple[int, str]:
         from hydra.core.global_hydra import GlobalHydra
@@ -75,7 +81,7 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def evaluated_run(tiny_run, tmp_path_factory):
-    """A copy of the tiny run, moved elsewhere and evaluated on one thread, as it was trained; do not write into it."""
+    """A moved copy of the tiny run, evaluated on one thread; do not write into it."""
     import torch
 
     from smilevae.evaluation.options import EvaluateOptions
@@ -88,15 +94,19 @@ def evaluated_run(tiny_run, tmp_path_factory):
     return run
 
 
-def script(name: str, *arguments: object, timeout: int = 300, **options) -> subprocess.CompletedProcess:
+def script(
+    name: str, *arguments: object, timeout: int = 300, **options
+) -> subprocess.CompletedProcess:
     """A script as a real process from the project's root."""
     command = [sys.executable, f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options
+    )
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder in the public layout: 12 people smiling, 12 not, two pictures each, and 4 test pictures."""
+    """A folder in the public layout: 12 people smiling, 12 not, two images each, 4 test images."""
     from PIL import Image
 
     from smilevae.data.synthetic import SyntheticFaces
@@ -128,12 +138,16 @@ def pytest_terminal_summary(terminalreporter, config):
         for report in terminalreporter.getreports(outcome):
             found = dict(report.user_properties)
             if "row" in found and (report.when == "call" or outcome != "passed"):
-                rows.setdefault(tuple(found["row"]), []).append((outcome, found.get("figure", ""), report.duration))
+                rows.setdefault(tuple(found["row"]), []).append(
+                    (outcome, found.get("figure", ""), report.duration)
+                )
     terminalreporter.section("scorecard")
     for (number, title), cases in sorted(rows.items()):
         good = sum(outcome == "passed" for outcome, *_ in cases)
         figures = "; ".join(dict.fromkeys(figure for _, figure, _ in cases if figure))
         word = "pass" if good == len(cases) else "FAIL"
         seconds = sum(duration for *_, duration in cases)
-        line = f"{number:3} {word}  {title}: {good} of {len(cases)} cases" + f" ({figures})" * bool(figures)
+        line = f"{number:3} {word}  {title}: {good} of {len(cases)} cases" + f" ({figures})" * bool(
+            figures
+        )
         terminalreporter.write_line(f"{line}, {seconds:.0f} s")

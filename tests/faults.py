@@ -1,33 +1,63 @@
-"""Trains a tiny run again and again, each time with another call to the file system failing; prints what came of it.
+"""Processes that are ended at an event; and a tiny training whose calls to the file system fail.
 
-python tests/faults.py FOLDER STRIDE: a JSON line for every STRIDE-th call of every kind of failure. Each training is a
-forked child, so that the libraries are imported once and a process that just ends is a process that just ends.
+python tests/faults.py FOLDER STRIDE: trains again and again, each time with another failing call,
+and prints a JSON line for every STRIDE-th call of every kind of failure. Each training is a forked
+child, so that the libraries are imported once and a process that just ends is one that just ends.
 """
 
+import atexit
 import builtins
 import errno
 import hashlib
 import io
-import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-
-torch.set_num_threads(1)  # a fork inherits no threads
-
 from conftest import TINY  # noqa: E402
 
 from smilevae import cli, runs  # noqa: E402
 from smilevae.errors import CheckpointError  # noqa: E402
 from smilevae.runs import checkpoint  # noqa: E402
 from smilevae.training import fit  # noqa: E402, F401
+
+
+class Process:
+    """A Python process whose output goes to a file of `folder`; it does not outlive the tests."""
+
+    def __init__(self, folder: Path, *words: object, **options):
+        self.log = folder / "output"
+        command = [sys.executable, *map(str, words)]
+        with open(self.log, "w") as out:
+            self.popen = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out, **options)
+        self.pid = self.popen.pid
+        atexit.register(self.popen.kill)
+
+    def wait_for(self, event: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until event() is true or the process has ended."""
+        deadline = time.monotonic() + seconds
+        while not event() and self.popen.poll() is None:
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.01)
+
+    def end(self, signum: int | None = None) -> int:
+        """Send a signal, if one is given; the exit code."""
+        if signum:
+            self.popen.send_signal(signum)
+        return self.popen.wait(timeout=60)
+
+    def output(self) -> str:
+        return self.log.read_text()
+
 
 KINDS = {
     "full disk": errno.ENOSPC,
@@ -43,7 +73,10 @@ class Failing:
     """Counts calls that change the folder; from the given one on (or then alone) they fail."""
 
     def __init__(self, folder: Path, kind: str | None, number: int):
-        self.folder, self.kind, self.number, self.calls = str(folder), kind, number, 0
+        self.folder = str(folder)
+        self.kind = kind
+        self.number = number
+        self.calls = 0
         for name in ("fsync", "replace", "mkdir", "link"):
             setattr(os, name, self.guard(getattr(os, name), name == "fsync"))
         builtins.open = io.open = self.open_guard(io.open)
@@ -52,14 +85,16 @@ class Failing:
         if not str(path).startswith(self.folder):
             return
         self.calls += 1
-        if self.kind and (self.calls == self.number or (self.kind in LASTING and self.calls > self.number)):
+        later = self.kind in LASTING and self.calls > self.number
+        if self.kind and (self.calls == self.number or later):
             if KINDS[self.kind] is None:
                 os._exit(EXIT)
             raise OSError(KINDS[self.kind], os.strerror(KINDS[self.kind]))
 
     def guard(self, real, by_number: bool):
         def call(*args, **kwargs):
-            self.strike(os.readlink(f"/proc/self/fd/{args[0]}") if by_number else args[-1])
+            path = os.readlink(f"/proc/self/fd/{args[0]}") if by_number else args[-1]
+            self.strike(path)
             return real(*args, **kwargs)
 
         return call
@@ -69,12 +104,11 @@ class Failing:
 
         class Guarded:
             def __init__(self, file, path):
-                self.file, self.path, self.writes = file, path, 0
+                self.file = file
+                self.path = path
 
             def write(self, data):
-                self.writes += 1
-                if not self.writes & (self.writes - 1):  # the 1st, 2nd, 4th, ...: a checkpoint has hundreds
-                    failing.strike(self.path)
+                failing.strike(self.path)
                 return self.file.write(data)
 
             def __getattr__(self, name):
@@ -88,13 +122,16 @@ class Failing:
 
         def call(file, mode="r", *args, **kwargs):
             opened = real(file, mode, *args, **kwargs)
-            writes = set(mode) & set("wax") and not str(file).endswith((".lock", ".log"))  # r+ needs no room
-            return Guarded(opened, file) if writes and isinstance(file, (str, Path)) else opened
+            writes = set(mode) & set("wax")  # r+ needs no room
+            ours = isinstance(file, (str, Path)) and not str(file).endswith((".lock", ".log"))
+            return Guarded(opened, file) if writes and ours else opened
 
         return call
 
 
-def trained(folder: Path, words: tuple[str, ...], kind: str | None = None, number: int = 0) -> tuple[int, int, str]:
+def trained(
+    folder: Path, words: tuple[str, ...], kind: str | None = None, number: int = 0
+) -> tuple[int, int, str]:
     """Run train.py in a child: its exit code, the calls it made, and what it said."""
     log = folder.with_suffix(".log")
     child = os.fork()
@@ -102,7 +139,8 @@ def trained(folder: Path, words: tuple[str, ...], kind: str | None = None, numbe
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        failing, code = Failing(folder, kind, number), 1
+        failing = Failing(folder, kind, number)
+        code = 1
         try:
             cli.main(["train", *words])
             code = 0
@@ -113,12 +151,12 @@ def trained(folder: Path, words: tuple[str, ...], kind: str | None = None, numbe
         os.write(out, f"\ncalls {failing.calls}\n".encode())
         os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said = log.read_text()
-    return code, int(said.rpartition("calls ")[2] or 0) if "\ncalls " in said else 0, said
+    said, _, calls = log.read_text().rpartition("\ncalls ")
+    return code, int(calls) if calls.strip().isdigit() else 0, said or calls
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """A hash of all weights by the checkpoint's name, and the names among the result."""
+    """A hash of all weights by the checkpoint's name."""
     found = {}
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
         state = checkpoint.read(path)["state_dict"]
@@ -127,59 +165,58 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def readable(folder: Path) -> list[str]:
-    """The checkpoints that load, of those there are."""
+def unreadable(folder: Path) -> list[str]:
+    """The checkpoints that do not load."""
     found = []
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
         try:
             checkpoint.load(path)
-            found.append(path.name)
         except CheckpointError:
-            found.append(f"not {path.name}")
+            found.append(path.name)
     return found
 
 
-def case(folder: Path, words: tuple[str, ...], kind: str, number: int, whole: dict[str, str]) -> dict[str, object]:
+def case(
+    folder: Path, words: tuple[str, ...], kind: str, number: int, whole: dict[str, str]
+) -> dict[str, object]:
     """One failure and what follows; `problems` is empty if all is as it should be."""
     shutil.rmtree(folder, ignore_errors=True)
     code, _, said = trained(folder, (f"hydra.run.dir={folder}", *words), kind, number)
-    problems = []
     status = runs.state(folder)["status"] if folder.exists() else "NEW"
-    if code not in (0, 1, 2, EXIT):
-        problems.append(f"exit {code}")
-    if code == 0 and status != "COMPLETED":
-        problems.append("silent success")
-    if code in (1, 2) and (status not in ("NEW", "FAILED", "COMPLETED") or "error: " not in said):
-        problems.append(f"exit {code} with status {status}")
-    if status == "COMPLETED" and digests(folder) != whole:
-        problems.append("complete, but with other weights")
-    if "Traceback" in said:
-        problems.append("traceback")
-    if status not in ("NEW", "STALE", "FAILED", "COMPLETED"):
-        problems.append(f"status {status}")
-    kept = readable(folder)
-    if any(name.startswith("not ") for name in kept):
-        problems.append(f"unreadable: {kept}")
-    if status != "COMPLETED":  # else nobody comes back
-        resumed = f"resume={folder}" if (folder / "config.yaml").exists() else f"hydra.run.dir={folder}"
-        more = () if resumed.startswith("resume") else words
-        again, _, complaint = trained(folder, (resumed, *more))
-        if again != 0 or digests(folder) != whole:
-            problems.append(f"not resumed: exit {again}, {complaint[-300:]}")
-        if left := [p.name for p in folder.rglob(".*.tmp")]:
+    completed = status == "COMPLETED"
+    loud = status in ("NEW", "FAILED", "COMPLETED") and "error: " in said
+    wrong = {
+        f"exit {code}": code not in (0, 1, 2, EXIT),
+        "silent success": code == 0 and not completed,
+        f"exit {code} with status {status}": code in (1, 2) and not loud,
+        "complete, but with other weights": completed and digests(folder) != whole,
+        "traceback": "Traceback" in said,
+        f"status {status}": status not in ("NEW", "STALE", "FAILED", "COMPLETED"),
+        f"unreadable: {unreadable(folder)}": bool(unreadable(folder)),
+    }
+    problems = [text for text, holds in wrong.items() if holds]
+    if not completed:  # else nobody comes back
+        resumable = (folder / "config.yaml").exists()
+        again = (f"resume={folder}",) if resumable else (f"hydra.run.dir={folder}", *words)
+        code_again, _, complaint = trained(folder, again)
+        if code_again != 0 or digests(folder) != whole:
+            problems.append(f"not resumed: exit {code_again}, {complaint[-300:]}")
+        if left := [path.name for path in folder.rglob(".*.tmp")]:
             problems.append(f"left over: {left}")
-    return {"kind": kind, "number": number, "code": code, "status": status, "kept": kept, "problems": problems}
+    return {"kind": kind, "number": number, "code": code, "status": status, "problems": problems}
 
 
 def main(home: Path, stride: int) -> None:
+    torch.set_num_threads(1)  # a fork inherits no threads
     words = (*TINY, "epochs=2")
     whole_run = home / "whole"
     code, calls, said = trained(whole_run, (f"hydra.run.dir={whole_run}", *words))
     assert code == 0, said
     whole = digests(whole_run)
     numbers = range(1, calls + 1)
-    for kind, number in itertools.chain(*([(k, n) for n in numbers[i::stride]] for i, k in enumerate(KINDS))):
-        print(json.dumps(case(home / "run", words, kind, number, whole)), flush=True)
+    for i, kind in enumerate(KINDS):
+        for number in numbers[i::stride]:
+            print(json.dumps(case(home / "run", words, kind, number, whole)), flush=True)
 
 
 if __name__ == "__main__":

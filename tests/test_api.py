@@ -1,6 +1,6 @@
 """import smilevae; model = smilevae.load(RUN): what a notebook uses."""
 
-import json
+import doctest
 import shutil
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from conftest import ROOT
 from PIL import Image
 
 import smilevae
+import smilevae.apps.model
 from smilevae import runs
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
@@ -29,7 +30,9 @@ def pixels():
 
 def test_importing_costs_no_torch():
     code = "import sys, smilevae; print(smilevae.__version__, smilevae.UserError, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip().endswith("False")
 
 
@@ -59,20 +62,31 @@ def test_codes_become_images_and_a_seed_gives_the_same_faces(model):
 def test_new_faces_come_from_the_sampler_of_the_evaluation(evaluated_run, tmp_path):
     """One that was not evaluated draws from the prior; a damaged sampler is an error, never another distribution."""
     run = shutil.copytree(evaluated_run, tmp_path / "run", symlinks=True)
-    (path,) = (run / "evaluation").glob("epoch-*/sampler.json")
-    content = json.loads(path.read_text())
-    dims = len(content["sampler"]["means"][0])
-    content["sampler"] = {"weights": [1.0], "means": [[3.0] * dims], "factor": np.diag([0.1] * dims).tolist()}
-    path.write_text(json.dumps(content))
+    (path,) = (run / "evaluation").glob("epoch-*/sampler.safetensors")
+    weights = runs.read_tensors(path)["weights"]
+    dims = smilevae.load(run).settings.latent_dim
+
+    def keep(**parts):
+        known = {
+            "weights": torch.ones(1),
+            "means": torch.full((1, dims), 3.0),
+            "factor": 0.1 * torch.eye(dims),
+        }
+        path.write_bytes(runs.tensor_file(known | parts, {"weights": weights}))
+
+    keep()
     codes = smilevae.load(run).draw(500)
     np.testing.assert_allclose(codes.mean(0), 3, atol=0.05)
     np.testing.assert_allclose(codes.std(0), 0.1, atol=0.02)
-    for name, part in {"means": [[3.0]], "weights": [-1.0], "factor": np.full((dims, dims), np.nan).tolist()}.items():
-        path.write_text(json.dumps(content | {"sampler": content["sampler"] | {name: part}}))
-        with pytest.raises(CheckpointError, match=r"sampler.json of .* is damaged; run .* again"):
+    not_finite = torch.full((dims, dims), torch.nan)
+    for part in ({"means": torch.ones(1, 1)}, {"weights": -torch.ones(1)}, {"factor": not_finite}):
+        keep(**part)
+        with pytest.raises(
+            CheckpointError, match=r"sampler.safetensors of .* is damaged; run .* again"
+        ):
             smilevae.load(run).draw(1)
-    path.write_text("{")
-    with pytest.raises(CheckpointError, match=r"sampler.json is damaged; run .* again"):
+    path.write_bytes(b"{")
+    with pytest.raises(CheckpointError, match=r"sampler.safetensors is damaged; run .* again"):
         smilevae.load(run).draw(1)
     path.unlink()
     prior = smilevae.load(run).draw(500)
@@ -84,8 +98,10 @@ def test_a_smile_of_zero_is_the_reconstruction_and_a_smile_of_two_is_not(model, 
     assert torch.equal(model.smile(pixels, 0), plain)
     assert not torch.allclose(model.smile(pixels, 2), plain, atol=1e-4)
     assert not model.smile(pixels).requires_grad
-    with pytest.raises(smilevae.ConfigError, match="direction=up is unknown; choose one of"):
-        model.smile(pixels, 1, "up")
+    with pytest.raises(
+        smilevae.ConfigError, match="attribute=hat cannot be edited; choose one of smile"
+    ):
+        model.edit(pixels, {"hat": 1})
 
 
 def test_a_run_without_evaluation_encodes_but_does_not_smile(tiny_run, tmp_path, pixels):
@@ -93,7 +109,9 @@ def test_a_run_without_evaluation_encodes_but_does_not_smile(tiny_run, tmp_path,
     shutil.copytree(tiny_run, bare, ignore=shutil.ignore_patterns("evaluation"))
     model = smilevae.load(bare)
     assert model.encode(pixels).shape == (3, 8)
-    with pytest.raises(smilevae.CheckpointError, match=r"is missing; run python evaluate\.py ckpt=.* first"):
+    with pytest.raises(
+        smilevae.CheckpointError, match=r"is missing; run python evaluate\.py ckpt=.* first"
+    ):
         model.smile(pixels)
     with pytest.raises(smilevae.CheckpointError, match="does not exist"):
         smilevae.load(tmp_path / "nowhere")
@@ -115,3 +133,11 @@ def test_a_run_without_evaluation_encodes_but_does_not_smile(tiny_run, tmp_path,
 def test_another_shape_type_or_range_is_refused(model, images, problem):
     with pytest.raises(ValueError, match=problem):
         model.encode(images)
+
+
+def test_the_example_of_the_class_runs(evaluated_run):
+    names = {"smilevae": smilevae, "run": evaluated_run}
+    runner = doctest.DocTestRunner()
+    (example,) = doctest.DocTestFinder(recurse=False).find(smilevae.apps.model.Model, globs=names)
+    runner.run(example)
+    assert (runner.tries, runner.failures) == (3, 0)

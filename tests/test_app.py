@@ -51,7 +51,9 @@ def port(evaluated_run):
 
 def ask(port, method, path, body=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+    )
     answer = connection.getresponse()
     content = answer.status, answer.getheader("Content-Type"), answer.read()
     connection.close()
@@ -87,7 +89,11 @@ def test_a_photograph_smiles_and_can_be_saved_whole(port):
 
 
 def test_new_faces_are_their_seed_s_and_smile_too(port):
-    found = {(seed, v): ask(port, "GET", f"/new?seed={seed}&value={v}")[2] for seed in (1, 2) for v in (0, 2)}
+    found = {
+        (seed, v): ask(port, "GET", f"/new?seed={seed}&value={v}")[2]
+        for seed in (1, 2)
+        for v in (0, 2)
+    }
     assert len(set(found.values())) == 4
     assert found[1, 2] == ask(port, "GET", "/new?seed=1&value=2")[2]
 
@@ -97,7 +103,7 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
     assert (status, kind) == (200, "text/html; charset=utf-8")
     assert b"//" not in body.replace(b"// ", b"").replace(b"<!doctype", b"")
     about = json.loads(ask(port, "GET", "/about")[2])
-    assert about["attribute"] in about["dials"]
+    assert about["attribute"] in about["ranges"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,14 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
     [
         ("POST", "/photo", b"not a picture", {"X_Smilevae": "1"}, 415, "not an image"),
         ("POST", "/photo", b"x" * 11_000_000, {"X_Smilevae": "1"}, 413, "over the limit of 10 MB"),
-        ("POST", "/photo", (b"x" * 1_000_000 for _ in range(11)), {"X_Smilevae": "1"}, 413, "over the limit of 10 MB"),
+        (
+            "POST",
+            "/photo",
+            (b"x" * 1_000_000 for _ in range(11)),
+            {"X_Smilevae": "1"},
+            413,
+            "over the limit of 10 MB",
+        ),
         ("POST", "/photo", None, {"X_Smilevae": "1"}, 415, "empty"),
         ("POST", "/photo", b"x", {}, 403, "from this page only"),
         ("POST", "/../../etc/passwd", b"x", {"X_Smilevae": "1"}, 403, "from this page only"),
@@ -113,15 +126,23 @@ def test_the_page_speaks_of_no_other_machine_and_tells_what_there_is(port):
         ("GET", "/edit?id=../../etc/passwd", None, {}, 410, "drop yours again"),
         ("GET", "/new?value=nan", None, {}, 400, "a number from -10 to 10"),
         ("GET", "/new?seed=-9999999999", None, {}, 400, "a number from"),
-        ("GET", "/new?direction=%3Cscript%3E", None, {}, 400, "no such direction or attribute"),
-        ("GET", "/new?a.hat=1", None, {}, 400, "no such direction or attribute"),
+        ("GET", "/new?a.hat=1", None, {}, 400, "no such attribute"),
         ("GET", "/new?a.smile=nan", None, {}, 400, "a number from -10 to 10"),
         ("GET", "/photo", None, {"X_Smilevae": "1"}, 404, "there is no"),
         ("GET", "/", None, {"Host": "evil.example"}, 400, "Invalid host"),
-        ("POST", "/photo", b"x", {"X_Smilevae": "1", "Host": "127.0.0.1.evil.example"}, 400, "Invalid host"),
+        (
+            "POST",
+            "/photo",
+            b"x",
+            {"X_Smilevae": "1", "Host": "127.0.0.1.evil.example"},
+            400,
+            "Invalid host",
+        ),
     ],
 )
-def test_every_mistake_and_every_attack_is_one_sentence(port, method, path, body, headers, status, words):
+def test_every_mistake_and_every_attack_is_one_sentence(
+    port, method, path, body, headers, status, words
+):
     found = ask(port, method, path, body, **headers)
     assert (found[0], words in found[2].decode()) == (status, True), found
     assert found[1].startswith("text/plain")
@@ -140,7 +161,9 @@ def test_no_face_and_too_many_pixels_are_told_before_they_cost_anything(port):
 def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(port):
     first = json.loads(upload(port, picture())[2])["id"]
     with ThreadPoolExecutor(50) as pool:
-        moves = list(pool.map(lambda i: ask(port, "GET", f"/edit?id={first}&value={i / 25}")[0], range(50)))
+        moves = list(
+            pool.map(lambda i: ask(port, "GET", f"/edit?id={first}&value={i / 25}")[0], range(50))
+        )
     assert moves == [200] * 50
     for _ in range(slider.KEPT):
         upload(port, picture())
@@ -148,7 +171,12 @@ def test_fifty_at_once_are_all_answered_and_only_the_last_pictures_are_kept(port
 
 
 def test_every_answer_forbids_caches_frames_and_other_sites(port):
-    for path, host in (("/", "localhost"), ("/nowhere", "localhost"), ("/new", "localhost"), ("/", "evil.example")):
+    for path, host in (
+        ("/", "localhost"),
+        ("/nowhere", "localhost"),
+        ("/new", "localhost"),
+        ("/", "evil.example"),
+    ):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", path, headers={"Host": host})
         answer = connection.getresponse()
@@ -178,7 +206,10 @@ def test_it_is_on_loopback_alone_leaves_no_file_and_ends_on_a_signal_that_its_pa
     before = {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")}
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a script's `make test &`
     try:
-        with app(evaluated_run, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path)) as (process, port):
+        with app(evaluated_run, TMPDIR=str(tmp_path / "tmp"), HOME=str(tmp_path)) as (
+            process,
+            port,
+        ):
             opened = json.loads(upload(port, picture())[2])
             assert ask(port, "GET", f"/edit?id={opened['id']}&value=1")[0] == 200
             addresses = socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
@@ -187,7 +218,9 @@ def test_it_is_on_loopback_alone_leaves_no_file_and_ends_on_a_signal_that_its_pa
                     with pytest.raises(ConnectionError):
                         socket.create_connection((outside, port), timeout=2)
             half = socket.create_connection(("127.0.0.1", port))
-            half.sendall(b"POST /photo HTTP/1.1\r\nHost: localhost\r\nX-Smilevae: 1\r\nContent-Length: 9\r\n\r\nabc")
+            half.sendall(
+                b"POST /photo HTTP/1.1\r\nHost: localhost\r\nX-Smilevae: 1\r\nContent-Length: 9\r\n\r\nabc"
+            )
             process.send_signal(signum)
             errors = process.communicate(timeout=30)[1]
             half.close()
@@ -198,9 +231,13 @@ def test_it_is_on_loopback_alone_leaves_no_file_and_ends_on_a_signal_that_its_pa
     assert {path: path.stat().st_mtime_ns for path in evaluated_run.rglob("*")} == before
 
 
-@pytest.mark.parametrize("words", [["app"], ["photo", "image=me.jpg", "out=out.png"], ["export", "out=given"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["app"], ["photo", "image=me.jpg", "out=out.png"], ["export", "out=given"]], ids=str
+)
 def test_ctrl_c_while_torch_is_imported_is_one_word(evaluated_run, tmp_path, words):
-    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    (tmp_path / "torch.py").write_text(
+        "import time; print('importing', flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen(
         [*COMMAND, *words, f"ckpt={evaluated_run}"],
         stdout=subprocess.PIPE,
@@ -224,7 +261,10 @@ def test_wrong_words_are_one_sentence(call, evaluated_run, port):
     for words, problem in (
         ([], "ckpt is not set; smilevae app ckpt=RUN"),
         ([f"ckpt={evaluated_run}", "port=x"], "port=x must be a whole number from 0 to 65535"),
-        ([f"ckpt={evaluated_run}", f"port={port}"], f"port={port}: Address already in use; choose another"),
+        (
+            [f"ckpt={evaluated_run}", f"port={port}"],
+            f"port={port}: Address already in use; choose another",
+        ),
         ([f"ckpt={evaluated_run}", "share=true"], "share is not an option"),
     ):
         code, errors = call("app", *words)
@@ -239,7 +279,12 @@ def test_in_a_real_browser_one_uploads_slides_compares_and_draws(port, tmp_path)
 
     (tmp_path / "me.png").write_bytes(picture(400, 300))
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--window-size=500,900", f"--user-data-dir={tmp_path / 'profile'}"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--window-size=500,900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
         options.add_argument(word)
     browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
@@ -256,11 +301,15 @@ def test_in_a_real_browser_one_uploads_slides_compares_and_draws(port, tmp_path)
         browser.find_element("id", "file").send_keys(str(tmp_path / "me.png"))
         until("document.getElementById('say').textContent.includes('no face')")
         browser.find_element("id", "middle").click()
-        first = until("!document.getElementById('picture').hidden && document.getElementById('picture').src")
+        first = until(
+            "!document.getElementById('picture').hidden && document.getElementById('picture').src"
+        )
         browser.find_element("id", "value").send_keys(Keys.ARROW_RIGHT * 5)  # by keyboard alone
         until(f"document.getElementById('picture').src != '{first}'")
         assert until("document.getElementById('shown').value") == "0.5"
-        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")  # a phone's width
+        assert browser.execute_script(
+            "return document.documentElement.scrollWidth <= innerWidth"
+        )  # a phone's width
         browser.find_element("id", "before").click()
         assert browser.find_element("id", "before").text == "After"
         browser.find_element("id", "new").click()

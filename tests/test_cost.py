@@ -8,16 +8,17 @@ import time
 import pytest
 
 from smilevae import runs
-from smilevae.runs import machine
-from smilevae.runs.machine import Meter
+from smilevae.runs.machine import CostMeter
 
 
 def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
-    meter = Meter(tmp_path / "cost.json")
+    meter = CostMeter(tmp_path / "cost.json")
     begin = time.process_time()
     while time.process_time() < begin + 0.3:
         pass
-    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True
+    )
     time.sleep(0.2)
     cost = meter.read()
     assert list(cost) == ["wall_seconds", "cpu_seconds"]
@@ -25,7 +26,7 @@ def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
 
 
 def test_gpus_count_from_the_moment_they_are_held(tmp_path):
-    meter = Meter(tmp_path / "cost.json")
+    meter = CostMeter(tmp_path / "cost.json")
     time.sleep(0.1)
     begin = time.perf_counter()
     meter.use_gpus(2)
@@ -36,11 +37,8 @@ def test_gpus_count_from_the_moment_they_are_held(tmp_path):
 
 def test_a_damaged_cost_counts_from_zero(tmp_path):
     file = tmp_path / "cost.json"
-    file.write_text('{"cpu_seconds": 5.0, "wall_seconds": "x"}')
-    assert 5 <= Meter(file).read()["cpu_seconds"] < 6
-    assert Meter(file).read()["wall_seconds"] < 1
     file.write_text('{"cpu_seconds": [')
-    assert Meter(file).read()["cpu_seconds"] < 1
+    assert CostMeter(file).read()["cpu_seconds"] < 1
 
 
 @pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds"])
@@ -53,16 +51,6 @@ def test_a_resumed_run_adds_up_its_parts(train, call, name):
     code, errors = call("train", f"resume={run}", "epochs=2")
     assert code == 0, errors
     assert 1000 < runs.read_result(run)[name] < 1000 + 100
-    assert not any("seconds" in key and "cpu" in key for line in runs.read_metrics(run) for key in line)
-
-
-def test_a_checkout_that_is_not_installed_has_a_result(monkeypatch):
-    real = machine.version
-
-    def version(name: str) -> str:
-        if name == "smilevae":
-            raise machine.PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(machine, "version", version)
-    assert machine.environment()["versions"]["smilevae"] == "not installed"
+    assert not any(
+        "seconds" in key and "cpu" in key for line in runs.read_metrics(run) for key in line
+    )

@@ -18,9 +18,10 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from smilevae import runs
 from smilevae.data import batches, dataset, load_faces
 from smilevae.data.encode import encode
-from smilevae.editing import dials, directions
-from smilevae.errors import CheckpointError, ConfigError, Interrupted
-from smilevae.evaluation import figures, measure, paired, report, samplers
+from smilevae.editing import attributes
+from smilevae.editing.attributes import mean_difference
+from smilevae.errors import CheckpointError, Interrupted
+from smilevae.evaluation import compare, figures, measure, report, samplers, summary
 from smilevae.evaluation.grids import GAP, pairs, square, tile
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.models.axes import mirrored_axes, principal_axes, streamed_axes
@@ -28,13 +29,16 @@ from smilevae.runs import checkpoint
 
 PICTURES = {
     *("reconstructions.png", "samples.png", "edit_strip.png", "interpolation.png", "traversal.png"),
-    *("edit.gif", "nearest.png"),
+    "nearest.png",
 }
+FILES = {"index.html", "metrics.json", "faces.json", "sampler.safetensors"}
 
 
 @pytest.fixture(scope="module")
 def evaluated(evaluated_run):
-    return evaluated_run, json.loads((evaluated_run / "evaluation" / "best" / "metrics.json").read_text())
+    return evaluated_run, json.loads(
+        (evaluated_run / "evaluation" / "best" / "metrics.json").read_text()
+    )
 
 
 def evaluate(path, **options):
@@ -60,7 +64,12 @@ def test_principal_components_agree_with_a_singular_value_decomposition():
 
 def test_axes_of_more_faces_than_fit_in_memory_are_the_exact_ones():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(900, 400, generator=generator) * torch.arange(1, 401) ** -0.6 @ torch.randn(400, 400) + 3
+    x = (
+        torch.randn(900, 400, generator=generator)
+        * torch.arange(1, 401) ** -0.6
+        @ torch.randn(400, 400)
+        + 3
+    )
     exact, streamed = principal_axes(x, 40), streamed_axes(lambda: x.split(100), 40)
     torch.testing.assert_close(streamed.mean, exact.mean)
     torch.testing.assert_close(streamed.variances, exact.variances, rtol=1e-3, atol=0)
@@ -84,7 +93,9 @@ def test_a_large_set_streams_its_axes_and_forecasts_the_same(model, monkeypatch)
     monkeypatch.setattr(dataset, "AT_ONCE", 20 * faces.images[0].size)
     many = dataclasses.replace(faces)
     some = int((exact.variances > exact.variances.sum() / 200).sum())
-    torch.testing.assert_close(many.axes().variances[:some], exact.variances[:some], rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        many.axes().variances[:some], exact.variances[:some], rtol=1e-3, atol=0
+    )
 
 
 def test_the_table_agrees_with_scikit_image(evaluated, model):
@@ -98,8 +109,13 @@ def test_the_table_agrees_with_scikit_image(evaluated, model):
     assert row["mse"] == pytest.approx(((a - b) ** 2).mean(), rel=1e-4)
     assert row["psnr"] == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1.0), abs=1e-3)
     options = {"data_range": 1.0, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5}
-    maps = [structural_similarity(p, q, use_sample_covariance=False, full=True, **options)[1] for p, q in zip(a, b)]
-    assert row["ssim"] == pytest.approx(np.mean(maps), abs=0.003)  # the two mirror their borders differently
+    maps = [
+        structural_similarity(p, q, use_sample_covariance=False, full=True, **options)[1]
+        for p, q in zip(a, b)
+    ]
+    assert row["ssim"] == pytest.approx(
+        np.mean(maps), abs=0.003
+    )  # the two mirror their borders differently
 
 
 def test_the_references_agree_with_plain_numpy(evaluated, model):
@@ -118,13 +134,14 @@ def test_the_references_agree_with_plain_numpy(evaluated, model):
 
 def test_the_metrics_are_consistent(evaluated):
     _, metrics = evaluated
-    assert metrics["loss"] == pytest.approx(metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6)
-    assert metrics["loss_study_units"] == pytest.approx(4 * metrics["recon"] + metrics["beta"] * metrics["kl"])
+    assert metrics["loss"] == pytest.approx(
+        metrics["recon"] + metrics["beta"] * metrics["kl"], rel=1e-6
+    )
+    assert metrics["loss_study_units"] == pytest.approx(
+        4 * metrics["recon"] + metrics["beta"] * metrics["kl"]
+    )
     assert sum(metrics["kl_per_dim"]) == pytest.approx(metrics["kl"], rel=1e-4)
     assert metrics["mean_face"]["mse"] >= metrics["pca"]["mse"]
-    table = report.format_table(metrics)
-    for word in ("this model", "mean face", "PCA-8", "PSNR", "SSIM", "active units", "nELBO"):
-        assert word in table
 
 
 def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
@@ -133,20 +150,18 @@ def test_native_size_numbers_stand_beside_where_the_faces_are_smaller(train):
     assert metrics["native_size"] == 64
     for name in ("model", "mean_face", "pca"):
         assert metrics[name]["native_psnr"] == pytest.approx(metrics[name]["psnr"], abs=1.5)
-    assert "MSE 64px" in report.format_table(metrics)
+    assert "PSNR at 64 px" in summary.quality_table(metrics).columns
 
 
-def test_every_picture_is_there_and_the_gif_moves(evaluated):
+def test_every_picture_is_there(evaluated):
     run, _ = evaluated
     out = run / "evaluation" / "best"
-    assert {p.name for p in out.iterdir()} == PICTURES | {"dials.json", "metrics.json", "faces.json", "sampler.json"}
+    assert {p.name for p in out.iterdir()} == PICTURES | FILES | {"edits.safetensors"}
     for name in PICTURES:
         with Image.open(out / name) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert min(pixels.shape[:2]) >= 64
         assert pixels.std() > 5
-    with Image.open(out / "edit.gif") as movie:
-        assert movie.n_frames > 20
 
 
 def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
@@ -154,7 +169,9 @@ def test_an_evaluation_repeated_is_the_same_to_the_bit(evaluated, tmp_path):
     shutil.copytree(run, tmp_path / "again")
     again, out = evaluate(runs.find(str(tmp_path / "again")))
     assert again == metrics
-    assert (out / "edit_strip.png").read_bytes() == (run / "evaluation" / "best" / "edit_strip.png").read_bytes()
+    assert (out / "edit_strip.png").read_bytes() == (
+        run / "evaluation" / "best" / "edit_strip.png"
+    ).read_bytes()
 
 
 def test_a_lone_checkpoint_file_is_enough(tiny_run, tmp_path):
@@ -169,7 +186,9 @@ def test_moved_pictures_are_found_by_root_and_changed_ones_refused(call, picture
 
     tiny = [knob for knob in TINY if not knob.startswith("data.")]
     run = tmp_path / "run"
-    code, errors = call("train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1")
+    code, errors = call(
+        "train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *tiny, "epochs=1"
+    )
     assert code == 0, errors
     pictures.rename(tmp_path / "elsewhere")
     code, errors = call("evaluate", f"ckpt={run}")
@@ -198,7 +217,7 @@ def test_pictures_without_labels_train_and_evaluate_but_for_the_smile(call, pict
     )
     assert code == 0, errors
     found = {p.name for p in (run / "evaluation" / "best").iterdir()}
-    assert found == PICTURES - {"edit_strip.png", "edit.gif"} | {"metrics.json", "faces.json", "sampler.json"}
+    assert found == PICTURES - {"edit_strip.png"} | FILES
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
@@ -210,33 +229,24 @@ def test_encoding_is_in_eval_mode_and_leaves_the_mode_as_it_was(model):
     assert vae.training
     vae.eval()
     assert torch.equal(expected, again)
-    torch.testing.assert_close(expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4)
-
-
-def test_a_failed_evaluation_leaves_the_earlier_one(evaluated_run, monkeypatch):
-    folder = evaluated_run / "evaluation" / "best"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def fails(*_):
-        raise ConfigError("the attribute classifier failed")
-
-    monkeypatch.setattr(report.fitting, "fit_dials", fails)
-    with pytest.raises(ConfigError):
-        evaluate(runs.find(str(evaluated_run)))
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    torch.testing.assert_close(
+        expected[3:4], encode(vae, faces, rows[3:4])[0], atol=1e-5, rtol=1e-4
+    )
 
 
 def serving(path, weights):
-    """Whether photo and app have the dials, the sampler and the numbers of these weights."""
+    """Whether photo and app have the edits, the sampler and the numbers of these weights."""
     vae = checkpoint.load(path).vae
-    dials.read(path, vae)
+    attributes.read(path, vae)
     assert runs.read_evaluation(path, "metrics.json", weights)["weights"] == weights
-    return len(samplers.kept(path, vae.latent_dim, weights).means) == samplers.NUM_BLENDS
+    return len(samplers.load_sampler(path, vae.latent_dim, weights).means) == samplers.NUM_BLENDS
 
 
-def test_during_a_second_evaluation_the_dials_serve_at_every_moment(copied, monkeypatch):
+def test_during_a_second_evaluation_the_edits_serve_at_every_moment(copied, monkeypatch):
     _, path, _ = copied
-    weights, replace, moments = checkpoint.digest(checkpoint.load(path).vae), os.replace, []
+    weights = checkpoint.digest(checkpoint.load(path).vae)
+    replace = os.replace
+    moments = []
 
     def watched(source, target):
         assert serving(path, weights)
@@ -246,69 +256,71 @@ def test_during_a_second_evaluation_the_dials_serve_at_every_moment(copied, monk
 
     monkeypatch.setattr(os, "replace", watched)
     evaluate(path, seed=3)
-    files = [name for name in moments if name.endswith(".json") and not name.startswith(".")]
-    assert files[-1] == dials.NAME
-    assert {"faces.json", "metrics.json", "sampler.json"} <= set(files)
+    assert FILES | {"edits.safetensors"} <= set(moments)
 
 
-@pytest.mark.parametrize("place", ["sampler_of", "draw", "to_json"])
-def test_a_second_evaluation_that_is_stopped_leaves_what_the_first_one_wrote(copied, monkeypatch, place):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (report.fitting, "fit_edits"),
+        (report.samplers, "sampler_of"),
+        (report.figures, "draw"),
+        (report.page, "page"),
+    ],
+)
+def test_a_second_evaluation_that_is_stopped_leaves_what_the_first_one_wrote(
+    copied, monkeypatch, owner, name
+):
     _, path, _ = copied
     folder = runs.evaluation_folder(path)
-    names = ("dials.json", "sampler.json", "metrics.json", "faces.json", "edit_strip.png", "edit.gif")
-    before = {name: (folder / name).read_bytes() for name in names}
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
     def stops(*_):
         raise Interrupted
 
-    owner = {"sampler_of": report.samplers, "draw": report, "to_json": report.paired}[place]
-    monkeypatch.setattr(owner, place if hasattr(owner, place) else "write", stops)
-    if place == "to_json":
-        monkeypatch.setattr(report, "draw", lambda *_: report.STRIPS)
+    monkeypatch.setattr(owner, name, stops)
     with pytest.raises(Interrupted):
         evaluate(path)
-    assert before == {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_a_full_disk_replaces_none_of_the_files_that_belong_together(copied, monkeypatch):
+def test_a_full_disk_replaces_no_file(copied, monkeypatch):
     _, path, _ = copied
     folder = runs.evaluation_folder(path)
-    before = {file.name: file.read_bytes() for file in folder.glob("*.json")}
-    write = report.runs.write_text
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    write = report.runs.write_bytes
 
-    def full(file, text):
+    def full(file, content):
         if "metrics.json" in file.name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(file, text)
+        write(file, content)
 
-    monkeypatch.setattr(report.runs, "write_text", full)
+    monkeypatch.setattr(report.runs, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         evaluate(path, seed=3, sampler="prior")
-    assert before == {file.name: file.read_bytes() for file in folder.glob("*.json")}
-    assert not list(folder.glob("*.tmp"))
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_an_evaluation_that_ends_without_dials_removes_those_of_an_earlier_one(copied, monkeypatch):
+def test_an_evaluation_that_ends_without_edits_removes_those_of_an_earlier_one(copied, monkeypatch):
     _, path, _ = copied
-    monkeypatch.setattr(report.fitting, "fit_dials", lambda *_: None)
+    monkeypatch.setattr(report.fitting, "fit_edits", lambda *_: None)
     metrics, folder = evaluate(path)
     left = {file.name for file in folder.iterdir()}
-    assert not left & {"dials.json", "edits.html", "edit_strip.png", "edit.gif"}
-    assert "no edits: " in metrics["left_out"][-1]
+    assert not left & {"edits.safetensors", "edit_strip.png"}
+    assert "No edits: " in metrics["left_out"][-1]
     with pytest.raises(CheckpointError):
-        dials.read(path, checkpoint.load(path).vae)
+        attributes.read(path, checkpoint.load(path).vae)
 
 
 def test_one_face_has_no_active_units(model):
     vae, faces = model
     rows = faces.rows("val")
-    alone = dataclasses.replace(faces, part=np.where(np.arange(len(faces.part)) == rows[0], "val", "train"))
+    alone = dataclasses.replace(
+        faces, part=np.where(np.arange(len(faces.part)) == rows[0], "val", "train")
+    )
     metrics = measure.measure(vae, alone, seed=0)
     assert metrics["active_units"] is None
-    more = {"image_size": 64, "native_size": 64, "num_images": 1, "part": "val", "epoch": 1}
-    table = report.format_table(metrics | more)
-    assert "±" not in table
-    assert "None" not in table
+    assert summary.loss_line(metrics).endswith(f"x KL {metrics['kl']:.1f}")
     json.dumps(metrics, allow_nan=False)
 
 
@@ -323,21 +335,13 @@ def test_of_many_faces_the_strip_finds_a_rare_class(model, monkeypatch):
         assert figures.plain_strip(vae, rare, torch.zeros(2, 8)).isfinite().all()
 
 
-def test_mean_difference_is_the_difference_of_the_means():
-    mu = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0], [100.0, 100.0]])
-    direction = directions.mean_difference(mu, torch.tensor([1, 1, 0, -1]))
-    assert direction.tolist() == [2.0, -5.0]
-    with pytest.raises(ValueError, match="with and without the attribute"):
-        directions.mean_difference(mu, torch.tensor([1, 1, 1, -1]))
-
-
 def test_the_smile_direction_separates_planted_smiles():
     """A planted shift in code space is found, and moving along it carries one class onto the other."""
     generator = torch.Generator().manual_seed(0)
     planted = torch.randn(16, generator=generator)
     labels = torch.arange(4000) % 2
     mu = torch.randn(4000, 16, generator=generator) + labels[:, None] * planted
-    direction = directions.mean_difference(mu, labels)
+    direction = mean_difference(mu, labels)
     assert torch.cosine_similarity(direction, planted, dim=0) > 0.99
     assert direction.norm() == pytest.approx(planted.norm().item(), rel=0.05)
 
@@ -375,12 +379,6 @@ def test_pairs_put_each_original_above_its_own_reconstruction():
     assert square(x).shape == (3, 2 * step + GAP, 2 * step + GAP)
 
 
-def test_the_run_it_belongs_to_is_read_only_data(evaluated):
-    run, _ = evaluated
-    assert runs.read_metrics(run)
-    assert not list(run.rglob("*.tmp"))
-
-
 @pytest.fixture
 def copied(evaluated_run, tmp_path):
     """A copy of the evaluated run: its folder, its best checkpoint and its last one."""
@@ -394,55 +392,40 @@ def copied(evaluated_run, tmp_path):
     return run, best, last
 
 
-def test_without_smile_the_dials_stay(copied):
+def test_without_edits_the_earlier_ones_stay(copied):
     _, best, _ = copied
-    _, out = evaluate(best, smile=False)
-    assert (out / "dials.json").exists()
+    _, out = evaluate(best, edits=False)
     assert (out / "edit_strip.png").exists()
-    dials.read(best, checkpoint.load(best).vae)
+    attributes.read(best, checkpoint.load(best).vae)
 
 
 def test_two_checkpoints_of_a_run_keep_two_evaluations(copied):
     run, best, last = copied
-    before = (run / "evaluation" / best.stem / "dials.json").read_bytes()
+    before = (run / "evaluation" / best.stem / "edits.safetensors").read_bytes()
     metrics, out = evaluate(last)
     assert out == run / "evaluation" / "last"
     assert metrics["checkpoint"] == "checkpoints/last.ckpt"
-    assert (run / "evaluation" / best.stem / "dials.json").read_bytes() == before
+    assert (run / "evaluation" / best.stem / "edits.safetensors").read_bytes() == before
     for path in (best, last):
-        dials.read(path, checkpoint.load(path).vae)
+        attributes.read(path, checkpoint.load(path).vae)
     link = run / "evaluation" / "best"
     assert link.is_symlink()
     assert str(link.readlink()) == best.stem  # relative: a moved run keeps it
-
-
-def test_an_evaluation_of_an_older_run_folder_serves_the_checkpoint_whose_weights_fit(copied):
-    run, best, last = copied
-    place = run / "evaluation"
-    for file in (place / best.stem).iterdir():
-        shutil.move(file, place / file.name)
-    shutil.rmtree(place / best.stem)
-    (place / "best").unlink()
-    dials.read(best, checkpoint.load(best).vae)
+    (run / "evaluation" / "last" / "edits.safetensors").write_bytes(before)
     with pytest.raises(CheckpointError, match=r"another checkpoint than last\.ckpt"):
-        dials.read(last, checkpoint.load(last).vae)
+        attributes.read(last, checkpoint.load(last).vae)
 
 
-def test_a_read_only_run_shows_its_newest_evaluation(copied, tmp_path, monkeypatch):
-    """The one in the current folder, though the run holds an earlier one."""
+def test_a_read_only_run_is_evaluated_into_the_current_folder(copied, tmp_path, monkeypatch):
     run, best, _ = copied
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: run not in (path, *path.parents))
-    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "mean_difference"
+    vae = checkpoint.load(best).vae
+    assert attributes.read(best, vae).main.name == "smile"
     _, out = evaluate(best)
     assert out == Path("evaluation-copied") / best.stem
-    content = json.loads((out / "dials.json").read_text())
-    smile = content["attributes"]["smile"]
-    smile["best"], smile["dials"]["newer"] = "newer", smile["dials"]["mean_difference"]
-    (out / "dials.json").write_text(json.dumps(content))
-    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "newer"
-    (run / "evaluation" / best.stem / "dials.json").touch()
-    assert dials.read(best, checkpoint.load(best).vae).choose()[0].best == "mean_difference"
+    shutil.rmtree(run / "evaluation")
+    assert attributes.read(best, vae).main.name == "smile"
 
 
 def test_the_loss_in_the_units_of_the_study_weighs_the_kl_by_beta(model):
@@ -458,7 +441,9 @@ def test_a_grid_is_that_of_plain_slices():
     expected = torch.ones(3, 3 * 10 + 2, 4 * 10 + 2)
     for r in range(3):
         for c in range(4):
-            expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(0, 1)
+            expected[:, 2 + 10 * r : 10 + 10 * r, 2 + 10 * c : 10 + 10 * c] = images[r, c].clamp(
+                0, 1
+            )
     assert torch.equal(tile(images), expected)
     assert tile(images[:1, :1]).shape == (3, 12, 12)
 
@@ -476,9 +461,10 @@ def evaluation(folder, psnr, people, fingerprint="f", first=0):
     """An evaluation folder with faces.json, as compare needs it."""
     folder.mkdir()
     rows = {
-        f"{first + i}": {"person": str(who), "psnr": v, "nelbo": -v} for i, (who, v) in enumerate(zip(people, psnr))
+        f"{first + i}": {"person": str(who), "psnr": v, "nelbo": -v}
+        for i, (who, v) in enumerate(zip(people, psnr))
     }
-    (folder / paired.NAME).write_text(json.dumps(rows))
+    (folder / compare.NAME).write_text(json.dumps(rows))
     return {"data_fingerprint": fingerprint, "image_size": 64}, folder
 
 
@@ -486,18 +472,32 @@ def test_two_models_are_compared_on_the_same_faces_over_people(tmp_path):
     rng = np.random.default_rng(0)
     people, hard = np.arange(60) // 2, rng.normal(20, 3, 60)
     a, b = hard + rng.normal(0.3, 0.2, 60), hard + rng.normal(0, 0.2, 60)
-    evaluations = {"A": evaluation(tmp_path / "a", a, people), "B": evaluation(tmp_path / "b", b, people)}
-    sentence = paired.compare(evaluations)
+    evaluations = {
+        "A": evaluation(tmp_path / "a", a, people),
+        "B": evaluation(tmp_path / "b", b, people),
+    }
+    sentence = compare.difference(evaluations)
     expected = stats.ttest_1samp((a - b).reshape(30, 2).mean(1), 0)
     interval = expected.confidence_interval(0.95)
     numbers = f"PSNR {(a - b).mean():+.3g} dB (95% {interval.low:+.3g} to {interval.high:+.3g})"
     assert f"A minus B, 60 faces of 30 people; {numbers}: A is better; nELBO -" in sentence
     assert sentence.endswith(": A is better")
-    again = paired.compare({"A": evaluations["A"], "C": evaluation(tmp_path / "c", b[20:], people[20:], first=20)})
+    again = compare.difference(
+        {"A": evaluations["A"], "C": evaluation(tmp_path / "c", b[20:], people[20:], first=20)}
+    )
     assert "40 faces of 20 people" in again
-    assert "cannot tell" in paired.compare({"A": evaluations["A"], "A2": evaluations["A"]})
-    alone = {name: evaluation(tmp_path / name, [20.0 + k, 21.0], ["X", "X"]) for k, name in enumerate(("f", "g"))}
-    assert paired.compare(alone) == "f and g hold out faces of one person, so they are not compared face by face"
+    assert "cannot tell" in compare.difference({"A": evaluations["A"], "A2": evaluations["A"]})
+    alone = {
+        name: evaluation(tmp_path / name, [20.0 + k, 21.0], ["X", "X"])
+        for k, name in enumerate(("f", "g"))
+    }
+    assert (
+        compare.difference(alone)
+        == "f and g hold out faces of one person, so they are not compared face by face"
+    )
     for name, change in {"d": {"fingerprint": "g"}, "e": {"first": 900}}.items():
         other = {"A": evaluations["A"], "D": evaluation(tmp_path / name, b, people, **change)}
-        assert paired.compare(other) == "A and D hold out different faces, so they are not compared face by face"
+        assert (
+            compare.difference(other)
+            == "A and D hold out different faces, so they are not compared face by face"
+        )

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import smilevae
 from smilevae import console, runs
 from smilevae.apps import export, photo
 from smilevae.apps.options import ExportOptions, PhotoOptions
+from smilevae.editing import attributes
 from smilevae.errors import CheckpointError, ConfigError
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.report import evaluate
@@ -104,7 +106,9 @@ def test_onnx_agrees_with_torch(exported, num):
     found = sessions["encoder"].run(["mu", "logvar"], {"x": x.numpy()})
     np.testing.assert_allclose(found[0], mu.numpy(), atol=1e-4)
     np.testing.assert_allclose(found[1], logvar.numpy(), atol=1e-4)
-    np.testing.assert_allclose(sessions["decoder"].run(["x_hat"], {"z": z.numpy()})[0], x_hat.numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        sessions["decoder"].run(["x_hat"], {"z": z.numpy()})[0], x_hat.numpy(), atol=1e-4
+    )
 
 
 def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
@@ -112,7 +116,8 @@ def test_photo_and_evaluation_take_the_folder(exported, tmp_path):
     Image.fromarray(np.full((100, 100, 3), 120, np.uint8)).save(tmp_path / "in.png")
     results = []
     for model in (run, out):
-        words = (f"ckpt={model}", f"image={tmp_path / 'in.png'}", "box=frame", f"out={tmp_path / 'out.png'}", "smile=2")
+        words = [f"ckpt={model}", f"image={tmp_path / 'in.png'}", f"out={tmp_path / 'out.png'}"]
+        words += ["box=0,0,100", "intensity=2"]
         photo.main(console.parse_words(words, PhotoOptions))
         results.append((tmp_path / "out.png").read_bytes())
     assert results[0] == results[1]
@@ -149,23 +154,32 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
     small = [word for word in TINY if not word.startswith("data.")]
     run, out = tmp_path / "run", tmp_path / "given"
     code, errors = call(
-        "train", f"hydra.run.dir={run}", "data=folder", f"data.root={pictures}", *small, "evaluate=true"
+        "train",
+        f"hydra.run.dir={run}",
+        "data=folder",
+        f"data.root={pictures}",
+        *small,
+        "evaluate=true",
     )
     assert code == 0, errors
     export.main(ExportOptions(ckpt=str(run), out=str(out)))
     for path in out.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            assert not any(str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)), path
-    assert smilevae.load(out).dials.choose()[1].name == smilevae.load(run).dials.choose()[1].name
-    file = next(run.rglob("dials.json"))
-    content = json.loads(file.read_text())
-    content["attributes"]["hat"] = content["attributes"]["smile"]
-    file.write_text(json.dumps(content))
+            assert not any(
+                str(place).encode() in content for place in (tmp_path, ROOT, sys.prefix)
+            ), path
+    edits = smilevae.load(run).edits
+    assert smilevae.load(out).edits.main.gain == edits.main.gain
+    vae = smilevae.load(run).vae
+    hat = edits._replace(attributes=[edits.main, replace(edits.main, name="hat")])
+    next(run.rglob(attributes.NAME)).write_bytes(attributes.to_bytes(vae, hat))
     export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "hat"), attribute="hat"))
-    assert smilevae.load(tmp_path / "hat").dials.attribute == "hat"
-    assert smilevae.load(tmp_path / "hat", "smile").dials.attribute == "smile"
-    with pytest.raises(ConfigError, match="attribute=coat has no dial; choose one of hat, smile"):
+    assert smilevae.load(tmp_path / "hat").edits.main.name == "hat"
+    assert smilevae.load(tmp_path / "hat", "smile").edits.main.name == "smile"
+    with pytest.raises(
+        ConfigError, match="attribute=coat cannot be edited; choose one of hat, smile"
+    ):
         export.main(ExportOptions(ckpt=str(run), out=str(tmp_path / "coat"), attribute="coat"))
     assert not (tmp_path / "coat").exists()
     with pytest.raises(ConfigError, match="does not name the folder of its images; pass root=PATH"):
@@ -175,11 +189,16 @@ def test_a_run_on_pictures_is_exported_without_a_path_and_read_again(call, pictu
     assert metrics["model"]["psnr"] == pytest.approx(before["model"]["psnr"], abs=1e-3)
 
 
-def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(call, exported, tiny_run, tmp_path):
+def test_a_folder_in_the_way_an_unevaluated_run_and_wrong_words_are_one_sentence(
+    call, exported, tiny_run, tmp_path
+):
     run, out = exported
     for words, problem in (
         ([f"ckpt={run}", f"out={out}"], "exists and is not an empty folder"),
-        (["export", f"ckpt={run}", f"out={out}"], "export is not understood; smilevae export ckpt=RUN out=FOLDER"),
+        (
+            ["export", f"ckpt={run}", f"out={out}"],
+            "export is not understood; smilevae export ckpt=RUN out=FOLDER",
+        ),
         ([f"ckpt={run}"], "out is not set; smilevae export ckpt=RUN out=FOLDER"),
     ):
         code, errors = call("export", *words)
@@ -201,7 +220,7 @@ import smilevae
 from smilevae import cli
 model = smilevae.load({str(out)!r})
 assert model.smile(model.sample(2)).shape == (2, 3, 64, 64)
-cli.main(["photo", "ckpt={out}", "image=in.png", "box=frame", "out=edited/out.png"])
+cli.main(["photo", "ckpt={out}", "image=in.png", "box=0,0,100", "out=edited/out.png"])
 cli.main(["export", "ckpt={run}", "out=given"])
 smilevae.load("given")
 """
@@ -218,7 +237,9 @@ smilevae.load("given")
     assert not [path for path in tmp_path.rglob(".*") if path.name.endswith(".tmp")]
 
 
-def test_an_export_removes_what_a_killed_one_left_and_nothing_of_the_user(exported, tmp_path, monkeypatch):
+def test_an_export_removes_what_a_killed_one_left_and_nothing_of_the_user(
+    exported, tmp_path, monkeypatch
+):
     monkeypatch.setattr(export, "onnx_halves", lambda vae: {})
     mine, left = tmp_path / ".given.2024.tmp", tmp_path / ".given.99.smilevae.tmp"
     for folder in (mine, left):
@@ -239,7 +260,9 @@ def test_the_card_of_a_second_phase_counts_the_images_of_its_run(exported, tmp_p
     card = export.model_card(model, metrics, sharp)
     assert card == export.model_card(model, metrics, run)
     assert "no data card was kept" not in card
-    assert "no data card was kept" in export.model_card(model, metrics, tmp_path / "another")  # is no second phase
+    assert "no data card was kept" in export.model_card(
+        model, metrics, tmp_path / "another"
+    )  # is no second phase
     (sharp / "data_card.json").write_text("{")
     assert "no data card was kept" in export.model_card(model, metrics, sharp)
 
@@ -249,7 +272,9 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
     for spoil in (
         lambda p: (p / "model.json").write_text("{}"),
         lambda p: (p / "model.json").unlink(),
-        lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:1000]),
+        lambda p: (p / "model.safetensors").write_bytes(
+            (p / "model.safetensors").read_bytes()[:1000]
+        ),
         lambda p: (p / "model.json").write_text(
             (p / "model.json").read_text().replace('"latent_dim": 8', '"latent_dim": 9')
         ),

@@ -1,6 +1,5 @@
-"""Small data sets: refused in one sentence before the training, or trained, evaluated, and every number finite."""
+"""Small data sets: refused in one sentence, or trained and evaluated with finite numbers."""
 
-import functools
 import json
 import re
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from PIL import Image
 
 from smilevae import runs
 from smilevae.data.synthetic import SyntheticFaces
-from smilevae.editing import dials, directions, fitting, mesh
-from smilevae.evaluation import edits, edits_page, judges, realism, report
+from smilevae.editing import attributes, fitting, mesh
+from smilevae.evaluation import realism, report, scoring
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.runs import checkpoint
 
@@ -29,7 +28,9 @@ class Case:
 
     people: int
     photos: tuple[int, int]  # least and most of a person in a class
-    classes: str = "both"  # one: each person is in one class; single: there is one class; none: no classes
+    classes: str = (
+        "both"  # one: each person is in one class; single: there is one class; none: no classes
+    )
     unlabelled: str = ""  # same or other: more photos of the same people, or of others
     attributes: bool = False  # a table of two more attributes
     seed: int = 0  # of the numbers of photos and of the split
@@ -92,16 +93,24 @@ def pool():
 def photos_of(case: Case) -> list[tuple[str, str, int]]:
     """Folder, name and class of every photo."""
     rng = np.random.default_rng(case.seed)
-    folders = {"single": ("smile", "smile"), "none": (".", ".")}.get(case.classes, ("non_smile", "smile"))
+    folders = {"single": ("smile", "smile"), "none": (".", ".")}.get(
+        case.classes, ("non_smile", "smile")
+    )
     photos = []
     for number in range(case.people):
         person = f"P{rng.integers(10**6):06}"
         for label in [number % 2] if case.classes == "one" else (0, 1):
             num = rng.integers(case.photos[0], case.photos[1] + 1)
-            photos += [(f"labelled/{folders[label]}", f"{person}_{label}{photo:02d}", label) for photo in range(num)]
+            photos += [
+                (f"labelled/{folders[label]}", f"{person}_{label}{photo:02d}", label)
+                for photo in range(num)
+            ]
         if case.unlabelled:
             more = person if case.unlabelled == "same" else f"P{rng.integers(10**6):06}"
-            photos += [("unlabelled", f"{more}_9{photo:02d}", number % 2) for photo in range(rng.integers(1, 11))]
+            photos += [
+                ("unlabelled", f"{more}_9{photo:02d}", number % 2)
+                for photo in range(rng.integers(1, 11))
+            ]
     return photos
 
 
@@ -132,7 +141,7 @@ def not_finite(text: str):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Less of what takes long and decides nothing here; the face mesh is a random projection of the pixels."""
+    """Less of what takes long; the face mesh is a random projection of the pixels."""
     rng = np.random.default_rng(0)
     base = rng.random((mesh.NUM_POINTS, 2))
     to_points = 0.002 * rng.standard_normal((3 * 8 * 8, mesh.NUM_POINTS * 2))
@@ -144,16 +153,12 @@ def quick(monkeypatch):
         return mesh.Seen(small @ to_features, points, np.ones(len(x)))
 
     monkeypatch.setattr(mesh, "see", see)
-    monkeypatch.setattr(Image.Image, "quantize", lambda image, _: image.convert("P"))
-    monkeypatch.setattr(realism, "EPOCHS", 1)
     monkeypatch.setattr(realism, "SUBSETS", 4)
-    monkeypatch.setattr(judges, "SUBSETS", 4)
+    monkeypatch.setattr(scoring, "SUBSETS", 4)
     monkeypatch.setattr(fitting, "MAX_CALIBRATED", 6)
-    monkeypatch.setattr(edits, "MAX_FACES", 10)
-    monkeypatch.setattr(edits, "MAX_OTHERS", 5)
-    monkeypatch.setattr(edits, "LEVELS", edits.SOME)
-    monkeypatch.setattr(edits_page, "LEVELS", edits.SOME)
-    monkeypatch.setattr(directions, "angles", functools.partial(directions.angles, resamples=3))
+    monkeypatch.setattr(scoring, "MAX_EDITED", 10)
+    monkeypatch.setattr(scoring, "MAX_OTHERS", 5)
+    monkeypatch.setattr(scoring, "LEVELS", (0.0, 1.0, 2.0))
 
 
 def check(case: Case, call, pool, folder) -> str:
@@ -173,9 +178,9 @@ def check(case: Case, call, pool, folder) -> str:
     assert not re.search(r"\b(nan|inf|None)\b", text), text
     for path in run.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=not_finite)
-    if (run / "evaluation" / "best" / dials.NAME).exists():
+    if (run / "evaluation" / "best" / attributes.NAME).exists():
         path = runs.find(str(run))
-        dials.read(path, checkpoint.load(path).vae)
+        attributes.read(path, checkpoint.load(path).vae)
     return "completed"
 
 

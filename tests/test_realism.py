@@ -1,18 +1,19 @@
 """Do faces look real? The scores against independent oracles, and bad generators that each must be caught."""
 
+import dataclasses
 import functools
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from torch.nn import functional as F
 from torchmetrics.image.kid import poly_mmd
 
 from smilevae.config import Settings
 from smilevae.data import load_faces
-from smilevae.data.batches import to_unit
 from smilevae.editing.classifier import blur
+from smilevae.errors import DataError
 from smilevae.evaluation import realism
 
 
@@ -22,12 +23,19 @@ def test_the_distance_is_the_kernel_distance_and_its_interval_holds():
     a, b = torch.randn(60, 16, generator=generator), torch.randn(80, 16, generator=generator) + 0.5
     paired = (((a * b[:60]).sum(1).double() / 16 + 1) ** 3).mean()
     between = (((a.double() @ b[:60].double().T) / 16 + 1) ** 3).mean()
-    expected = poly_mmd(a.double(), b[:60].double(), degree=3, gamma=None, coef=1.0) + 2 * (paired - between) / 59
+    expected = (
+        poly_mmd(a.double(), b[:60].double(), degree=3, gamma=None, coef=1.0)
+        + 2 * (paired - between) / 59
+    )
     assert realism.kernel_distance(a, b[:60]).value == pytest.approx(float(expected), rel=1e-4)
     generator = torch.Generator().manual_seed(0)
-    found = [realism.kernel_distance(*torch.randn(2, 100, 16, generator=generator)) for _ in range(60)]
+    found = [
+        realism.kernel_distance(*torch.randn(2, 100, 16, generator=generator)) for _ in range(60)
+    ]
     assert 50 <= sum(abs(f.value) <= f.error for f in found) <= 60
-    assert abs(np.mean([f.value for f in found])) < 0.5 * np.std([f.value for f in found])  # unbiased
+    assert abs(np.mean([f.value for f in found])) < 0.5 * np.std(
+        [f.value for f in found]
+    )  # unbiased
     apart = realism.kernel_distance(a, b)
     assert apart.value > apart.error
 
@@ -71,18 +79,23 @@ def test_copies_are_a_rank_test():
 
 @functools.cache
 def drawn():
-    """Drawn faces with their spaces: training faces, held-out ones, and as many of other people."""
-    data = {"data.num_smiling": 250, "data.num_not_smiling": 250, "data.val_fraction": 0.3, "data.num_test": 150}
+    """Drawn faces with their space: training faces, held-out ones, and as many of other people."""
+    data = {
+        "data.num_smiling": 250,
+        "data.num_not_smiling": 250,
+        "data.val_fraction": 0.3,
+        "data.num_test": 150,
+    }
     settings = Settings().with_values(data | {"image_size": 64})
     faces = load_faces(settings.data, 64)
-    parts = {part: to_unit(torch.from_numpy(faces.images[faces.rows(part)])) for part in ("train", "val", "test")}
-    return faces, realism.spaces(faces), parts
+    parts = {part: faces.batch(faces.rows(part)) for part in ("train", "val", "test")}
+    return faces, realism.feature_space(faces), parts
 
 
 @pytest.fixture(scope="module")
 def scores():
     """Good and bad generators, scored."""
-    _, spaces, parts = drawn()
+    _, space, parts = drawn()
     train, other = parts["train"], parts["test"]
     noise = torch.Generator().manual_seed(0)
     sets = {
@@ -93,12 +106,11 @@ def scores():
         "ghosts": (other + other.roll(1, 0)) / 2,
         "few": other[:8].repeat(19, 1, 1, 1)[:150],
     }
-    return realism.realism(spaces, parts["val"], sets)
+    return realism.realism(space, parts["val"], sets)
 
 
-@pytest.mark.parametrize("space", ["faces", "landmarks"])
-def test_real_faces_of_other_people_pass(scores, space):
-    good = scores["others"][space]
+def test_real_faces_of_other_people_pass(scores):
+    good = scores["others"]
     assert good["distance"] < 3 * good["error"] + 0.02
     assert good["precision"] > 0.7
     assert good["recall"] > 0.7
@@ -106,37 +118,28 @@ def test_real_faces_of_other_people_pass(scores, space):
     assert good["copies"] == pytest.approx(0.5, abs=0.12)
 
 
-@pytest.mark.parametrize(
-    ("bad", "space"),
-    [(bad, space) for bad in ("blurred", "ghosts") for space in ("faces", "landmarks")] + [("noisy", "landmarks")],
-)
-def test_faces_that_do_not_look_real_are_far(scores, space, bad):
-    found, good = scores[bad][space], scores["others"][space]
+@pytest.mark.parametrize("bad", ["blurred", "ghosts", "noisy"])
+def test_faces_that_do_not_look_real_are_far(scores, bad):
+    found, good = scores[bad], scores["others"]
     assert found["distance"] - abs(good["distance"]) > np.hypot(found["error"], good["error"])
 
 
-@pytest.mark.parametrize("space", ["faces", "landmarks"])
-def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores, space):
-    assert scores["copies"][space]["copies"] > 0.8 > 0.65 > scores["others"][space]["copies"]
-    assert scores["copies"][space]["precision"] > 0.5  # and nothing else catches it
-    assert scores["few"][space]["coverage"] < 0.5 * scores["others"][space]["coverage"]
-    assert scores["few"][space]["recall"] < 0.5 * scores["others"][space]["recall"]
+def test_a_generator_that_copies_or_repeats_is_caught_by_its_own_number(scores):
+    assert scores["copies"]["copies"] > 0.8 > 0.65 > scores["others"]["copies"]
+    assert scores["copies"]["precision"] > 0.5  # and nothing else catches it
+    assert scores["few"]["coverage"] < 0.5 * scores["others"]["coverage"]
+    assert scores["few"]["recall"] < 0.5 * scores["others"]["recall"]
 
 
-def test_the_network_is_trained_once_for_a_data_set(monkeypatch):
-    faces, spaces, parts = drawn()
-
-    def never(*_):
-        raise AssertionError
-
-    monkeypatch.setattr(realism, "_train", never)
-    again = realism.spaces(faces)[0]
-    assert torch.equal(again(parts["val"]), spaces[0](parts["val"]))
-    features = realism.exemplar_network(faces)(F.interpolate(parts["val"][:4], (128, 128), mode="nearest"))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
-
-
-def test_without_opencv_there_is_one_space(monkeypatch):
+def test_without_opencv_or_without_faces_there_is_no_space(monkeypatch):
     faces, *_ = drawn()
-    monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    assert [space.name for space in realism.spaces(faces)] == ["faces"]
+    noise = np.random.default_rng(0).integers(0, 256, faces.images.shape, dtype=np.uint8)
+    strange = dataclasses.replace(faces, images=noise, fingerprint="noise", cache=False)
+    with pytest.raises(DataError, match="sees no faces in these images"):
+        realism.feature_space(strange)
+    few = dataclasses.replace(faces, part=np.where(np.arange(len(faces.part)) < 19, "val", "train"))
+    with pytest.raises(DataError, match="each part needs 20 faces"):
+        realism.feature_space(few)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DataError, match="OpenCV, which is not installed"):
+        realism.feature_space(faces)

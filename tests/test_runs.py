@@ -52,7 +52,10 @@ def test_a_folder_is_claimed_by_one_process_and_freed_by_its_end(tmp_path):
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     run = Run(tmp_path / "run")
-    for expected in (f"{tmp_path / 'run'} is in use by another process; wait for it or stop it", "claimed"):
+    for expected in (
+        f"{tmp_path / 'run'} is in use by another process; wait for it or stop it",
+        "claimed",
+    ):
         process = context.Process(target=_claim, args=(tmp_path / "run", answers))
         process.start()
         assert answers.get(timeout=30) == expected
@@ -86,7 +89,9 @@ def test_the_status_tells_how_the_body_ended(tmp_path, error, status, reason):
 
 def test_the_result_comes_before_the_word_completed(tmp_path, monkeypatch):
     run, order = Run(tmp_path), []
-    monkeypatch.setattr(folder, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text)))
+    monkeypatch.setattr(
+        folder, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text))
+    )
     run.complete({"a": 1})
     assert order == [("cost.json", False), ("result.json", False), ("status.json", True)]
     run.close()
@@ -126,12 +131,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = {}
     for kind in ("keep", "system"):
-        output = subprocess.run([sys.executable, "-c", code, kind], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-c", code, kind], capture_output=True, text=True, check=True
+        ).stdout
         faults[kind] = int(output)
     assert faults["keep"] < 0.1 * faults["system"]
 
 
-@pytest.mark.parametrize(("flags", "precision"), [("fpu avx512_bf16 sse", "bf16-mixed"), ("fpu avx512f", "32-true")])
+@pytest.mark.parametrize(
+    ("flags", "precision"), [("fpu avx512_bf16 sse", "bf16-mixed"), ("fpu avx512f", "32-true")]
+)
 def test_bfloat16_is_chosen_where_the_cpu_has_it(monkeypatch, tmp_path, flags, precision):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
     monkeypatch.setattr("smilevae.runs.machine.Path", lambda _: tmp_path / "cpuinfo")
@@ -144,13 +153,17 @@ def test_a_run_folder_without_metrics_does_not_guess_its_best_checkpoint(tmp_pat
     (tmp_path / "checkpoints").mkdir()
     for epoch in (2, 3):
         (tmp_path / "checkpoints" / f"epoch-000{epoch}.ckpt").touch()
-    with pytest.raises(CheckpointError, match=r"no metrics.jsonl, .*; pass epoch-0002.ckpt or epoch-0003.ckpt"):
+    with pytest.raises(
+        CheckpointError, match=r"no metrics.jsonl, .*; pass epoch-0002.ckpt or epoch-0003.ckpt"
+    ):
         runs.find(str(tmp_path))
     (tmp_path / "checkpoints" / "epoch-0003.ckpt").unlink()
     assert runs.find(str(tmp_path)).name == "epoch-0002.ckpt"
 
 
-@pytest.mark.parametrize("value", ["tr\\ail", "tr\\ail\\", "it's", "\\'", "a\\\\'b", "/ä b/=,[]{}$ %#", "'", '"'])
+@pytest.mark.parametrize(
+    "value", ["tr\\ail", "tr\\ail\\", "it's", "\\'", "a\\\\'b", "/ä b/=,[]{}$ %#", "'", '"']
+)
 def test_a_path_is_the_same_to_hydra_and_to_our_own_commands(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -1,39 +1,58 @@
-"""The second phase: only the decoder moves, beside the first run, and it goes on to the same bits."""
-
-import signal
+"""The second phase: only the decoder moves, beside the first run; a resume gives the same bits."""
 
 import pytest
 import torch
 from conftest import ROOT, TINY, slow
-from test_training import Killed, assert_same, read, weights
+from test_training import (
+    Killed,
+    assert_same,
+    assert_same_run,
+    die_after_save,
+    read,
+    signal_at,
+    weights,
+)
 from torch import nn
 
 from smilevae import runs
 from smilevae.runs import checkpoint
 from smilevae.training import sharp
 from smilevae.training.module import VAEModule
-from smilevae.training.record import Record
 
-SHARP = ("data.num_smiling=50", "data.num_not_smiling=50", "data.val_fraction=0.3", "sharpen.epochs=2", "epochs=2")
+SHARP = (
+    "data.num_smiling=50",
+    "data.num_not_smiling=50",
+    "data.val_fraction=0.3",
+    "sharpen.epochs=2",
+    "epochs=2",
+)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    """The decoder learns from the first step, and the judge of epochs knows little."""
+    at_once(monkeypatch)
+
+
+def at_once(monkeypatch):
+    """The decoder learns from the first step."""
     monkeypatch.setattr(sharp, "WARM_UP", 1)
     monkeypatch.setattr(sharp, "PASSES", 2)
-    monkeypatch.setattr("smilevae.evaluation.realism.EPOCHS", 1)
 
 
 def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path):
     plain = train(*SHARP, "sharpen.epochs=0", to="plain")
     run = train(*SHARP, "evaluate=true", to="run")
     assert_same(weights(plain)["state_dict"], weights(run)["state_dict"])
-    assert read(plain, "result.json")["identity"] != read(run, "result.json")["identity"]
     inner = run / runs.SHARP
     assert read(inner, "status.json")["status"] == "COMPLETED"
-    before, after = (checkpoint.load(runs.find(str(path))).vae.state_dict() for path in (run, inner))
-    last = {k.removeprefix("ema."): v for k, v in weights(inner)["state_dict"].items() if k.startswith("ema.")}
+    before, after = (
+        checkpoint.load(runs.find(str(path))).vae.state_dict() for path in (run, inner)
+    )
+    last = {
+        k.removeprefix("ema."): v
+        for k, v in weights(inner)["state_dict"].items()
+        if k.startswith("ema.")
+    }
     moved = {name for name in before if not torch.equal(before[name], last[name])}
     assert moved
     assert all(name.startswith("decoder.") and "running" not in name for name in moved)
@@ -45,47 +64,48 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     best = read(inner, "result.json")["best"]
     assert best["val/distance"] == min(distances)
     assert runs.epoch_of(runs.find(str(inner))) == best["epoch"]
-    assert {"sharp/discriminator", "sharp/real_logit", "sharp/fake_logit", "train/recon"} <= lines[-1].keys()
+    assert {"sharp/discriminator", "sharp/real_logit", "sharp/fake_logit", "train/recon"} <= lines[
+        -1
+    ].keys()
     assert not any(
-        name.startswith("discriminator.") for name in weights(inner, runs.find(str(inner)).name)["state_dict"]
+        name.startswith("discriminator.")
+        for name in weights(inner, runs.find(str(inner)).name)["state_dict"]
     )
     module = VAEModule.load_from_checkpoint(inner / "checkpoints" / "last.ckpt")
     assert torch.equal(module.epoch.eval_model.decoder[0].weight, last["decoder.0.weight"])
     evaluated = read(inner, "evaluation/best/metrics.json")
     assert not (run / "evaluation").exists()
-    floor = evaluated["realism"]["training faces"]
-    assert set(floor) == {"faces", "landmarks"}
+    assert set(evaluated["realism"]) == {"training", "reconstructed", "sampled"}
     code, errors = call("train", f"resume={inner}")
     assert code == 2
-    assert f"pass resume={runs.short(run)}" in errors
+    assert f"pass resume={runs.shell_path(run)}" in errors
     code, errors = call("train", f"resume={run}", "epochs=5")
     assert code == 2
     assert "remove it first" in errors
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(3, marks=slow)])
-def test_an_interrupted_second_phase_goes_on_to_the_same_bits(train, call, monkeypatch, tmp_path, step):
+def test_an_interrupted_second_phase_goes_on_to_the_same_bits(
+    train, call, monkeypatch, tmp_path, step
+):
     whole = train(*SHARP, to="whole")
-    batch_end = Record.on_train_batch_end
-
-    def signalled(self, trainer, module, *args):
-        if isinstance(module, sharp.SharpModule) and trainer.fit_loop.epoch_loop.total_batch_idx == step:
-            self.stop._receive(signal.SIGINT, None)
-        batch_end(self, trainer, module, *args)
-
-    monkeypatch.setattr(Record, "on_train_batch_end", signalled)
+    signal_at(
+        monkeypatch,
+        lambda trainer, module: (
+            isinstance(module, sharp.SharpModule)
+            and trainer.fit_loop.epoch_loop.total_batch_idx == step
+        ),
+    )
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'broken'}", *TINY, *SHARP)
     assert code == 130
     assert "to go on: python train.py resume=" in errors
     assert not (tmp_path / "broken" / "result.json").exists()
-    monkeypatch.setattr(Record, "on_train_batch_end", batch_end)
+    monkeypatch.undo()
     monkeypatch.chdir(ROOT)
+    at_once(monkeypatch)
     code, errors = call("train", f"resume={tmp_path / 'broken'}")
     assert code == 0, errors
-    one, two = whole / runs.SHARP, tmp_path / "broken" / runs.SHARP
-    assert_same(weights(one), weights(two))
-    assert_same(runs.read_metrics(one), runs.read_metrics(two))
-    assert read(one, "result.json")["checkpoints"] == read(two, "result.json")["checkpoints"]
+    assert_same_run(whole / runs.SHARP, tmp_path / "broken" / runs.SHARP)
 
 
 def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call, monkeypatch):
@@ -93,7 +113,9 @@ def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call, monkey
     run = train(*SHARP, "sharpen.epochs=0", to="later")
     code, errors = call("train", f"resume={run}", "sharpen.epochs=2")
     assert code == 0, errors
-    assert_same(weights(at_once / runs.SHARP)["state_dict"], weights(run / runs.SHARP)["state_dict"])
+    assert_same(
+        weights(at_once / runs.SHARP)["state_dict"], weights(run / runs.SHARP)["state_dict"]
+    )
     code, errors = call("train", f"resume={run}", "sharpen.epochs=2")
     assert code == 2
     assert "has trained 2 epochs already" in errors
@@ -102,24 +124,22 @@ def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call, monkey
 @slow
 def test_a_killed_first_phase_is_sharpened_by_its_resume(train, call, monkeypatch, tmp_path):
     whole = train(*SHARP, to="whole")
-    save = Record._save
-
-    def then_die(self, trainer):
-        save(self, trainer)
-        raise Killed
-
-    monkeypatch.setattr(Record, "_save", then_die)
+    die_after_save(monkeypatch, 1)
     with pytest.raises(Killed):
         train(*SHARP, "checkpoint_every=0", to="broken")
-    monkeypatch.setattr(Record, "_save", save)
+    monkeypatch.undo()
     monkeypatch.chdir(ROOT)
+    at_once(monkeypatch)
     code, errors = call("train", f"resume={tmp_path / 'broken'}")
     assert code == 0, errors
-    assert_same(weights(whole / runs.SHARP)["state_dict"], weights(tmp_path / "broken" / runs.SHARP)["state_dict"])
+    assert_same(
+        weights(whole / runs.SHARP)["state_dict"],
+        weights(tmp_path / "broken" / runs.SHARP)["state_dict"],
+    )
 
 
 def test_shifts_are_of_whole_pixels_and_colours_are_kept_where_nothing_is_drawn(monkeypatch):
-    """With light, colour and contrast at their middle, every pixel is one of the image, or black."""
+    """With light, colour and contrast in the middle, a pixel is one of the image, or black."""
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, 0.5))
     x = torch.arange(2 * 3 * 64 * 64).view(2, 3, 64, 64) / 1e5 + 0.01
     y = sharp.diff_augment(x)
@@ -135,7 +155,10 @@ def test_the_balance_equals_two_gradients_in_a_layer():
     images = layer(torch.rand(2, 3, 8, 8))
     first, second = torch.randn_like(images), 100 * torch.randn_like(images)
     by = sharp.balance(images, layer.weight, first, second)
-    grads = [torch.autograd.grad(images, layer.weight, g, retain_graph=True)[0] for g in (first, by * second)]
+    grads = [
+        torch.autograd.grad(images, layer.weight, g, retain_graph=True)[0]
+        for g in (first, by * second)
+    ]
     torch.testing.assert_close(grads[0].norm(), grads[1].norm())
 
 
@@ -158,11 +181,13 @@ def test_the_discriminator_learns_sharp_from_blurred():
 def test_too_few_faces_are_refused_before_training(call, tmp_path):
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1")
     assert code == 3
-    assert "sharpen.epochs needs 20 faces in each part" in errors
+    assert "each part needs 20 faces; add images" in errors
     assert not (tmp_path / "r").exists()
 
 
 def test_processes_that_train_together_are_refused(call, tmp_path):
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1", "trainer.devices=2")
+    code, errors = call(
+        "train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1", "trainer.devices=2"
+    )
     assert code == 2
     assert "pass trainer.devices=1" in errors

@@ -1,4 +1,4 @@
-"""Drawn sweeps over knobs of every kind: as many jobs as points, and each folder holds what its name says."""
+"""Drawn sweeps over knobs of every kind: a job a point, in a folder that holds what it says."""
 
 import itertools
 import random
@@ -11,9 +11,8 @@ import yaml
 from conftest import TINY, slow
 
 from hydra_plugins import smilevae_sweeper
-from smilevae import runs
 from smilevae.config import flatten
-from smilevae.sweeps import jobs
+from smilevae.sweeps import claim, jobs
 
 # knob -> values as they are typed, and as config.yaml holds them
 KNOBS = {
@@ -36,7 +35,9 @@ KNOBS = {
     "model.dropout": {"0.0": 0, "0.25": 0.25},
     "data.val_fraction": {"0.2": 0.2, "0.3": 0.3},
     "data.split_seed": {"0": 0, "5": 5},
-    "data.person_pattern": {rf"'{pattern}'": pattern for pattern in (r"^(.+)/_\d+\.\w+$", r"^(.+)\\_x$", "(.+)")},
+    "data.person_pattern": {
+        rf"'{pattern}'": pattern for pattern in (r"^(.+)/_\d+\.\w+$", r"^(.+)\\_x$", "(.+)")
+    },
     "data.num_smiling": {"24": 24, "30": 30},
     "data.confound": {"-0.5": -0.5, "0.5": 0.5},
     "trainer.gradient_clip_val": {"1": 1, "null": None},
@@ -58,29 +59,31 @@ ALIKE = {  # these tell no jobs apart
 
 @pytest.fixture
 def trained_at_once(monkeypatch):
-    """Jobs are complete without a training. Everything before a job's first step is the real thing."""
+    """Jobs are complete without a training. All before a job's first step is the real thing."""
 
     def in_process(function, *arguments):
         if function is not jobs.forecast:
-            settings, path, _ = arguments
-            run = runs.Run(path)
-            run.write_config(settings)
+            queue, run, _ = claim(*arguments)
+            run.write_config(queue.jobs[run.dir.name])
             run.complete({"best": {"epoch": 1, "val/nelbo": 0.0}, "checkpoints": []})
             run.close()
         return types.SimpleNamespace(exitcode=0, pid=0)
 
     monkeypatch.setattr(jobs, "in_process", in_process)
-    monkeypatch.setattr(smilevae_sweeper, "_analyse", lambda folder: 0)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    monkeypatch.setattr(smilevae_sweeper, "analyse", lambda folder: 0)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 def drawn(rng: random.Random) -> dict[str, dict]:
-    """One to three knobs, each with one to three values; now and then one that tells no jobs apart."""
+    """One to three knobs with one to three values; now and then one that tells no jobs apart."""
     names = rng.sample([*KNOBS], rng.choice((1, 2, 2, 3)))
-    sweep = {name: dict(rng.sample([*KNOBS[name].items()], rng.randint(1, len(KNOBS[name])))) for name in names}
+    sweep = {
+        name: dict(rng.sample([*KNOBS[name].items()], rng.randint(1, len(KNOBS[name]))))
+        for name in names
+    }
     if rng.random() < 0.25:
         name = rng.choice([*ALIKE])
         sweep[name] = dict(rng.sample([*ALIKE[name].items()], rng.choice((1, 2))))
@@ -89,28 +92,31 @@ def drawn(rng: random.Random) -> dict[str, dict]:
 
 @pytest.mark.parametrize("num", [4, pytest.param(60, marks=slow)])
 def test_every_point_of_a_drawn_sweep_is_a_job_of_its_own(call, tmp_path, trained_at_once, num):
-    rng, refused = random.Random(0), 0
+    rng = random.Random(0)
+    refused = 0
     for number in range(num):
-        sweep, folder = drawn(rng), tmp_path / f"sweep-{number}"
+        sweep = drawn(rng)
+        folder = tmp_path / f"sweep-{number}"
         words = [f"{knob}={','.join(values)}" for knob, values in sweep.items()]
         fixed = [word for word in TINY if word.partition("=")[0] not in sweep]
         code, errors = call("train", "-m", f"hydra.sweep.dir={folder}", *fixed, *words)
         if alike := [knob for knob in sweep if knob in ALIKE and len(sweep[knob]) > 1]:
             assert (code, errors.count("\n")) == (2, 1), (words, errors)
-            assert f"{alike[0]} cannot be swept, because it tells no jobs apart; give it one value" in errors
+            assert f"{alike[0]} cannot be swept, because it tells no jobs apart" in errors
             assert not folder.exists()
             refused += 1
             continue
         assert code == 0, (words, errors)
+        files = folder.glob("*/config.yaml")
+        held = {file.parent.name: flatten(yaml.safe_load(file.read_text())) for file in files}
         points = list(itertools.product(*(values.items() for values in sweep.values())))
-        found = [path.parent for path in folder.glob("*/config.yaml")]
-        assert len(found) == len(points), (words, found)
-        held = {path.name: flatten(yaml.safe_load((path / "config.yaml").read_text())) for path in found}
+        assert len(held) == len(points), (words, held)
         for point in points:
             wanted = {knob.lstrip("+"): value for knob, (_, value) in zip(sweep, point)}
             (name,) = [name for name, config in held.items() if wanted.items() <= config.items()]
-            for knob, (typed, value) in zip(sweep, point):  # Hydra writes 1e-4 as 0.0001 and true as True
-                if len(sweep[knob]) > 1:
-                    parts = [re.sub(r"[^\w.+-]", "-", f"{knob.lstrip('+')}-{text}") for text in (typed, value)]
+            for knob, texts in zip(sweep, point):
+                if len(sweep[knob]) > 1:  # Hydra writes 1e-4 as 0.0001 and true as True
+                    parts = [f"{knob.lstrip('+')}-{text}" for text in texts]
+                    parts = [re.sub(r"[^\w.+-]", "-", part) for part in parts]
                     assert any(part in name for part in parts), (words, name)
     assert refused or num < 60

@@ -1,24 +1,30 @@
-"""What TensorBoard shows: from the event file, and (slow) from a real TensorBoard over HTTP and in a real browser."""
+"""What TensorBoard shows: from the event file, and (slow) over HTTP and in a real browser."""
 
 import contextlib
 import errno
 import json
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 
 import pytest
+from faults import Process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from smilevae.training import tensorboard
 
 SCALARS = {
-    *(f"{stage}/{term}" for stage in ("train", "val") for term in ("loss", "recon", "kl", "nelbo", "psnr")),
+    *(
+        f"{stage}/{term}"
+        for stage in ("train", "val")
+        for term in ("loss", "recon", "kl", "nelbo", "psnr")
+    ),
     *("val/active_units", "train/lr", "train/images_per_second"),
 }
 PICTURES = {"pictures/reconstructions", "pictures/samples", "pictures/smile_strip"}
@@ -26,7 +32,9 @@ PICTURES = {"pictures/reconstructions", "pictures/samples", "pictures/smile_stri
 
 @pytest.fixture(scope="module")
 def events(tiny_run):
-    return EventAccumulator(str(tiny_run), size_guidance={"scalars": 0, "images": 0, "histograms": 0}).Reload()
+    return EventAccumulator(
+        str(tiny_run), size_guidance={"scalars": 0, "images": 0, "histograms": 0}
+    ).Reload()
 
 
 def test_scalars_are_the_metrics_of_the_record_by_epoch(events, tiny_run):
@@ -35,7 +43,9 @@ def test_scalars_are_the_metrics_of_the_record_by_epoch(events, tiny_run):
     assert set(events.Tags()["scalars"]) == SCALARS
     for tag in ("val/loss", "train/kl"):
         recorded = [(line["epoch"], line[tag]) for line in runs.read_metrics(tiny_run)]
-        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(s, pytest.approx(v)) for s, v in recorded]
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [
+            (s, pytest.approx(v)) for s, v in recorded
+        ]
 
 
 def test_pictures_and_the_histogram_are_there(events):
@@ -58,7 +68,9 @@ def test_hparams_are_the_swept_knobs_and_the_last_values_of_metrics(tmp_path, ti
     experiment = parts["_hparams_/experiment"].experiment
     assert [info.name for info in experiment.hparam_infos] == [*USUAL]
     assert {info.name.tag for info in experiment.metric_infos} <= SCALARS
-    rows = [{"beta": beta, "ema": 0, "lr": 0.1, "seed": seed} for beta in (1, 10) for seed in (0, 1)]
+    rows = [
+        {"beta": beta, "ema": 0, "lr": 0.1, "seed": seed} for beta in (1, 10) for seed in (0, 1)
+    ]
     jobs = {str(k): {"settings": row} for k, row in enumerate(rows)}
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
     assert columns(tmp_path / "0") == ["beta", "seed"]
@@ -75,7 +87,9 @@ def test_the_projector_has_codes_labels_and_thumbnails(tiny_run):
 def test_a_resumed_run_shows_each_epoch_once(train, call):
     run = train("epochs=2")
     second = next(run.glob("events.out.tfevents.*")).name.split(".")[3]
-    while str(int(time.time())) == second:  # files of one second and one process sort by a counter: 10 before 9
+    while (
+        str(int(time.time())) == second
+    ):  # files of one second and one process sort by a counter: 10 before 9
         time.sleep(0.02)
     assert call("train", f"resume={run}", "epochs=4")[0] == 0
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
@@ -91,26 +105,23 @@ def board(tiny_run, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = f"-m tensorboard.main --host 127.0.0.1 --port {port} --logdir".split()
+    process = Process(tmp_path_factory.mktemp("log"), *words, logdir)
     url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            if len(json.load(urllib.request.urlopen(f"{url}/data/runs"))) >= 2:
-                break
-        except OSError:
-            pass
-        time.sleep(0.25)
+
+    def serves():
+        with contextlib.suppress(OSError):
+            return len(fetch(f"{url}/data/runs")) >= 2
+
+    process.wait_for(serves)
     yield url
-    process.terminate()
-    process.wait()
+    process.end(signal.SIGTERM)
 
 
 def fetch(url: str, body: dict | None = None):
     data = json.dumps(body).encode() if body else None
-    return json.load(
-        urllib.request.urlopen(urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"}))
-    )
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))
 
 
 @pytest.mark.slow
@@ -121,7 +132,9 @@ def test_a_real_tensorboard_serves_every_tab_under_the_folders_names(board):
     assert set(fetch(f"{board}/data/plugin/images/tags")["beta-1"]) == PICTURES
     experiment = fetch(f"{board}/data/plugin/hparams/experiment", {"experimentName": ""})
     assert {info["name"]["tag"] for info in experiment["metricInfos"]} < SCALARS
-    assert {"beta", "latent_dim", "batch_size"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert {"beta", "latent_dim", "batch_size"} <= {
+        info["name"] for info in experiment["hparamInfos"]
+    }
     assert len(fetch(f"{board}/data/plugin/projector/runs")) == 2
 
 
@@ -129,26 +142,19 @@ def test_a_real_tensorboard_serves_every_tab_under_the_folders_names(board):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
 def test_a_real_browser_draws_the_scalars(board, tmp_path):
     picture = tmp_path / "scalars.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2400", "--virtual-time-budget=20000"]
-    subprocess.run(
-        ["chromium", *options, f"--screenshot={picture}", f"{board}/#timeseries"],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    dom = subprocess.run(
-        ["chromium", *options, "--dump-dom", f"{board}/#timeseries"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    ).stdout
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2400"]
+    command = ["chromium", *options, "--virtual-time-budget=20000"]
+    browse = partial(subprocess.run, check=True, capture_output=True, text=True, timeout=120)
+    browse([*command, f"--screenshot={picture}", f"{board}/#timeseries"])
+    dom = browse([*command, "--dump-dom", f"{board}/#timeseries"]).stdout
     assert "beta-10" in dom
     assert "train/images_per_second" in dom  # pictures come first
     assert picture.stat().st_size > 20_000
 
 
-def test_a_disk_that_is_full_when_the_writer_writes_is_an_error_of_the_training_and_no_traceback(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_when_the_writer_writes_is_an_error_of_the_training_and_no_traceback(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(threading, "excepthook", tensorboard._of_a_thread)
     seen = []
     monkeypatch.setattr(threading, "__excepthook__", seen.append)

@@ -1,4 +1,4 @@
-"""Trackers beside TensorBoard: each one is really run, without a network; a tracker that fails costs no training."""
+"""Trackers beside TensorBoard: each is really run; a failure costs no training."""
 
 import sqlite3
 
@@ -12,7 +12,8 @@ def test_jobs_with_long_names_have_wandb_runs_of_their_own_and_keep_them(tmp_pat
     from pytorch_lightning import loggers
 
     monkeypatch.setattr(loggers, "WandbLogger", lambda **options: options["id"])
-    names = [f"beta-{beta}_batch_size-32_latent_dim-120_normalize-false_seed-0_data.split_seed-0" for beta in (1, 10)]
+    knobs = "batch_size-32_latent_dim-120_normalize-false_seed-0_data.split_seed-0"
+    names = [f"beta-{beta}_{knobs}" for beta in (1, 10)]
     folders = [tmp_path / sweep / name for sweep in ("one", "two") for name in names]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -57,7 +58,9 @@ def test_mlflow_keeps_one_run_over_a_resume(train, call, monkeypatch):
     assert call("train", f"resume={run}", "epochs=3", "logger=mlflow")[0] == 0
     with sqlite3.connect(run.parent / "mlflow.db") as base:
         names = base.execute("select name from runs").fetchall()
-        steps = base.execute("select step from metrics where key = 'val/loss' order by step").fetchall()
+        steps = base.execute(
+            "select step from metrics where key = 'val/loss' order by step"
+        ).fetchall()
         beta = base.execute("select value from params where key = 'beta'").fetchall()
     assert (names, steps, beta) == ([(run.name,)], [(1,), (2,), (3,)], [("1",)])
 

@@ -1,7 +1,6 @@
-"""The whole path on the real config, shrunk: the run folder, determinism, resume, interruption, divergence."""
+"""The whole path on the real config, shrunk: run folder, determinism, resume, stops, divergence."""
 
 import copy
-import itertools
 import json
 import math
 import os
@@ -10,16 +9,13 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT, TINY, script, slow
+from faults import Process
 
 from smilevae import runs
 from smilevae.config import checked
@@ -30,6 +26,7 @@ from smilevae.runs import checkpoint
 from smilevae.training import fit
 from smilevae.training.datamodule import VAL_BATCH
 from smilevae.training.module import EpochState, VAEModule, losses, one_cycle
+from smilevae.training.progress import epoch_line
 from smilevae.training.record import Record
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
@@ -41,6 +38,18 @@ def read(run, name):
 
 def weights(run, name="last.ckpt"):
     return checkpoint.read(run / "checkpoints" / name)
+
+
+def resume(call, run, *words):
+    code, errors = call("train", f"resume={run}", *words)
+    assert code == 0, errors
+
+
+def refused(call, expected, run, *words):
+    """The sentence with which a resume ends."""
+    code, errors = call("train", f"resume={run}", *words)
+    assert code == expected, errors
+    return errors
 
 
 def assert_same(one, two):
@@ -72,26 +81,31 @@ def test_the_run_folder_keeps_its_contract(tiny_run):
     for line in lines:
         assert {f"{stage}/{term}" for stage in ("train", "val") for term in TERMS} <= line.keys()
         assert line["val/loss"] == pytest.approx(line["val/recon"] + settings.beta * line["val/kl"])
-        assert line["val/nelbo"] == pytest.approx(negative_elbo(line["val/recon"], line["val/kl"], 3 * 64**2))
+        assert line["val/nelbo"] == pytest.approx(
+            negative_elbo(line["val/recon"], line["val/kl"], 3 * 64**2)
+        )
         assert line["images_per_second"] > 0
     result = read(tiny_run, "result.json")
     best = sorted(lines, key=lambda line: line["val/loss"])[:2]
     assert result["checkpoints"] == [f"checkpoints/epoch-{line['epoch']:04d}.ckpt" for line in best]
     assert result["best"] == best[0]
-    assert {"identity", "data_fingerprint", "wall_seconds", "threads", "versions", "peak_memory_mb"} <= result.keys()
+    assert {
+        "data_fingerprint",
+        "wall_seconds",
+        "threads",
+        "versions",
+        "peak_memory_mb",
+    } <= result.keys()
     assert result["keep_memory"] == (platform.libc_ver()[0] == "glibc")
-    kept = {path.name for path in (tiny_run / "checkpoints").iterdir()}
-    assert kept == {"last.ckpt", "previous.ckpt", *(os.path.basename(name) for name in result["checkpoints"])}
-    assert not any(set(str(path.relative_to(tiny_run))) & set("=,") for path in tiny_run.rglob("*"))
-    assert read(tiny_run, "data_card.json")["people_in_train_and_val"] == 0
-    assert "epoch 4/4" in (tiny_run / "train.log").read_text()
-
-
-def test_checkpoints_are_of_the_epochs_in_their_names(tiny_run):
+    names = {path.name for path in (tiny_run / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", *(os.path.basename(name) for name in result["checkpoints"])}
     for path in runs.ranked(tiny_run):
         content = checkpoint.read(path)
         assert content["epoch"] + 1 == runs.epoch_of(path)
         assert content["callbacks"]["Record"]["epochs"][-1]["epoch"] == runs.epoch_of(path)
+    assert not any(set(str(path.relative_to(tiny_run))) & set("=,") for path in tiny_run.rglob("*"))
+    assert read(tiny_run, "data_card.json")["people_in_train_and_val"] == 0
+    assert "epoch 4/4" in (tiny_run / "train.log").read_text()
 
 
 def test_training_learns(train):
@@ -119,16 +133,37 @@ def test_the_first_validation_agrees_with_plain_torch(train, ema):
     assert line["val/active_units"] == (out.mu.var(0) > 0.01).sum()
 
 
+@pytest.mark.parametrize(
+    ("losses", "shown"),
+    [
+        ([507.3], "epoch 1/150  val loss 507.3  PSNR 24.1 dB  KL 54.5 nats  3 min left"),
+        ([190.0, 181.0], "epoch 2/150  val loss 181.0 (best, was 190.0)  PSNR 24.1 dB"),
+        ([179.2, 179.3, 181.0], "epoch 3/150  val loss 181.0 (best 179.2 in epoch 1)  PSNR"),
+    ],
+)
+def test_an_epochs_line_says_whether_the_loss_fell_and_how_long_it_still_takes(losses, shown):
+    epochs = [
+        {"epoch": number, "val/loss": loss, "val/psnr": 24.08, "val/kl": 54.5}
+        for number, loss in enumerate(losses, 1)
+    ]
+    line = epoch_line(epochs, 150, 170)
+    assert line.startswith(shown)
+    assert line.endswith("3 min left")
+    long = [line | {"epoch": 900 + line["epoch"], "val/loss": 12_345.6} for line in epochs]
+    assert len(epoch_line(long, 1000, 3000)) <= 100
+    assert "left" not in epoch_line(epochs, 150, 0)
+
+
 # determinism and resume
 
 
 def test_two_runs_are_equal_to_the_bit_with_and_without_the_cache(train):
     one, two = train(to="one"), train("data.cache=false", "evaluate=true", to="two")
     assert_same(weights(one), weights(two))
-    assert read(one, "result.json")["identity"] == read(two, "result.json")["identity"]
     other = train("seed=1", to="other")
     assert not torch.equal(
-        weights(one)["state_dict"]["vae.encoder.1.weight"], weights(other)["state_dict"]["vae.encoder.1.weight"]
+        weights(one)["state_dict"]["vae.encoder.1.weight"],
+        weights(other)["state_dict"]["vae.encoder.1.weight"],
     )
 
 
@@ -148,80 +183,133 @@ RECIPES = {
     "plateau, warm start": ("plateau.patience=0", "warm_start=ppca"),
     "cosine, warm start": (*COSINE, "warm_start=ppca", "beta=auto"),
 }
-WHERE = (*(f"epoch {n}" for n in range(1, 5)), *(f"step {n}" for n in (1, 7, 8, 14, 18)))  # 5 steps an epoch
-RESUMES = [
-    pytest.param(
-        *(where, workers, recipe),
-        id=f"{where}, {recipe}, {workers} workers",
-        marks=[] if workers == 0 and recipe in ("plateau", "cosine, warm start") and where in WHERE[1::2] else slow,
-    )
-    for where, workers, recipe in itertools.product(WHERE, (0, 2), RECIPES)
-]
+MOMENTS = (
+    *("epoch 1", "epoch 2", "epoch 3", "epoch 4"),
+    *("step 1", "step 7", "step 8", "step 14", "step 18"),  # 5 steps an epoch
+)
+
+
+def pairwise():
+    """Each pair of a moment, a recipe and a number of workers; some cases run by default."""
+    for i, moment in enumerate(MOMENTS):
+        for j, recipe in enumerate(RECIPES):
+            workers = 2 * ((i + j) % 2)
+            quick = workers == 0 and recipe in ("plateau", "cosine, warm start")
+            name = f"{moment}, {recipe}, {workers} workers"
+            yield pytest.param(moment, recipe, workers, id=name, marks=[] if quick else slow)
+
+
+@pytest.fixture
+def whole(train, tmp_path_factory):
+    """The uninterrupted run of a recipe, trained once: whole(recipe) -> its path."""
+
+    def run(recipe):
+        if recipe not in WHOLE:
+            WHOLE[recipe] = tmp_path_factory.mktemp("whole")
+            train("epochs=4", *RECIPES[recipe], to=WHOLE[recipe])
+        return WHOLE[recipe]
+
+    return run
+
+
+WHOLE = {}
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("where", "workers", "recipe"), RESUMES)
-@pytest.mark.scorecard(4, "resume = uninterrupted: epoch ends and steps x workers x schedules x warm start: equal bits")
-def test_resume_is_equal_to_the_uninterrupted_run(train, call, monkeypatch, where, workers, recipe, tmp_path):
-    """Killed after the checkpoint of an epoch, or stopped by a signal at a step; 5 steps an epoch, 4 epochs."""
-    knobs_ = ("epochs=4", f"num_workers={workers}", *RECIPES[recipe])
-    whole = train(*knobs_, to="whole")
-    kind, number = where.split()
+def signal_at(monkeypatch, wanted):
+    """The process gets SIGINT at the end of the step for which wanted(trainer, module) holds."""
+    batch_end = Record.on_train_batch_end
+
+    def signalled(self, trainer, module, *args):
+        if wanted(trainer, module):
+            self.until.stop._receive(signal.SIGINT, None)
+        batch_end(self, trainer, module, *args)
+
+    monkeypatch.setattr(Record, "on_train_batch_end", signalled)
+
+
+def die_after_save(monkeypatch, epoch):
+    """The process dies after it has written last.ckpt of an epoch."""
+    save = Record._save
+
+    def then_die(self, trainer):
+        save(self, trainer)
+        if self.epochs[-1]["epoch"] == epoch:
+            raise Killed
+
+    monkeypatch.setattr(Record, "_save", then_die)
+
+
+@pytest.mark.parametrize(("moment", "recipe", "workers"), [*pairwise()])
+@pytest.mark.scorecard(
+    4, "resume = uninterrupted: every pair of epoch end or step, schedule and warm start, workers"
+)
+def test_resume_is_equal_to_the_uninterrupted_run(
+    train, whole, call, monkeypatch, moment, recipe, workers, tmp_path
+):
+    """Killed after the checkpoint of an epoch, or stopped by a signal at a step."""
+    expected = whole(recipe)
+    run = tmp_path / "broken"
+    knobs = ("epochs=4", f"num_workers={workers}", *RECIPES[recipe])
+    kind, number = moment.split()
     if kind == "epoch":
-        save = Record._save
-
-        def then_die(self, trainer):
-            save(self, trainer)
-            if self.epochs[-1]["epoch"] == int(number):
-                raise Killed
-
-        monkeypatch.setattr(Record, "_save", then_die)
+        die_after_save(monkeypatch, int(number))
         with pytest.raises(Killed):
-            train(*knobs_, "checkpoint_every=0", to="broken")
+            train(*knobs, "checkpoint_every=0", to="broken")
     else:
-        batch_end = Record.on_train_batch_end
-
-        def signalled(self, trainer, *args):
-            if trainer.global_step == int(number):
-                self.stop._receive(signal.SIGINT, None)
-            batch_end(self, trainer, *args)
-
-        monkeypatch.setattr(Record, "on_train_batch_end", signalled)
-        code, errors = call("train", f"hydra.run.dir={tmp_path / 'broken'}", *TINY, *knobs_)
+        signal_at(monkeypatch, lambda trainer, _: trainer.global_step == int(number))
+        code, errors = call("train", f"hydra.run.dir={run}", *TINY, *knobs)
         assert code == 130
         assert "to go on: python train.py resume=" in errors
-        assert read(tmp_path / "broken", "status.json")["status"] == "INTERRUPTED"
-        assert weights(tmp_path / "broken")["global_step"] == int(number)
+        assert read(run, "status.json")["status"] == "INTERRUPTED"
+        assert weights(run)["global_step"] == int(number)
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
-    code, errors = call("train", f"resume={tmp_path / 'broken'}")
-    assert code == 0, errors
-    assert_same(weights(whole), weights(tmp_path / "broken"))
-    assert_same(runs.read_metrics(whole), runs.read_metrics(tmp_path / "broken"))
-    assert read(whole, "result.json")["checkpoints"] == read(tmp_path / "broken", "result.json")["checkpoints"]
-    for path in runs.ranked(whole):
-        assert_same(checkpoint.read(path), weights(tmp_path / "broken", path.name))
+    resume(call, run)
+    assert_same_run(expected, run)
 
 
-def test_a_real_kill_is_resumed_to_the_same_weights(train, tmp_path, call):
-    """kill -9 of a real process somewhere within training."""
-    whole = train("epochs=30", to="whole")
+def assert_same_run(one, two):
+    """Equal to the bit: the metrics, the list of the best checkpoints, and every checkpoint."""
+    assert_same(runs.read_metrics(one), runs.read_metrics(two))
+    assert read(one, "result.json")["checkpoints"] == read(two, "result.json")["checkpoints"]
+    for path in (*runs.ranked(one), one / "checkpoints" / "last.ckpt"):
+        assert_same(weights(one, path.name), weights(two, path.name))
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=slow), pytest.param(20, marks=slow)])
+def test_a_killed_training_loses_no_more_than_the_interval_of_its_checkpoints(
+    train, tmp_path, kills
+):
+    """kill -9 at random moments; the run is that of an unbroken one."""
+    every = 0.5
+    epochs = f"epochs={60 * kills}"
+    rng = random.Random(0)
+    repeated = []
+    unbroken = train(epochs, to="whole")
     run = tmp_path / "killed"
-    command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=30"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(runs.read_metrics(run)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = [f"hydra.run.dir={run}", *TINY, epochs, f"checkpoint_every={every}"]
+    last = run / "checkpoints" / "last.ckpt"
+    for _ in range(kills):
+        before = len(runs.read_metrics(run))
+        process = Process(tmp_path, "train.py", *words)
+        process.wait_for(lambda before=before: len(runs.read_metrics(run)) > before)
+        started = time.time()
+        time.sleep(rng.uniform(0, 3 * every))
+        killed = time.time()
+        assert process.end(signal.SIGKILL) == -signal.SIGKILL
+        repeated.append(killed - max(last.stat().st_mtime, started))
+        words = [f"resume={run}"]
     assert read(run, "status.json")["status"] == "RUNNING"
-    assert 5 <= len(runs.read_metrics(run)) < 30
-    code, errors = call("train", f"resume={run}")
-    assert code == 0, errors
-    assert_same(weights(whole), weights(run))
+    assert len(runs.read_metrics(run)) < 60 * kills
+    done = script("train", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    print(f"{kills} kills: seconds repeated {max(repeated):.2f} at most")
+    assert max(repeated) < every + 0.5  # and the time of a step and a write
+    assert_same_run(unbroken, run)
 
 
 class Clock:
@@ -234,21 +322,30 @@ class Clock:
 
 
 def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
-    """A second passes with each of 5 steps an epoch; every 8 seconds one is due, within an epoch too."""
+    """A second passes with each of 5 steps an epoch; a checkpoint is due every 8 seconds."""
     from smilevae.training import record
 
-    clock, saved, batch_end, save = Clock(), [], Record.on_train_batch_end, Record._save
+    clock = Clock()
+    saved = []
+    batch_end = Record.on_train_batch_end
+    save = Record._save
 
     def second(self, *args):
         clock.now += 1
         batch_end(self, *args)
 
     def noted(self, trainer):
-        assert {path.name for path in self.io.kept} <= self._best_names()  # not one for each better epoch
+        saved_best = best_of(self.epochs[: self._num_saved])
+        assert checkpoints_of(self) <= saved_best | best_of(self.epochs)
         save(self, trainer)
-        kept = {path.name for path in self.run.checkpoints.glob("epoch-*.ckpt")}
-        assert kept == self._best_names()  # on the disk with last.ckpt
+        assert checkpoints_of(self) == best_of(self.epochs)
         saved.append(trainer.global_step)
+
+    def checkpoints_of(self):
+        return {path.name for path in self.run.checkpoints.glob("epoch-*.ckpt")}
+
+    def best_of(epochs):
+        return {runs.best_name(line["epoch"]) for line in record._best(epochs)}
 
     monkeypatch.setattr(record.time, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(Record, "on_train_batch_end", second)
@@ -265,8 +362,7 @@ def test_a_kill_at_the_very_end_leaves_no_checkpoint_too_many(train, call):
     kept = {path.name for path in (run / "checkpoints").iterdir()}
     (run / "result.json").unlink()
     shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "epoch-0000.ckpt")
-    code, errors = call("train", f"resume={run}")
-    assert code == 0, errors
+    resume(call, run)
     assert {path.name for path in (run / "checkpoints").iterdir()} == kept
     assert (run / "result.json").exists()
 
@@ -277,125 +373,90 @@ def test_a_kill_before_the_first_last_checkpoint_starts_anew(train, call):
     for name in ("checkpoints/last.ckpt", "result.json"):
         (run / name).unlink()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["epoch-0001.ckpt"]
-    code, errors = call("train", f"resume={run}")
-    assert code == 0, errors
+    resume(call, run)
     assert_same(before["state_dict"], weights(run)["state_dict"])
 
 
-def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, call, monkeypatch, tmp_path):
+def test_an_error_leaves_the_best_checkpoints_since_the_last_one(train, monkeypatch, tmp_path):
     def fail(self, *args):
         if self.current_epoch == 4:
             raise RuntimeError("a cable was pulled")
-
-    from smilevae.training.module import VAEModule
 
     monkeypatch.setattr(VAEModule, "on_train_epoch_start", fail, raising=False)
     with pytest.raises(RuntimeError, match="cable"):
         train("epochs=9")
     run = tmp_path / "run"
     best = sorted(runs.read_metrics(run), key=lambda line: line["val/loss"])[:2]
-    assert [path.name for path in runs.ranked(run)][:2] == [runs.best_name(line["epoch"]) for line in best]
+    assert [path.name for path in runs.ranked(run)][:2] == [
+        runs.best_name(line["epoch"]) for line in best
+    ]
     assert weights(run)["callbacks"]["Record"]["epochs"][-1]["epoch"] == 1
 
 
-@slow
-@pytest.mark.parametrize("kills", [3, 20])
-def test_kills_with_checkpoints_by_time_lose_no_more_than_their_interval(train, tmp_path, kills):
-    """kill -9 at random moments of training; the weights, the best two and the metrics are those of an unbroken run."""
-    every, epochs, rng, repeated = 0.5, f"epochs={60 * kills}", random.Random(0), []
-    whole, run = train(epochs, to="whole"), tmp_path / "killed"
-    words = [f"hydra.run.dir={run}", *TINY, epochs, f"checkpoint_every={every}"]
-    last = run / "checkpoints" / "last.ckpt"
-    for _ in range(kills):
-        before = len(runs.read_metrics(run))
-        command = [sys.executable, "train.py", *words]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while len(runs.read_metrics(run)) == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        started = time.time()
-        time.sleep(rng.uniform(0, 3 * every))
-        killed = time.time()
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-        repeated.append(killed - max(last.stat().st_mtime, started))
-        words = [f"resume={run}"]
-    done = script("train", f"resume={run}")
-    assert done.returncode == 0, done.stderr
-    print(f"{kills} kills: seconds repeated {max(repeated):.2f} at most, {sum(repeated) / kills:.2f} on average")
-    assert max(repeated) < every + 0.5  # and the time of a step and a write
-    assert_same(runs.read_metrics(whole), runs.read_metrics(run))
-    assert read(whole, "result.json")["checkpoints"] == read(run, "result.json")["checkpoints"]
-    for path in (*runs.ranked(whole), whole / "checkpoints" / "last.ckpt"):
-        assert_same(weights(whole, path.name)["state_dict"], weights(run, path.name)["state_dict"])
-
-
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=slow)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=slow)]
+)
 def test_a_real_signal_keeps_what_was_learnt_and_says_how_to_go_on(tmp_path, signum, code):
     run = tmp_path / "run"
-    command = [sys.executable, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=100000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(runs.read_metrics(run)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signum)
+    process = Process(tmp_path, "train.py", f"hydra.run.dir={run}", *TINY, "epochs=100000")
+    process.wait_for(lambda: len(runs.read_metrics(run)) >= 2)
     start = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    assert process.end(signum) == code
     assert time.monotonic() - start < 10
-    assert process.returncode == code
-    assert "to go on: python train.py resume=" in errors
-    assert "Traceback" not in errors
+    assert "to go on: python train.py resume=" in process.output()
+    assert "Traceback" not in process.output()
     assert read(run, "status.json")["status"] == "INTERRUPTED"
     assert weights(run)["global_step"] >= 10
 
 
 def test_more_epochs_go_on_from_the_end(train, call):
     run = train("epochs=2")
-    code, errors = call("train", f"resume={run}")
-    assert (code, "has trained 2 epochs already" in errors) == (2, True)
-    code, errors = call("train", f"resume={run}", "epochs=4")
-    assert code == 0, errors
+    assert "has trained 2 epochs already" in refused(call, 2, run)
+    resume(call, run, "epochs=4")
     assert len(runs.read_metrics(run)) == 4
     assert read(run, "result.json")["final"]["epoch"] == 4
 
 
 def test_a_resume_that_would_change_the_result_is_refused_by_name(train, call):
     run = train("epochs=2")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
-    code, errors = call("train", f"resume={run}", "epochs=3", "beta=7", "batch_size=16")
-    assert code == 2
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "train.log"]
+    before = {path: path.read_bytes() for path in files}
+    errors = refused(call, 2, run, "epochs=3", "beta=7", "batch_size=16")
     assert f"beta=7 would change the result of {run}, which has beta=1" in errors
     assert "batch_size=16 would change" in errors
-    code, errors = call("train", f"resume={run}", "experiment=smile", "epochs=3")
-    assert code == 2
-    assert f"an experiment does not apply to resume={run}, which has its own settings; leave it out" in errors
+    errors = refused(call, 2, run, "experiment=smile", "epochs=3")
+    assert f"an experiment does not apply to resume={run}, which has its own settings" in errors
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_a_resume_on_other_pictures_is_refused_and_paths_are_found_from_anywhere(call, pictures, tmp_path, monkeypatch):
+def test_a_resume_on_other_pictures_is_refused_and_paths_are_found_from_anywhere(
+    call, pictures, tmp_path, monkeypatch
+):
     tiny = [knob for knob in TINY if not knob.startswith("data.")]
     monkeypatch.chdir(pictures.parent)
     code, errors = call("train", "hydra.run.dir=run", "data=folder", "data.root=pictures", *tiny)
     assert code == 0, errors
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["root"] == str(pictures)
+    assert runs.read_settings(tmp_path / "run").data.root == str(pictures)
     monkeypatch.chdir("/")
     assert call("evaluate", f"ckpt={tmp_path / 'run'}")[0] == 0
     next((pictures / "train" / "smile").iterdir()).unlink()
-    code, errors = call("train", f"resume={tmp_path / 'run'}", "epochs=3")
-    assert (code, "the pictures changed since this run began" in errors) == (4, True)
+    assert "the images changed since this run began" in refused(
+        call, 4, tmp_path / "run", "epochs=3"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more", [(), ("schedule=cosine", "jitter.shift=1", "jitter.light=0.1", "ema=0.9", "warm_start=ppca")]
+    "more",
+    [(), ("schedule=cosine", "jitter.shift=1", "jitter.light=0.1", "ema=0.9", "warm_start=ppca")],
 )
 def test_two_processes_train_nearly_as_one_does(tmp_path, more):
-    """Real processes over gloo share batch and noise; on a CPU each has BatchNorm's statistics of its own half."""
+    """Real processes over gloo share batch and noise, but not BatchNorm's statistics."""
     lines = {}
     for devices in (1, 2):
         run = tmp_path / str(devices)
-        some = ("model.dropout=0", "trainer.accelerator=cpu", f"trainer.devices={devices}", "epochs=4")
-        done = script("train", f"hydra.run.dir={run}", *TINY, *some, *more)
+        words = ("trainer.accelerator=cpu", f"trainer.devices={devices}", "epochs=4", *more)
+        done = script("train", f"hydra.run.dir={run}", *TINY, "model.dropout=0", *words)
         assert done.returncode == 0, done.stderr
         assert read(run, "status.json")["status"] == "COMPLETED"
         assert weights(run)["global_step"] == 20  # a batch is shared out, not multiplied
@@ -406,13 +467,15 @@ def test_two_processes_train_nearly_as_one_does(tmp_path, more):
         for name in ("val/loss", "val/recon", "val/kl", "val/psnr"):
             assert lines[1][0][name] == pytest.approx(lines[2][0][name], rel=1e-4)
     for one, two in zip(lines[1], lines[2], strict=True):
-        for name in {"train/loss", "train/recon", "train/kl", "lr"} & one.keys():  # val: running statistics of 4 faces
+        names = {"train/loss", "train/recon", "train/kl", "lr"}  # val: statistics of 4 faces
+        for name in names & one.keys():
             assert one[name] == pytest.approx(two[name], rel=0.25, abs=0.5), (name, one["epoch"])
 
 
 @pytest.mark.slow
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
-    done = script("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "trainer=cpu", "trainer.devices=2", "batch_size=9")
+    words = ("trainer=cpu", "trainer.devices=2", "batch_size=9")
+    done = script("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, *words)
     assert done.returncode == 2, done.stderr
     assert "batch_size=9 cannot be shared by 2 processes; make it a multiple" in done.stderr
 
@@ -421,49 +484,38 @@ def test_half_precision_layers_give_full_precision_terms(train):
     run = train("trainer.precision=bf16-mixed", "epochs=3")
     lines = runs.read_metrics(run)
     assert lines[-1]["val/loss"] < lines[0]["val/loss"]
-    assert all(v.dtype == torch.float32 for k, v in weights(run)["state_dict"].items() if k.endswith("weight"))
+    for name, value in weights(run)["state_dict"].items():
+        assert value.dtype == torch.float32 or not name.endswith("weight")
 
 
 def test_only_hardware_may_change_on_resume_and_only_what_is_named(train, call):
     run = train("epochs=1", "trainer.gradient_clip_val=123.0")
-    code, errors = call("train", f"resume={run}", "epochs=2", "trainer.precision=bf16-mixed")
-    assert (code, "trainer.precision=bf16-mixed would change the result" in errors) == (2, True)
-    code, errors = call("train", f"resume={run}", "epochs=2", "trainer.accelerator=cpu")
-    assert code == 0, errors
-    found = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
-    assert (found["gradient_clip_val"], found["accelerator"]) == (123.0, "cpu")
+    assert "trainer.precision=bf16-mixed would change the result" in refused(
+        call, 2, run, "epochs=2", "trainer.precision=bf16-mixed"
+    )
+    resume(call, run, "epochs=2", "trainer.accelerator=cpu")
+    found = runs.read_settings(run).trainer
+    assert (found.gradient_clip_val, found.accelerator) == (123.0, "cpu")
 
 
 def test_an_edited_config_and_too_few_epochs_are_refused_on_resume(train, call):
     run = train("epochs=2")
-    code, errors = call("train", f"resume={run}", "epochs=1")
-    assert (code, "has trained 2 epochs already" in errors) == (2, True)
+    assert "has trained 2 epochs already" in refused(call, 2, run, "epochs=1")
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("latent_dim: 8", "latent_dim: 9"))
-    code, errors = call("train", f"resume={run}", "epochs=3")
-    assert (code, "config.yaml says latent_dim=9, trained was 8" in errors) == (4, True)
-
-
-def test_a_run_killed_before_its_result_is_finished_by_resume(train, call):
-    run = train("epochs=2")
-    before = read(run, "result.json")
-    (run / "result.json").unlink()
-    code, errors = call("train", f"resume={run}")
-    assert code == 0, errors
-    assert read(run, "result.json")["checkpoints"] == before["checkpoints"]
-
-
-# failures
+    assert "config.yaml says latent_dim=9, trained was 8" in refused(call, 4, run, "epochs=3")
 
 
 @pytest.mark.parametrize("recipe", ["plateau", "cosine, warm start"])
 def test_faces_kept_on_the_device_give_the_same_bits(train, monkeypatch, recipe):
-    """What a GPU does, with device=cpu: faces, an epoch's indices and its noise lie there before the first step."""
+    """What a GPU does, with device=cpu: faces, indices and noise are there before a step."""
     from smilevae.training.datamodule import FaceDataModule
 
     host = train(*RECIPES[recipe], "jitter.shift=2", to="host")
     asked = []
-    monkeypatch.setattr(FaceDataModule, "fits", lambda self, device: asked.append(device.type) or True)
+    monkeypatch.setattr(
+        FaceDataModule, "fits", lambda self, device: asked.append(device.type) or True
+    )
     device = train(*RECIPES[recipe], "jitter.shift=2", to="device")
     assert asked == ["cpu"]
     assert_same(weights(host)["state_dict"], weights(device)["state_dict"])
@@ -471,38 +523,44 @@ def test_faces_kept_on_the_device_give_the_same_bits(train, monkeypatch, recipe)
 
 
 @slow
-def test_a_compiled_run_is_the_plain_one_but_for_the_last_bits_and_resumes_to_the_bit(train, tmp_path):
+def test_a_compiled_run_is_the_plain_one_but_for_the_last_bits_and_resumes_to_the_bit(
+    train, tmp_path
+):
     """Dropout's masks are the same, and the second process builds nothing."""
-    plain, whole = train(to="plain"), tmp_path / "whole"
-    done = script("train", f"hydra.run.dir={whole}", *TINY, "compile=true")
-    assert done.returncode == 0, done.stderr
+    cache = tmp_path / "cache"
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+
+    def compiled(*words):
+        done = script("train", *words, env=environment)
+        assert done.returncode == 0, done.stderr
+        return set(cache.rglob("*.so"))
+
+    plain = train(to="plain")
+    whole = tmp_path / "whole"
+    built = compiled(f"hydra.run.dir={whole}", *TINY, "compile=true")
+    assert built
     losses = [[line["train/loss"] for line in runs.read_metrics(run)] for run in (plain, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    cache = Path(os.environ["XDG_CACHE_HOME"], "smilevae", "compiled")
-    built = set(cache.rglob("*.so"))
-    assert built
-    run = tmp_path / "cut"
-    script_ = script("train", f"hydra.run.dir={run}", *TINY, "compile=true", "epochs=1")
-    assert script_.returncode == 0, script_.stderr
-    done = script("train", f"resume={run}", "epochs=2")
-    assert done.returncode == 0, done.stderr
-    assert_same(weights(whole)["state_dict"], weights(run)["state_dict"])
-    assert set(cache.rglob("*.so")) == built
+    cut = tmp_path / "cut"
+    compiled(f"hydra.run.dir={cut}", *TINY, "compile=true", "epochs=1")
+    assert compiled(f"resume={cut}", "epochs=2") == built
+    assert_same(weights(whole)["state_dict"], weights(cut)["state_dict"])
 
 
 @slow
 def test_compile_without_a_compiler_is_one_sentence(tmp_path):
     nowhere = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = script("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "compile=true", env=os.environ | nowhere)
+    words = (f"hydra.run.dir={tmp_path / 'run'}", *TINY, "compile=true")
+    done = script("train", *words, env=os.environ | nowhere)
     assert done.returncode == 2, done.stderr
-    assert re.search(
-        r"error: compile=true cannot build the step .*install a C\+\+ compiler, or pass compile=false", done.stderr
-    )
+    assert re.search(r"error: compile=true cannot build .*a C\+\+ compiler, or", done.stderr)
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, call, monkeypatch, tmp_path):
+def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(
+    train, call, monkeypatch, tmp_path
+):
     from smilevae.training import module
 
     real, calls = module.beta_vae_terms, []
@@ -510,9 +568,8 @@ def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, cal
     def poisoned(*args):
         calls.append(1)
         terms = real(*args)
-        return (
-            terms._replace(loss=terms.loss * math.nan) if len(calls) == 8 else terms
-        )  # the second epoch's second step
+        second_epochs_second_step = len(calls) == 8
+        return terms._replace(loss=terms.loss * math.nan) if second_epochs_second_step else terms
 
     monkeypatch.setattr(module, "beta_vae_terms", poisoned)
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
@@ -525,29 +582,32 @@ def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(train, cal
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / "run")["state_dict"].values())
 
 
-def test_a_mistake_in_a_trainer_argument_is_one_sentence(call, tmp_path):
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "trainer.accelerator=abacus")
-    assert code == 2
-    assert errors.startswith("error: trainer: ")
+TOO_FEW = "You requested to check"
+NOT_EVERY_EPOCH = "leaves no val/loss of every epoch"
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("trainer.accelerator=abacus", "error: trainer: "),
+        ("+trainer.limit_val_batches=0.5", f"error: trainer: {TOO_FEW}"),
+        ("+trainer.limit_train_batches=0.01", f"error: trainer: {TOO_FEW}"),
+        ("+trainer.check_val_every_n_epoch=2", NOT_EVERY_EPOCH),
+        ("+trainer.limit_val_batches=0", NOT_EVERY_EPOCH),
+    ],
+)
+def test_a_trainer_argument_that_cannot_work_is_one_sentence(call, tmp_path, word, sentence):
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, word)
+    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
+    assert sentence in errors
     assert not (tmp_path / "run").exists()
 
 
-@slow
-def test_a_sweep_gives_each_job_a_folder_named_by_its_knobs(call, tmp_path):
-    code, errors = call("train", "-m", f"hydra.sweep.dir={tmp_path}", *TINY, "epochs=1", "beta=1,10", "seed=0,1")
-    assert code == 0, errors
-    assert {p.name for p in tmp_path.glob("beta*")} == {f"beta-{b}_seed-{s}" for b in (1, 10) for s in (0, 1)}
-    found = {tuple(sorted(p.parent.relative_to(tmp_path).parts)) for p in tmp_path.rglob("result.json")}
-    assert len(found) == 4
-    for path in tmp_path.rglob("config.yaml"):
-        config = yaml.safe_load(path.read_text())
-        assert f"beta-{config['beta']}" in path.parent.name
-        assert f"seed-{config['seed']}" in path.parent.name
-
-
 def test_a_warm_start_begins_at_the_linear_optimum(train):
-    """Epoch 0 is the closed form, computed here from numpy's singular values, and is kept if nothing beats it."""
-    run = train("warm_start=ppca", "latent_dim=6", "epochs=2", "lr=0.00000001", "data.num_smiling=60")
+    """Epoch 0 is the closed form, computed here from numpy's singular values."""
+    run = train(
+        "warm_start=ppca", "latent_dim=6", "epochs=2", "lr=0.00000001", "data.num_smiling=60"
+    )
     first, *_ = runs.read_metrics(run)
     assert first["epoch"] == 0
     content = checkpoint.read(run / "checkpoints" / "last.ckpt")
@@ -558,14 +618,21 @@ def test_a_warm_start_begins_at_the_linear_optimum(train):
     _, singular, axes = np.linalg.svd(seen - seen.mean(0), full_matrices=False)
     variances, s = singular[:6] ** 2 / len(seen), 0.5
     along = held @ axes[:6].T
-    kl = 0.5 * ((variances - s) / variances**2 * along**2 + s / variances - 1 - np.log(s / variances)).sum(1).mean()
+    kl = (
+        0.5
+        * ((variances - s) / variances**2 * along**2 + s / variances - 1 - np.log(s / variances))
+        .sum(1)
+        .mean()
+    )
     assert first["val/kl"] == pytest.approx(kl, rel=1e-3)
     error = (held**2).sum(1).mean() - (along**2 * (1 - (s / variances) ** 2)).sum(1).mean()
     assert first["val/psnr"] == pytest.approx(-10 * np.log10(error / (3 * 64**2)), abs=1e-3)
     forecast = json.loads((run / "forecast.json").read_text())
     assert first["val/kl"] == pytest.approx(forecast["kl"], rel=1e-3)
     assert first["val/psnr"] == pytest.approx(forecast["psnr"], abs=1e-3)
-    assert first["val/loss"] == pytest.approx(forecast["loss"], rel=0.05)  # few faces: sampled codes
+    assert first["val/loss"] == pytest.approx(
+        forecast["loss"], rel=0.05
+    )  # few faces: sampled codes
     assert first["val/active_units"] <= forecast["active_units"] == 6
 
 
@@ -594,22 +661,13 @@ def test_beta_auto_is_the_moving_average_of_each_batchs_optimum(train, monkeypat
     for line in lines:  # a loss at the faces' own optimum orders epochs as the bound does
         own = 2 * line["val/recon"] / (3 * 64**2)
         assert line["val/loss"] == pytest.approx(line["val/recon"] + own * line["val/kl"], rel=1e-3)
-    by_loss, by_bound = (sorted(lines, key=lambda line: line[name]) for name in ("val/loss", "val/nelbo"))
+    by_loss, by_bound = (
+        sorted(lines, key=lambda line: line[name]) for name in ("val/loss", "val/nelbo")
+    )
     assert by_loss == by_bound
     best, evaluated = read(run, "result.json")["best"], read(run, "evaluation/best/metrics.json")
     assert evaluated["loss"] == pytest.approx(best["val/loss"], rel=0.02)  # other noise
     assert evaluated["beta"] == pytest.approx(2 * evaluated["recon"] / (3 * 64**2), rel=1e-3)
-
-
-def test_a_warm_start_resumes_to_the_same_bits(train, tmp_path):
-    whole = train("warm_start=ppca", "epochs=3", to="whole")
-    train("warm_start=ppca", "epochs=1", to="part")
-    code = train(f"resume={tmp_path / 'part'}", "epochs=3", to="part")
-    assert code == tmp_path / "part"
-    one, two = (checkpoint.read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (whole, code))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [line["epoch"] for line in runs.read_metrics(code)] == [0, 1, 2, 3]
 
 
 def test_the_moving_average_is_one(train, monkeypatch):
@@ -623,7 +681,9 @@ def test_the_moving_average_is_one(train, monkeypatch):
 
     monkeypatch.setattr(VAEModule, "optimizer_step", watched)
     begun = {}
-    monkeypatch.setattr(VAEModule, "on_fit_start", lambda self: begun.update(copy.deepcopy(self.vae.state_dict())))
+    monkeypatch.setattr(
+        VAEModule, "on_fit_start", lambda self: begun.update(copy.deepcopy(self.vae.state_dict()))
+    )
     run = train("epochs=1", "ema=0.5")
     average = {name: begun[name] for name in seen[0]}
     for number, weights_ in enumerate(seen):
@@ -644,15 +704,16 @@ def test_the_cosine_rises_falls_and_ends_with_the_epochs(train, call):
     run = train("schedule=cosine", "epochs=3")
     lrs = [line["lr"] for line in runs.read_metrics(run)]
     assert lrs[0] > lrs[1] > lrs[2] > 0
-    code, errors = call("train", f"resume={run}", "epochs=9")
-    assert (code, "schedule=cosine, which ends at epochs=3" in errors) == (2, True)
+    assert "schedule=cosine, which ends at epochs=3" in refused(call, 2, run, "epochs=9")
 
 
 def test_augment_moves_turns_zooms_and_lights_by_the_given_amounts():
     """A blurred spot, whose centre of mass and spread say where it went."""
     side, still = 64, {"shift": 0, "rotate": 0, "zoom": 0, "light": 0}
     y, x = torch.meshgrid(torch.arange(side) - 31.5, torch.arange(side) - 31.5, indexing="ij")
-    spot = (0.8 * torch.exp(-((x - 15) ** 2 + y**2) / 20)).expand(1, 3, side, side)  # to the right of the centre
+    spot = (0.8 * torch.exp(-((x - 15) ** 2 + y**2) / 20)).expand(
+        1, 3, side, side
+    )  # to the right of the centre
 
     def moved(how, **knobs):
         out = augment(spot, torch.tensor([how], dtype=torch.float32), **still | knobs)[0].double()
@@ -667,8 +728,12 @@ def test_augment_moves_turns_zooms_and_lights_by_the_given_amounts():
     assert moved([1, -0.5, *zeros[2:]], shift=4)[0] == pytest.approx([4, 13], abs=0.05)
     turned = moved([0, 0, 1, *zeros[3:]], rotate=30)[0]
     assert [abs(turned[0]), turned[1]] == pytest.approx([15 * 0.5, 15 * 0.866], abs=0.1)
-    assert moved([0, 0, 0, 1, *zeros[4:]], zoom=0.2)[0] == pytest.approx([0, 15 * np.exp(0.2)], abs=0.1)
-    assert moved([0, 0, 0, 0, 1, *zeros[5:]], zoom=0.2)[0] == pytest.approx([0, 15 * np.exp(0.1)], abs=0.1)
+    assert moved([0, 0, 0, 1, *zeros[4:]], zoom=0.2)[0] == pytest.approx(
+        [0, 15 * np.exp(0.2)], abs=0.1
+    )
+    assert moved([0, 0, 0, 0, 1, *zeros[5:]], zoom=0.2)[0] == pytest.approx(
+        [0, 15 * np.exp(0.1)], abs=0.1
+    )
     lit = moved([*zeros[:5], 1, 1, 0, -1], light=0.3)[1] / spot[0]
     for channel, gain in enumerate((0.4, 0.3, 0.2)):
         middle = lit[channel][y.abs() + (x - 15).abs() < 3]
@@ -694,8 +759,10 @@ def slowly(hook, seconds):
     return wrapped
 
 
-def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_path, train, call, monkeypatch):
-    """trainer.max_time: a checkpoint within the epoch, exit 143, and what remains is trained by the resume."""
+def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(
+    tmp_path, train, call, monkeypatch
+):
+    """trainer.max_time: a checkpoint within the epoch, exit 143; a resume trains the rest."""
     whole = train("epochs=40", "log_images_every=1000", to="whole")
     monkeypatch.setattr(Record, "on_train_batch_end", slowly(Record.on_train_batch_end, 0.02))
     code, errors = call(
@@ -707,50 +774,35 @@ def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(tmp_p
     assert (status["status"], status["reason"]) == ("INTERRUPTED", "trainer.max_time is over")
     assert 0 < runs.epochs_done(tmp_path / "run") < 40
     monkeypatch.undo()
-    code, errors = call("train", f"resume={tmp_path / 'run'}", "+trainer.max_time='00:01:00:00'")
-    assert code == 0, errors
+    resume(call, tmp_path / "run", "+trainer.max_time='00:01:00:00'")
     assert_same(weights(whole)["state_dict"], weights(tmp_path / "run")["state_dict"])
-
-
-@pytest.mark.parametrize("word", ["+trainer.limit_val_batches=0.5", "+trainer.limit_train_batches=0.01"])
-def test_what_lightning_refuses_only_when_it_trains_is_one_sentence(call, tmp_path, word):
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, word)
-    assert (code, len(errors.strip().splitlines())) == (2, 1), errors
-    assert errors.startswith("error: trainer: You requested to check")
-    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_that_fails_leaves_a_complete_training(train, capfd, monkeypatch):
     from smilevae.evaluation import report
 
-    def fails(options):
+    def fails(*_):
         raise ZeroDivisionError("float division by zero")
 
-    monkeypatch.setattr(report, "report", fails)
+    monkeypatch.setattr(report, "evaluate_model", fails)
     said = []
     monkeypatch.setattr(fit.log, "info", said.append)
     run = train("evaluate=true")
     assert runs.state(run)["status"] == "COMPLETED"
     (line,) = [line for line in said if "evaluation failed" in line]
-    assert line.startswith("the training is complete, but its evaluation failed (ZeroDivisionError: float division")
-    assert f"again with python evaluate.py ckpt={runs.short(run)}" in line
+    assert line.startswith(
+        "the training is complete, but its evaluation failed (ZeroDivisionError: float division"
+    )
+    assert f"again with python evaluate.py ckpt={runs.shell_path(run)}" in line
 
 
-@pytest.mark.parametrize("word", ["+trainer.check_val_every_n_epoch=2", "+trainer.limit_val_batches=0"])
-def test_a_training_without_a_validation_every_epoch_is_refused(call, tmp_path, word):
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, word)
-    assert (code, "leaves no val/loss of every epoch" in errors) == (2, True)
-    assert not (tmp_path / "run").exists()
-
-
-def test_sums_that_a_resume_restored_on_the_cpu_move_to_the_device_of_the_batch():
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_sums_that_a_resume_restored_on_the_cpu_move_to_the_device_of_the_batch(device):
     """Lightning restores a checkpoint before it moves the model. `meta` stands for a GPU."""
     state = EpochState(torch.nn.Identity(), torch.zeros(1), sums={"train": torch.ones(5)})
-    state.add("train", torch.ones(5, device="meta"))
-    assert state.sums["train"].device.type == "meta"
-    state = EpochState(torch.nn.Identity(), torch.zeros(1), sums={"train": torch.ones(5)})
-    state.add("train", torch.ones(5))
-    assert state.sums["train"].tolist() == [2] * 5
+    state.add("train", torch.ones(5, 3, device=device))
+    assert state.sums["train"].device.type == device
+    assert device == "meta" or state.sums["train"].tolist() == [4] * 5
 
 
 def test_lightnings_own_load_from_checkpoint_works(tiny_run):

@@ -1,6 +1,5 @@
 """A model to give away, in one folder without paths of this machine."""
 
-import contextlib
 import copy
 import json
 import os
@@ -15,9 +14,9 @@ import torch
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
 from smilevae.config import PLACES
-from smilevae.editing import dials
+from smilevae.editing import attributes
 from smilevae.errors import ConfigError, NotEvaluated
-from smilevae.evaluation import edits_text, samplers
+from smilevae.evaluation import samplers, summary
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint, files
 
@@ -35,18 +34,22 @@ def main(options: ExportOptions) -> None:
         import onnxscript  # noqa: F401
         from safetensors.torch import save
     except ImportError as error:
-        raise ConfigError(f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'") from None
+        raise ConfigError(
+            f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'"
+        ) from None
     path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     digest = checkpoint.digest(vae)
     metrics = runs.read_evaluation(path, "metrics.json", digest)
-    evaluation = {"metrics.json": metrics}
-    for name in (dials.NAME, samplers.NAME):
-        with contextlib.suppress(NotEvaluated):  # without labels there are no dials
-            evaluation[name] = runs.read_evaluation(path, name, digest)
-    if options.attribute:
-        dials.read(path, vae).choose(options.attribute)  # raises for an unknown one
-        evaluation[dials.NAME]["attribute"] = options.attribute
+    evaluation = {"metrics.json": (json.dumps(metrics) + "\n").encode()}
+    sampler = samplers.load_sampler(path, vae.latent_dim, digest)
+    evaluation[samplers.NAME] = samplers.to_bytes(sampler, digest)
+    try:
+        edits = attributes.read(path, vae).with_main(options.attribute)
+        evaluation[attributes.NAME] = attributes.to_bytes(vae, edits)
+    except NotEvaluated:  # without labels there are no edits
+        if options.attribute:
+            raise
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
         "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),
@@ -57,7 +60,7 @@ def main(options: ExportOptions) -> None:
         shutil.rmtree(left, ignore_errors=True)
     with runs.replacing(out) as work:
         for name, content in evaluation.items():
-            runs.write_text(work / "evaluation" / name, json.dumps(content) + "\n")
+            runs.write_bytes(work / "evaluation" / name, content)
         for name, half in onnx_halves(vae).items():
             runs.write_bytes(work / name, half)
         runs.write_text(work / "README.md", model_card(model, metrics, runs.run_of(path)))
@@ -66,14 +69,17 @@ def main(options: ExportOptions) -> None:
         runs.write_bytes(work / runs.EXPORTED, save(weights))
         if out.exists():
             out.rmdir()  # Windows renames no folder to one that exists
-    print(f"exported: {runs.short(out)}/")
+    print(f"exported: {runs.shell_path(out)}/")
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
     """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
     x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
     files = {}
-    for method, example, inputs, outputs in (("encode", x, ["x"], ["mu", "logvar"]), ("decode", z, ["z"], ["x_hat"])):
+    for method, example, inputs, outputs in (
+        ("encode", x, ["x"], ["mu", "logvar"]),
+        ("decode", z, ["z"], ["x_hat"]),
+    ):
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]
         with warnings.catch_warnings():
@@ -94,9 +100,10 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
     """README.md of an exported model."""
-    path, edits = run / "data_card.json", metrics.get("edits")
+    path = run / "data_card.json"
     if run.name == runs.SHARP and not path.exists():  # a second phase has the images of its run
         path = run.parent / path.name
     data = {"parts": {}} | runs.read_json(path)
+    edits = summary.edit_table(metrics).text() if "edits" in metrics else None
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
-    return card.render(model=model, data=data, metrics=metrics, edits=edits and edits_text.format_card(edits))
+    return card.render(model=model, data=data, metrics=metrics, edits=edits)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smilevae import runs
 from smilevae.data.images import to_rgb8
-from smilevae.editing import dials
+from smilevae.editing import attributes
 from smilevae.evaluation import samplers
 from smilevae.runs import checkpoint
 
@@ -19,28 +19,34 @@ Images = Tensor | np.ndarray | Sequence[Image.Image]
 
 
 class Model:
-    """A checkpoint's `vae` in eval mode, its `settings` and its `dials`. Raises CheckpointError.
+    """A checkpoint's `vae` in eval mode, its `settings` and its `edits`. Raises CheckpointError.
 
     `attribute` is the one that edits change without a name: the evaluation's unless given.
+    Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or PIL images.
 
-    Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or lists of PIL images.
+    Example:
+        >>> model = smilevae.load(run)
+        >>> faces = model.sample(2)
+        >>> model.smile(faces, 1.5).shape == faces.shape
+        True
     """
 
     def __init__(self, ckpt: str | os.PathLike[str], attribute: str | None = None):
-        self.path, self.attribute = runs.find(os.fspath(ckpt)), attribute
-        self.vae, self.settings, *_ = checkpoint.load(self.path)
+        self.path = runs.find(os.fspath(ckpt))
+        self.attribute = attribute
+        loaded = checkpoint.load(self.path)
+        self.vae = loaded.vae
+        self.settings = loaded.settings
 
     @cached_property
-    def dials(self) -> dials.Dials:
-        """The calibrated directions by attribute. Raises CheckpointError without an evaluation, ConfigError."""
-        every = dials.read(self.path, self.vae)
-        every.choose(self.attribute)
-        return every._replace(attribute=self.attribute or every.attribute)
+    def edits(self) -> attributes.Edits:
+        """The editable attributes. Raises CheckpointError without an evaluation, ConfigError."""
+        return attributes.read(self.path, self.vae).with_main(self.attribute)
 
     @cached_property
     def sampler(self) -> samplers.Mixture:
         """Where codes come from: as in the newest evaluation; without one, the prior. Raises CheckpointError."""
-        return samplers.kept(self.path, self.vae.latent_dim, checkpoint.digest(self.vae))
+        return samplers.load_sampler(self.path, self.vae.latent_dim, checkpoint.digest(self.vae))
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
@@ -54,33 +60,34 @@ class Model:
 
     def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """Codes (num, D) from `sampler`; `temperature` scales their spread."""
-        return self.sampler.draw(num, torch.Generator().manual_seed(seed), temperature)
+        generator = torch.Generator().manual_seed(seed)
+        return self.sampler.draw(num, generator, temperature)
 
     def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
         """New faces (num, 3, S, S), decoded from `draw`."""
         return self.decode(self.draw(num, seed, temperature))
 
-    @torch.no_grad()
-    def turn(self, codes: Tensor, intensities: Sequence[float], direction: str | None = None) -> Tensor:
+    def turn(self, codes: Tensor, intensities: Sequence[float]) -> Tensor:
         """Codes at intensities of the attribute: (B, D) -> (B, I, D). Raises as `edit`."""
-        return self.dials.turn(self.vae, codes, torch.tensor(intensities), direction)
+        return self.edits.main.edit(codes, torch.tensor(intensities, dtype=torch.float32))
 
-    @torch.no_grad()
-    def edit(self, images: Images, amounts: Mapping[str, float], direction: str | None = None) -> Tensor:
-        """Decoded images with several attributes at their intensities, for example {"smile": 1, "glasses": 0.5}.
+    def edit(self, images: Images, amounts: Mapping[str, float]) -> Tensor:
+        """Decoded images with attributes at intensities, for example {"smile": 1, "glasses": 0.5}.
 
         Raises CheckpointError, ConfigError, ValueError.
         """
-        return self.decode(self.dials.mix(self.vae, self.encode(images), amounts, direction))
+        return self.decode(self.edits.mix(self.encode(images), amounts))
 
-    def smile(self, images: Images, intensity: float = 1.0, direction: str | None = None) -> Tensor:
+    def smile(self, images: Images, intensity: float = 1.0) -> Tensor:
         """Decoded images at an intensity of the model's attribute. Raises as `edit`."""
-        return self.edit(images, {self.dials.attribute: intensity}, direction)
+        return self.edit(images, {self.edits.main.name: intensity})
 
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size
         if not isinstance(images, Tensor | np.ndarray):
-            fitted = [ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images]
+            fitted = [
+                ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images
+            ]
             images = np.array([np.asarray(image) for image in fitted], np.uint8)
         x = images if isinstance(images, Tensor) else torch.from_numpy(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:

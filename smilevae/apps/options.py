@@ -1,20 +1,12 @@
 """The options of photo, app and export. Importing this costs no torch."""
 
+import math
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 ATTRIBUTE = "the one that is changed; that of the evaluation unless given"
-
-
-def _intensities(word: str) -> list[float]:
-    with suppress(ValueError):
-        low, high, num = word.split(":") if ":" in word else (word, word, "1")
-        if all(-10 <= float(end) <= 10 for end in (low, high)) and 1 <= int(num) <= 100:
-            return np.linspace(float(low), float(high), int(num)).tolist()
-    raise ValueError("must be a number from -10 to 10, or FROM:TO:STEPS with at most 100 steps")
 
 
 def _face(word: str) -> int | str:
@@ -24,12 +16,12 @@ def _face(word: str) -> int | str:
     raise ValueError("must be a number from 1, or all")
 
 
-def _box(word: str) -> Any:
+def _box(word: str) -> tuple[float, ...]:
     with suppress(ValueError):
-        box = word if word == "frame" else tuple(map(float, word.split(",")))
-        if box == "frame" or (len(box) == 3 and np.isfinite(box).all()):
+        box = tuple(map(float, word.split(",")))
+        if len(box) == 3 and all(map(math.isfinite, box)):
             return box
-    raise ValueError("must be LEFT,TOP,SIDE in pixels, or frame")
+    raise ValueError("must be LEFT,TOP,SIDE in pixels")
 
 
 class Common(BaseModel):
@@ -46,20 +38,17 @@ class PhotoOptions(Common):
     """
 
     image: str = Field(description="a photo, or a folder of photos (then out is a folder)")
-    out: str = Field(description="the new file: .png, .jpg or .webp; .gif or .mp4 for an animation")
+    out: str = Field(description="the new file: .png, .jpg or .webp")
     attribute: str | None = Field(None, description=ATTRIBUTE)
-    intensity: Annotated[list[float], BeforeValidator(_intensities)] = Field(
-        [1.0],
-        validation_alias=AliasChoices("intensity", "smile"),
-        description="0 as it is, 1 an average smile, negative less; FROM:TO:STEPS for several",
+    intensity: float = Field(
+        1.0, ge=-10, le=10, description="0 as it is, 1 an average smile, negative less"
     )
     face: Annotated[int | Literal["all"], BeforeValidator(_face)] = Field(
         1, description="the number of a face, largest first, or all"
     )
-    box: Annotated[Any, BeforeValidator(_box)] = Field(
-        None, description="LEFT,TOP,SIDE of the face in pixels, or frame"
+    box: Annotated[tuple[float, ...] | None, BeforeValidator(_box)] = Field(
+        None, description="LEFT,TOP,SIDE of the face in pixels"
     )
-    direction: str | None = Field(None, description="a direction of the scorecard; its best unless given")
 
 
 class AppOptions(Common):
@@ -75,7 +64,7 @@ class AppOptions(Common):
 class ExportOptions(Common):
     """smilevae export ckpt=RUN out=FOLDER
 
-    Writes a model to give away: safetensors, ONNX, calibrated directions and a model card.
+    Writes a model to give away: safetensors, ONNX, calibrated edits and a model card.
     """
 
     attribute: str | None = Field(None, description=ATTRIBUTE)

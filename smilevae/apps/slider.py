@@ -10,16 +10,16 @@ import socket
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from smilevae.apps import photo
 from smilevae.apps.model import Model
 from smilevae.apps.options import AppOptions
 from smilevae.data import images
+from smilevae.editing.alignment import Face
 from smilevae.errors import ConfigError, DataError
 from smilevae.evaluation import grids
 
@@ -33,7 +33,9 @@ try:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    raise ConfigError(f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'") from None
+    raise ConfigError(
+        f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'"
+    ) from None
 
 PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
@@ -53,22 +55,41 @@ HEADERS = {
 }
 
 
+class View(NamedTuple):
+    """A photo (H, W, 3) and the face in it."""
+
+    pixels: np.ndarray
+    face: Face
+
+
+class Kept(NamedTuple):
+    """A photo of the page: its colour profile, a preview and the full size."""
+
+    profile: bytes | None
+    preview: View
+    full: View
+
+
 class Studio:
     """The model and the photos of the page. One thread at a time uses the model."""
 
     def __init__(self, model: Model):
-        self.model, self.dials, self.lock = model, model.dials, threading.Lock()
-        # profile, preview and full; the last two are (pixels, face)
-        self.photos: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self.model = model
+        self.edits = model.edits
+        self.lock = threading.Lock()
+        self.photos: OrderedDict[str, Kept] = OrderedDict()
 
     def open(self, data: bytes, middle: bool) -> Response:
         """Keep a photo, with its face or its middle square. Answers its id and preview size."""
         try:
             picture = images.read(data, MAX_PIXELS)
-            full, box = np.asarray(picture), "frame" if middle else None
+            full = np.asarray(picture)
+            box = photo.middle(full) if middle else None
             face = photo.locate(self.model, full, "this picture", box)[0]
         except images.TooLarge as reason:
-            raise HTTPException(413, f"this picture is too large: {reason}; shrink it first") from None
+            raise HTTPException(
+                413, f"this picture is too large: {reason}; shrink it first"
+            ) from None
         except images.Unreadable as reason:
             raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
         except DataError as error:
@@ -78,62 +99,69 @@ class Studio:
         width, height = preview.size
         matrix = face.matrix.copy()
         matrix[:, :2] /= [width / picture.width, height / picture.height]
-        name, profile = secrets.token_urlsafe(12), picture.info.get("icc_profile")
+        name = secrets.token_urlsafe(12)
+        kept = Kept(
+            picture.info.get("icc_profile"),
+            View(np.asarray(preview), face._replace(matrix=matrix)),
+            View(full, face),
+        )
         with self.lock:
-            self.photos[name] = profile, (np.asarray(preview), face._replace(matrix=matrix)), (full, face)
+            self.photos[name] = kept
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
         return JSONResponse({"id": name, "width": width, "height": height})
 
     def edit(self, request: Request) -> Response:
         """A kept photo at the intensities of a request."""
-        query, amounts = request.query_params, self._amounts(request)
+        amounts = self._amounts(request)
+        name = request.query_params.get("id", "")
+        whole = "full" in request.query_params
         with self.lock:
-            if (name := query.get("id", "")) not in self.photos:
-                raise HTTPException(410, f"only the last {KEPT} pictures are kept; drop yours again")
+            if name not in self.photos:
+                raise HTTPException(
+                    410, f"only the last {KEPT} pictures are kept; drop yours again"
+                )
             self.photos.move_to_end(name)
-            profile, preview, full = self.photos[name]
-            pixels, face = full if "full" in query else preview
-            after = photo.edit(self.model, pixels, face, *amounts)
-        return _picture(after, "PNG" if "full" in query else "JPEG", profile)
+            kept = self.photos[name]
+            view = kept.full if whole else kept.preview
+            after = photo.edit(self.model, view.pixels, view.face, amounts)
+        return _picture(after, "PNG" if whole else "JPEG", kept.profile)
 
     def new(self, request: Request) -> Response:
         """New faces at the intensities of a request."""
         amounts = self._amounts(request)
         codes = self.model.draw(NUM_NEW, int(_number(request, "seed", 2**31)))
         with self.lock:
-            with torch.no_grad():
-                codes = self.dials.mix(self.model.vae, codes, *amounts)
-            grid = grids.tile(self.model.decode(codes).unflatten(0, (2, NUM_NEW // 2)))
+            faces = self.model.decode(self.edits.mix(codes, amounts))
+        grid = grids.tile(faces.unflatten(0, (2, NUM_NEW // 2)))
         return _picture((grid * 255).round().byte().permute(1, 2, 0).numpy(), "JPEG", None)
 
-    def _amounts(self, request: Request) -> tuple[dict[str, float], str | None]:
-        """Intensities by attribute, the page's own first, and its direction."""
-        amounts = {self.dials.attribute: _number(request, "value", 10)}
-        direction = request.query_params.get("direction")
+    def _amounts(self, request: Request) -> dict[str, float]:
+        """Intensities by attribute, the page's own first."""
+        amounts = {self.edits.main.name: _number(request, "value", 10)}
+        for name in request.query_params:
+            if name.startswith(OTHER):
+                amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
         try:
-            self.dials.choose(None, direction)
-            for name in request.query_params:
-                if name.startswith(OTHER):
-                    self.dials.choose(name.removeprefix(OTHER))
-                    amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
+            for name in amounts:
+                self.edits.find(name)
         except ConfigError:
-            raise HTTPException(400, "there is no such direction or attribute") from None
-        return amounts, direction
+            raise HTTPException(400, "there is no such attribute") from None
+        return amounts
 
 
 def application(studio: Studio) -> TrustedHostMiddleware:
     """The pages. Starlette runs the plain functions in threads."""
-    dials = studio.dials
-    ranges = {
-        name: {kind: [dial.low, dial.high] for kind, dial in {e.best: e.dials[e.best], **e.dials}.items()}
-        for name, e in dials.edits.items()
-    }  # the best one first
+    edits = studio.edits
+    ranges = {one.name: [one.low, one.high] for one in edits.attributes}
+    about = {"attribute": edits.main.name, "ranges": ranges}
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
             return other(request)
-        return await anyio.to_thread.run_sync(studio.open, await _body(request), "middle" in request.query_params)
+        return await anyio.to_thread.run_sync(
+            studio.open, await _body(request), "middle" in request.query_params
+        )
 
     def other(request: Request) -> Response:
         if request.method == "POST":
@@ -145,7 +173,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
-        Route("/about", JSONResponse({"attribute": dials.attribute, "dials": ranges}), methods=["GET"]),
+        Route("/about", JSONResponse(about), methods=["GET"]),
         Route("/edit", studio.edit),
         Route("/new", studio.new),
         Route("/photo", upload, methods=["POST"]),
@@ -176,7 +204,9 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
     if size > MAX_BYTES:
-        raise HTTPException(413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one")
+        raise HTTPException(
+            413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one"
+        )
     return bytes(data)
 
 
@@ -191,12 +221,16 @@ def _number(request: Request, name: str, bound: float) -> float:
 
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` starts with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # `smilevae app &` starts with it ignored
     app = application(Studio(Model(options.ckpt, options.attribute)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:
-        raise ConfigError(f"port={options.port}: {os.strerror(error.errno or 0)}; choose another") from None
+        raise ConfigError(
+            f"port={options.port}: {os.strerror(error.errno or 0)}; choose another"
+        ) from None
     config = uvicorn.Config(
         app, http="h11", ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
         headers=list(HEADERS.items()), server_header=False, timeout_graceful_shutdown=1,

@@ -18,11 +18,13 @@ def gather(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if not isinstance(images, np.memmap):
         return images[rows]
     batch = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    with open(str(images.filename), "rb", buffering=0) as file:
+    path = str(images.filename)
+    with open(path, "rb", buffering=0) as file:
         for row, image in zip(rows.tolist(), batch):
             file.seek(images.offset + row * images.strides[0])
             if file.readinto(image) != image.nbytes:
-                raise DataError(f"the image cache {images.filename} was cut short; remove it, and it is built again")
+                remedy = "remove it, and it is built again"
+                raise DataError(f"the image cache {path} was cut short; {remedy}")
     return batch
 
 
@@ -40,11 +42,12 @@ def hash64(*parts: object) -> int:
 class FaceBatches(Dataset):
     """An index is a batch: ((B,) rows, (B,) flips) -> uint8 (B, S, S, 3), smile (B,).
 
-    Arrays on the host, or tensors on one device, indices too: a batch there does not wait for the host.
+    Arrays on the host, or tensors on a device, indices too: a batch there waits for nothing.
     """
 
-    def __init__(self, images: Any, smile: Any):
-        self.images, self.smile = images, smile
+    def __init__(self, images: np.ndarray | Tensor, smile: Any):
+        self.images = images
+        self.smile = smile
 
     def __getitem__(self, index: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
         rows, flips = index
@@ -53,12 +56,13 @@ class FaceBatches(Dataset):
             return torch.where(flips[:, None, None, None], batch.flip(2), batch), self.smile[rows]
         images = gather(self.images, rows)
         images[flips] = images[flips, :, ::-1]
-        return torch.from_numpy(images), torch.from_numpy(self.smile[rows].astype(np.int64))
+        smile = self.smile[rows].astype(np.int64)
+        return torch.from_numpy(images), torch.from_numpy(smile)
 
 
 @dataclass(eq=False)
 class EpochBatches(Sampler):
-    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Only full batches, for BatchNorm."""
+    """Shuffled, flipped indices of FaceBatches from (seed, epoch) alone. Batches are full."""
 
     rows: np.ndarray
     batch_size: int
@@ -79,8 +83,10 @@ class EpochBatches(Sampler):
         order: Any = rng.permutation(self.rows)
         flips: Any = (rng.random(len(order)) < 0.5) & self.flip
         if self.device:
-            order, flips = (torch.from_numpy(part).to(self.device) for part in (order, flips))
-        first, size = self.skip, min(self.batch_size, len(order))
+            order = torch.from_numpy(order).to(self.device)
+            flips = torch.from_numpy(flips).to(self.device)
+        size = min(self.batch_size, len(order))
+        first = self.skip
         self.skip = 0
         for batch in range(first, len(self)):
             share = slice(batch * size + self.rank, (batch + 1) * size, self.world)

@@ -37,14 +37,19 @@ def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple
             notes = json.loads((entry / "notes.json").read_text())
             return np.load(entry / "images.npy", mmap_mode="r"), notes
         except ValueError:  # half-written before a power failure
-            raise DataError(f"the image cache {entry} is damaged; remove it, and it is built again") from None
+            raise DataError(
+                f"the image cache {entry} is damaged; remove it, and it is built again"
+            ) from None
     except OSError as error:
-        raise DataError(f"the image cache {entry} cannot be used ({error.strerror}); {advice}") from None
+        raise DataError(
+            f"the image cache {entry} cannot be used ({error.strerror}); {advice}"
+        ) from None
 
 
 def _build(entry: Path, shape: tuple[int, ...], build: Build, advice: str) -> None:
     """Build an entry, unless another process has just done so. Its lock ends with the process."""
-    parent, size = entry.parent, math.prod(shape)
+    size = math.prod(shape)
+    parent = entry.parent
     parent.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(parent)
     with FileLock(parent / f".{entry.name}.lock"):

@@ -12,13 +12,14 @@ LABELS = {"smiling": 1, "not_smiling": 0, "unlabelled": UNKNOWN}
 
 def data_card(faces: Faces) -> dict[str, Any]:
     """The content of data_card.json."""
-    people, parts = {}, {}
+    people = {}
+    parts = {}
     for part in ("train", "val", "test"):
         rows = faces.rows(part)
         people[part] = {faces.people[row] for row in rows}
-        parts[part] = {"images": len(rows), "people": len(people[part])}
         labels = Counter(faces.smile[rows].tolist())
-        parts[part] |= {name: labels[label] for name, label in LABELS.items()}
+        nums = {name: labels[label] for name, label in LABELS.items()}
+        parts[part] = {"images": len(rows), "people": len(people[part])} | nums
     return {
         "fingerprint": faces.fingerprint,
         "images": len(faces.smile),
@@ -36,21 +37,27 @@ def data_card(faces: Faces) -> dict[str, Any]:
 
 
 def format_card(card: dict[str, Any]) -> str:
-    line = "{:5} {images:6} images of {people:6} people:"
-    line += f" {{smiling}} {card['label']}, {{not_smiling}} not, {{unlabelled}} without a label"
-    lines = [line.format(part, **n) for part, n in card["parts"].items() if n["images"]]
+    """The data card for a person: a line a part, then what needs attention."""
+    lines = []
+    for part, num in card["parts"].items():
+        if num["images"]:
+            labels = f"{num['smiling']} {card['label']}, {num['not_smiling']} not"
+            labels += f", {num['unlabelled']} without a label"
+            lines.append(f"{part:5} {num['images']:6} images of {num['people']:6} people: {labels}")
     lines.append(f"people in both train and val: {card['people_in_train_and_val']}")
     name, num = card["largest_person"]
     if num > MANY:
-        lines.append(f"{num} images are of one person by data.person_pattern: {name}; pass another if that is wrong")
+        problem = f"{num} images are of one person by data.person_pattern: {name}"
+        lines.append(f"{problem}; pass another if that is wrong")
     if left_out := card["left_out"]:
         lines.append(f"left out of data.unlabelled: {left_out} images of people who are held out")
     if groups := card["duplicates"]:
         lines.append(f"identical images: {len(groups)} groups, first {' = '.join(groups[0])}")
-    skipped, noted = list(card["skipped"].items()), list(card["noted"].items())
-    lines += [f"skipped {name}: {reason}" for name, reason in skipped[:10]]
+    skipped = [f"skipped {name}: {reason}" for name, reason in card["skipped"].items()]
+    lines += skipped[:10]
     if skipped[10:]:
         lines.append(f"skipped {len(skipped) - 10} more; see data_card.json")
+    noted = [f"{name}: {remark}" for name, remark in card["noted"].items()]
     if noted:
-        lines.append(f"{len(noted)} files had remarks, for example {noted[0][0]}: {noted[0][1]}")
+        lines.append(f"{len(noted)} files had remarks, for example {noted[0]}")
     return "\n".join(lines)

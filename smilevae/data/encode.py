@@ -1,4 +1,4 @@
-"""Faces of a dataset through a VAE's encoder. Shapes: B batch, N faces, S image side, D latent dimensions."""
+"""The codes of faces. Shapes: B batch, N faces, S image side, D latent dimensions."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae.data.batches import gather, in_order, to_unit
+from smilevae.data.batches import in_order
 from smilevae.data.dataset import Faces
 from smilevae.models.vae import VAE
 
@@ -17,15 +17,21 @@ def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
     """Faces in the given order as batches (B, 3, S, S) in [0, 1] on the network's device."""
     device = next(vae.parameters()).device
     for chunk, _ in in_order(rows, BATCH):
-        yield to_unit(torch.from_numpy(gather(faces.images, chunk))).to(device)
+        yield faces.batch(chunk).to(device)
 
 
 @torch.no_grad()
-def encode(vae: VAE, faces: Faces, rows: np.ndarray, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-    """mu and logvar of some faces, or of their mirror images, in eval mode, on the CPU: (N, D) twice."""
+def encode(
+    vae: VAE, faces: Faces, rows: np.ndarray, mirrored: bool = False
+) -> tuple[Tensor, Tensor]:
+    """mu and logvar of faces, or of their mirror images, in eval mode, on the CPU: (N, D) twice."""
     was_training = vae.training
     vae.eval()
-    batches = (x.flip(3) if mirrored else x for x in batches_of(vae, faces, rows))
-    codes = [[t.cpu() for t in vae.encode(x)] for x in batches]
+    mu = []
+    logvar = []
+    for x in batches_of(vae, faces, rows):
+        code = vae.encode(x.flip(3) if mirrored else x)
+        mu.append(code[0].cpu())
+        logvar.append(code[1].cpu())
     vae.train(was_training)
-    return torch.cat([mu for mu, _ in codes]), torch.cat([logvar for _, logvar in codes])
+    return torch.cat(mu), torch.cat(logvar)

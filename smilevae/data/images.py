@@ -11,13 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 50_000_000  # checked before decoding
+MAX_PIXELS = 50_000_000  # checked before decoding; Pillow only warns, see console.WARNINGS
 EXTENSIONS = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
-    *(".avif", ".heic", ".heif"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".avif", ".heic", ".heif"),
 }
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")  # bytes 4 to 12 of an iPhone's photo
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
 
 
 class Unreadable(Exception):
@@ -35,7 +34,7 @@ class Decoded(NamedTuple):
 
 
 def to_rgb8(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB, alpha over white. Raises Unreadable for pixels without an agreed range."""
+    """Upright 8-bit RGB, alpha over white. Raises Unreadable for pixels of no agreed range."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         wide = np.asarray(image, dtype=np.int64)
@@ -58,7 +57,7 @@ def decode(data: bytes, size: int) -> Decoded:
 
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file's bytes as upright 8-bit RGB, its RGB profile and note in `info`. Raises Unreadable."""
+    """An image file's bytes as upright 8-bit RGB, with profile and note in `info`. Raises Unreadable."""
     if not data:
         raise Unreadable("empty file")
     limit = f"over the limit of {max_pixels // 10**6} million"
@@ -73,12 +72,13 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             upright.info["note"] = "the first of several frames" if animated else None
             return upright
     except Image.UnidentifiedImageError:
-        reason = "HEIC, which Pillow cannot read; convert it to JPEG" if data[4:12] in HEIC else "not an image"
-        raise Unreadable(reason) from None
+        heic = "HEIC, which Pillow cannot read; convert it to JPEG"
+        raise Unreadable(heic if data[4:12] in HEIC else "not an image") from None
     except Image.DecompressionBombError:
         raise TooLarge(f"{limit} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # from Pillow's decoders
-        raise Unreadable(f"damaged: {str(error).split('(')[0].strip() or type(error).__name__}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:  # of decoders
+        reason = str(error).split("(")[0].strip() or type(error).__name__
+        raise Unreadable(f"damaged: {reason}") from None
 
 
 def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
@@ -99,7 +99,7 @@ def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted, each once: links followed, dotfiles and `__MACOSX` skipped."""
+    """Image files below a folder, sorted, each once. Follows links, skips hidden files."""
     files: dict[str, Path] = {}
     visited: set[str] = set()
     stack = [folder]
@@ -111,6 +111,7 @@ def list_images(folder: Path) -> list[Path]:
                 visited.add(real)
                 inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
                 stack += sorted(inside, key=lambda p: p.name, reverse=True)
-        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):  # no pipes
-            files.setdefault(os.path.realpath(path), path)  # Path.resolve raises where a link names itself
+        elif path.suffix.lower() in EXTENSIONS and (path.is_file() or not path.exists()):
+            # No pipes, but broken links. Path.resolve raises where a link names itself.
+            files.setdefault(os.path.realpath(path), path)
     return sorted(files.values())

@@ -1,14 +1,11 @@
 """Lists the image files of a data set, and reads the table of their attributes."""
 
-import csv
 import functools
-import math
-import os
 import re
 from collections import Counter
 from os.path import basename
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -16,6 +13,9 @@ import platformdirs
 from smilevae.config import Data
 from smilevae.data.images import list_images
 from smilevae.errors import DataError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CelebA
 
 UNKNOWN = -1
 SMILE = "smile"  # the attribute that labels tell, without data.positive
@@ -35,46 +35,50 @@ class ImageFile(NamedTuple):
 
 def list_faces(data: Data) -> list[ImageFile]:
     """The files of a source, those of data.unlabelled last. Raises DataError."""
-    sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
-    files = two_folders(data.positive, data.negative) if data.positive else sources[data.source](data.root)
+    if data.positive and data.negative:
+        files = _listed("positive", data.positive, 1) + _listed("negative", data.negative, 0)
+    else:
+        sources = {"folder": folder, "smiling_or_not": smiling_or_not, "celeba": celeba}
+        files = sources[data.source](data.root)
     if data.unlabelled:
-        more = _images("data.unlabelled", data.unlabelled)
-        files += [ImageFile(path, f"unlabelled/{below}", UNKNOWN, UNLABELLED) for path, below in more]
-    return [f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files]
+        more = _listed("unlabelled", data.unlabelled, UNKNOWN)
+        files += [file._replace(part=UNLABELLED) for file in more]
+    return [
+        f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files
+    ]
 
 
 def folder(root: str | None) -> list[ImageFile]:
     """`root/[train/]{smile,non_smile}` and `root/test`, or images without classes."""
-    base = Path(os.path.expanduser(root or ""))
+    # List the classes, or all images but those of the test part.
+    base = Path(root or "")
     try:
         if not root or not base.is_dir():
-            raise DataError(f"data.root={root} is not a folder; name the one that holds train/ or smile/")
+            remedy = "name the one that holds train/ or smile/"
+            raise DataError(f"data.root={root} is not a folder; {remedy}")
         train = base / "train" if (base / "train").is_dir() else base
-        by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
         test = list_images(base / "test") if (base / "test").is_dir() else []
+        by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
         tested = set(test)
-        plain = [] if by_class else [p for p in list_images(train) if p not in tested]
+        plain = [] if by_class else [path for path in list_images(train) if path not in tested]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
     nums = {c: len(by_class.get(c, [])) for c in CLASS_FOLDERS}
     if by_class and not all(nums.values()):
         counts = ", ".join(f"{train / c}: {num} images" for c, num in nums.items())
-        raise DataError(f"one class is empty ({counts}); fill both folders, or put all images into {train} itself")
+        remedy = f"fill both folders, or put all images into {train} itself"
+        raise DataError(f"one class is empty ({counts}); {remedy}")
     if not by_class and not plain:
-        raise DataError(f"{train} holds no images; expected train/smile and train/non_smile, or images")
-    labelled = [(p, CLASS_FOLDERS[c], "train") for c, paths in by_class.items() for p in paths]
-    labelled += [(p, UNKNOWN, "train") for p in plain]
-    labelled += [(p, CLASS_FOLDERS.get(p.parent.name, UNKNOWN), "test") for p in test]
-    return [ImageFile(p, _text(p.relative_to(base)), smile, part) for p, smile, part in labelled]
+        expected = "expected train/smile and train/non_smile, or images"
+        raise DataError(f"{train} holds no images; {expected}")
 
-
-def two_folders(positive: str, negative: str | None) -> list[ImageFile]:
-    """Images with an attribute, and images without it."""
+    # Name the class and the part of each.
     files = []
-    for name, path, label in (("positive", positive, 1), ("negative", negative or "", 0)):
-        for image, below in _images(f"data.{name}", path):
-            files.append(ImageFile(image, f"{name}/{below}", label, "train"))
-    return files
+    for name, label in CLASS_FOLDERS.items():
+        files += [(path, label, "train") for path in by_class.get(name, [])]
+    files += [(path, UNKNOWN, "train") for path in plain]
+    files += [(path, CLASS_FOLDERS.get(path.parent.name, UNKNOWN), "test") for path in test]
+    return [ImageFile(p, _text(p.relative_to(base)), label, part) for p, label, part in files]
 
 
 def smiling_or_not(root: str | None) -> list[ImageFile]:
@@ -89,7 +93,8 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
         raise DataError("data=smiling_or_not needs kagglehub: pip install -e '.[data]'") from None
     except Exception as error:  # of many libraries
         problem = f"Kaggle could not be reached for {KAGGLE_HANDLE} ({type(error).__name__})"
-        raise DataError(f"{problem}; go online once, or pass data.root=PATH of a download") from None
+        remedy = "go online once, or pass data.root=PATH of a download"
+        raise DataError(f"{problem}; {remedy}") from None
     if not (path / "smile").is_dir():  # the archive may hold one outer folder
         path = next((p.parent for p in sorted(path.rglob("smile")) if p.is_dir()), path)
     return folder(str(path.parent if path.name == "train" else path))
@@ -97,13 +102,14 @@ def smiling_or_not(root: str | None) -> list[ImageFile]:
 
 def celeba(root: str | None) -> list[ImageFile]:
     """CelebA (Liu et al. 2015) with its people and its test part."""
-    every, test = (_celeba(root, split) for split in ("all", "test"))
-    test = set(test.filename)
+    every = _celeba(root, "all")
+    test = set(_celeba(root, "test").filename)
     images = Path(every.root) / "celeba" / "img_align_celeba"
     smile = every.attr[:, every.attr_names.index("Smiling")].tolist()
+    people = every.identity[:, 0].tolist()
     return [
-        ImageFile(images / name, name, label, "test" if name in test else "train", str(identity))
-        for name, label, identity in zip(every.filename, smile, every.identity[:, 0].tolist())
+        ImageFile(images / name, name, label, "test" if name in test else "train", str(number))
+        for name, label, number in zip(every.filename, smile, people)
     ]
 
 
@@ -112,11 +118,12 @@ def celeba_attributes(root: str | None, names: list[str]) -> dict[str, np.ndarra
     every = _celeba(root, "all")
     order = {name: row for row, name in enumerate(every.filename)}
     table = every.attr.numpy().astype(np.float32)[[order[name] for name in names]]
-    return {name.lower(): table[:, k] for k, name in enumerate(every.attr_names) if name not in ("Smiling", "")}
+    columns = dict(zip(every.attr_names, table.T))
+    return {name.lower(): columns[name] for name in columns if name not in ("Smiling", "")}
 
 
 @functools.cache
-def _celeba(root: str | None, split: str) -> Any:
+def _celeba(root: str | None, split: str) -> "CelebA":
     from torchvision.datasets import CelebA
 
     base = root or platformdirs.user_cache_dir("smilevae")
@@ -124,21 +131,25 @@ def _celeba(root: str | None, split: str) -> Any:
         return CelebA(base, split, ["attr", "identity"], download=not root)
     except Exception as error:  # of many libraries
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        problem = f"CelebA was not found in {base}/celeba and could not be downloaded ({reason})"
-        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
-        raise DataError(f"{problem}; {remedy}") from None
+        remedy = (
+            "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
+        )
+        raise DataError(
+            f"CelebA was not found in {base}/celeba and not downloaded ({reason}); {remedy}"
+        ) from None
 
 
-def _images(knob: str, root: str) -> list[tuple[Path, str]]:
-    """The images of a folder that a knob names, with their paths below it. Raises DataError."""
-    base = Path(os.path.expanduser(root))
+def _listed(knob: str, root: str, label: int) -> list[ImageFile]:
+    """The images of a folder that a knob names. Raises DataError."""
+    remedy = "name a folder of images"
     try:
-        paths = list_images(base)
+        paths = list_images(Path(root))
     except OSError as error:
-        raise DataError(f"{knob}={base}: {error.strerror}; name a folder of images") from None
+        raise DataError(f"data.{knob}={root}: {error.strerror}; {remedy}") from None
     if not paths:
-        raise DataError(f"{knob}={base} holds no images; name a folder of images")
-    return [(path, _text(path.relative_to(base))) for path in paths]
+        raise DataError(f"data.{knob}={root} holds no images; {remedy}")
+    below = [_text(path.relative_to(root)) for path in paths]
+    return [ImageFile(p, f"{knob}/{name}", label, "train") for p, name in zip(paths, below)]
 
 
 def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -146,34 +157,41 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
 
     Two words become 0 and 1 in alphabetical order; a column of more words is left out.
     """
+    import pandas as pd
+
+    options = {"keep_default_na": False, "na_values": ["", "nan", "NaN"], "index_col": False}
     try:
-        with open(os.path.expanduser(path), newline="", encoding="utf-8-sig") as file:
-            table = [row for row in csv.DictReader(file) if row.get("file")]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", **options)
+    except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
         reason = getattr(error, "strerror", None) or "it is not CSV"
-        raise DataError(f"data.attributes={path}: {reason}; name a CSV table with a column `file`") from None
-    in_names = Counter(map(basename, names))
-    in_table = Counter(basename(row["file"]) for row in table)
-    once = {name for name in in_names if in_names[name] == in_table[name] == 1}
-    by_file = {basename(row["file"]): row for row in table} | {row["file"]: row for row in table}
-    rows = [by_file.get(name) or (by_file[basename(name)] if basename(name) in once else None) for name in names]
-    if not any(rows):
+        remedy = "name a CSV table with a column `file`"
+        raise DataError(f"data.attributes={path}: {reason}; {remedy}") from None
+
+    # Find the row of each image: by its name, or by a file name that occurs once.
+    files = table.get("file", pd.Series(dtype=str)).dropna()
+    by_name = {name: row for row, name in files.items()}
+    ends = files.map(basename)
+    by_end = {end: row for row, end in ends[~ends.duplicated(keep=False)].items()}
+    num_ends = Counter(map(basename, names))
+    by_end = {end: row for end, row in by_end.items() if num_ends[end] == 1}
+    rows = [by_name.get(name, by_end.get(basename(name), -1)) for name in names]
+    if max(rows, default=-1) < 0:
         problem = f"a column `file`, separated by commas, names none of the {len(names)} images"
         remedy = "name them as below data.root, or by file names that occur once"
         raise DataError(f"data.attributes={path}: {problem}; {remedy}")
+
+    # Turn the columns into numbers.
     columns = {}
-    for column in [c for c in table[0] if c not in ("file", "identity", "smile", None)]:
-        texts = [(row.get(column) or "").strip() if row else "" for row in rows]
-        words = sorted(set(texts) - {""})
-        try:
-            codes = {word: float(word) for word in words}
-        except ValueError:
+    for column in table.columns.drop(["file", "identity", "smile"], errors="ignore"):
+        texts = table[column].str.strip().replace("", np.nan).reindex(rows)
+        values = pd.to_numeric(texts, errors="coerce").to_numpy(np.float32)
+        if np.isnan(values).sum() > texts.isna().sum():
+            codes, words = pd.factorize(texts, sort=True)
             if len(words) > 2:
                 continue
-            codes = {word: float(number) for number, word in enumerate(words)}
-        values = np.array([codes.get(text, math.nan) for text in texts], np.float32)
+            values = np.where(codes < 0, np.nan, codes).astype(np.float32)
         if len(np.unique(values[np.isfinite(values)])) > 1:
-            columns[column] = values
+            columns[str(column)] = values
     return columns
 
 

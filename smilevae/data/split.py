@@ -18,23 +18,32 @@ def merge_people(files: list[ImageFile]) -> list[str]:
 
     for file in files:
         if file.part != UNLABELLED:
-            known, own = name(first.setdefault(file.digest, file.person)), name(file.person)
+            known = name(first.setdefault(file.digest, file.person))
+            own = name(file.person)
             if known != own:
                 alias[own] = known
     return [name(first[f.digest]) if f.digest in first else f.person for f in files]
 
 
 def split_parts(
-    people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, val_fraction: float, test_fraction: float = 0
+    people: list[str],
+    smile: np.ndarray,
+    part: np.ndarray,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float = 0,
 ) -> np.ndarray:
     """Splits the part "train" into "train", "val" and "test" by a hash of (seed, person).
 
-    If all people of a class, two or more, are on one side, the one nearest to the threshold changes sides.
-    UNLABELLED faces become "train", but not those of held-out people.
+    If all people of a class, two or more, are on one side, the one nearest to the threshold
+    changes sides. UNLABELLED faces become "train", but not those of held-out people.
     """
+    # Draw a number for each person: low ones are held out, high ones are tested.
     train = part == "train"
     draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, train) if own}
     in_val = {p for p, u in draw.items() if u < val_fraction}
+
+    # Each class needs a person on both sides.
     for label in np.unique(smile[train]):
         members = {people[row] for row in np.flatnonzero(train & (smile == label))}
         ranked = sorted(members, key=lambda p: (draw[p], p))
@@ -42,7 +51,10 @@ def split_parts(
             in_val.add(ranked[0])
         elif len(members) >= 2 and members <= in_val:
             in_val.remove(ranked[-1])
+    # Give each face the part of its person.
     in_test = {p for p, u in draw.items() if 1 - test_fraction <= u} - in_val
-    held_out, tested = (np.array([p in chosen for p in people]) for chosen in (in_val, in_test))
-    part = np.where(train & held_out, "val", np.where(train & tested, "test", part))
+    held_out = np.array([p in in_val for p in people])
+    tested = np.array([p in in_test for p in people])
+    part = np.where(train & held_out, "val", part)
+    part = np.where(train & tested, "test", part)
     return np.where((part == UNLABELLED) & ~held_out & ~tested, "train", part)

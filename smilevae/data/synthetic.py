@@ -28,13 +28,21 @@ WHITE, BLACK = "#ffffff", "#000000"
 class SyntheticFaces:
     """Factors (N,) each, int8 labels smile (N,) and flags test (N,): a function of the seed."""
 
-    def __init__(self, num_smiling: int, num_not_smiling: int, num_test: int, seed: int = 0, confound: float = 0.0):
+    def __init__(
+        self,
+        num_smiling: int,
+        num_not_smiling: int,
+        num_test: int,
+        seed: int = 0,
+        confound: float = 0.0,
+    ):
         rng = np.random.default_rng(seed)
         counts = num_smiling, num_not_smiling, num_test // 2, (num_test + 1) // 2
         self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), counts)
         num = len(self.smile)
         self.test = np.arange(num) >= num_smiling + num_not_smiling
-        smiling, others = rng.uniform(0.45, 1, num), rng.uniform(-0.3, 0.35, num)
+        smiling = rng.uniform(0.45, 1, num)
+        others = rng.uniform(-0.3, 0.35, num)
         factors = {"smile": np.where(self.smile == 1, smiling, others)}
         own = (1 - confound**2) ** 0.5 * rng.standard_normal(num)
         hair_length = confound * (2 * self.smile - 1) + own
@@ -72,10 +80,16 @@ def face_svg(face: Mapping[str, float]) -> str:
     f, smile = SimpleNamespace(**face), face["smile"]
     up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
     skin, hair, iris = _pick(SKINS, f.skin), _pick(HAIRS, f.hair), _pick(EYES, f.eye_colour)
-    shade, glow, dark_hair = _mix(skin, "#3a1408", 0.38), _mix(skin, "#fff2e0", 0.35), _mix(hair, BLACK, 0.45)
+    shade, glow, dark_hair = (
+        _mix(skin, "#3a1408", 0.38),
+        _mix(skin, "#fff2e0", 0.35),
+        _mix(hair, BLACK, 0.45),
+    )
     lip = _mix(skin, "#a8283c", 0.45)
     dark_lip = _mix(lip, BLACK, 0.55)
-    back = "#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f.background, 0.35, 0.72))
+    back = "#" + "".join(
+        f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f.background, 0.35, 0.72)
+    )
 
     wide, jaw = 27 + 4 * f.face_width, 15 + 8 * f.jaw  # half widths of the head and of the chin
     west, east = 50 - wide, 50 + wide
@@ -91,7 +105,10 @@ def face_svg(face: Mapping[str, float]) -> str:
         f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f.roll:.2f} 50 90)">',
         _path(behind, dark_hair),
         _path("M38 78 L38 100 L62 100 L62 78Z", shade),
-        _path("M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z", _mix(back, "#202840", 0.6)),
+        _path(
+            "M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z",
+            _mix(back, "#202840", 0.6),
+        ),
     ]
     add, sides = parts.append, (-1, 1)
 
@@ -103,15 +120,23 @@ def face_svg(face: Mapping[str, float]) -> str:
 
     if f.beard:
         line = mouth_y - 9
-        beard = f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
-        beard += f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
+        beard = (
+            f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
+        )
+        beard += (
+            f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
+        )
         beard += f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
         add(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f.beard:.2f}"'))
 
     # cheeks, with a fold from the nose
     for side in sides:
         x, y = cx + side * (16 - 0.3 * side * turn), 63 - 3.5 * up
-        add(_ellipse(x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'))
+        add(
+            _ellipse(
+                x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'
+            )
+        )
         if up > 0.1:
             end_x = cx + side * (14 + 3 * up)
             fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {end_x} {mouth_y - 1}"
@@ -143,7 +168,9 @@ def face_svg(face: Mapping[str, float]) -> str:
         add(_line(brow, dark_hair, 1.6 + 1.9 * f.brow_weight))
 
     nose, tip = 4 + 2.4 * f.nose_width + 0.6 * up, cx + 1.3 * turn / 5 * 2
-    bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
+    bridge = (
+        f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
+    )
     nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
     nostrils += f" M{tip + nose} 61.5 Q{tip + nose - 1} 64 {tip + 1.5} 63.6"
     parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
@@ -156,7 +183,9 @@ def face_svg(face: Mapping[str, float]) -> str:
     start, end = f"{left} {corner}", f"{right} {corner}"
     between = f"M{start} Q{cx} {dip} {end}"  # the line along which the lips meet
     upper = f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
-    upper += f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
+    upper += (
+        f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
+    )
     lower = f"M{start} Q{cx} {dip + 2 * gap} {end} Q{cx} {dip + 2 * gap + 3.4 * full} {start}Z"
     if big:
         inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {start}Z"
@@ -172,15 +201,21 @@ def face_svg(face: Mapping[str, float]) -> str:
     # hair in front, light over the head, glasses
     low = 20 + 13 * f.fringe
     front = f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {east + 5} 14"
-    front += f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
+    front += (
+        f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
+    )
     front += f" {cx - 14} {low + 2} C{west + 3} {low + 6} {west + 1} 40 {west - 2} 50Z"
     parts += [_path(front, "url(#hair)"), _path(head, "url(#light)")]
     if f.glasses:
         ring = 'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a"'
         ring += f' stroke-width="{0.8 + 1.4 * f.glasses:.2f}"'
         for side in sides:
-            add(f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
-        arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
+            add(
+                f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>'
+            )
+        arms = (
+            f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
+        )
         add(_line(arms, "#1c1a1a", 0.8 + f.glasses))
 
     lit, dark, bright = 50 + 30 * f.light, "#180808", _mix(hair, WHITE, 0.25)
@@ -189,11 +224,20 @@ def face_svg(face: Mapping[str, float]) -> str:
     across = 'x1="0" x2="1"' if f.light > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
     defs = [
         _gradient("back", "linear", f'{across} y2="1"', *ends),
-        _gradient("skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)),
+        _gradient(
+            "skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)
+        ),
         _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, bright)),
         _gradient("nose", "linear", across, (0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)),
         _gradient("cheek", "radial", "", (0, red, 0.9), (0.6, rose, 0.4), (1, skin, 0)),
-        _gradient("light", "linear", across, (0, dark, 0.5 * abs(f.light)), (0.6, dark, 0), (1, WHITE, 0.12)),
+        _gradient(
+            "light",
+            "linear",
+            across,
+            (0, dark, 0.5 * abs(f.light)),
+            (0.6, dark, 0),
+            (1, WHITE, 0.12),
+        ),
     ]
     content = f"<defs>{''.join(defs)}</defs>{''.join(parts)}</g>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{content}</svg>'
@@ -209,7 +253,9 @@ def _line(d: str, stroke: str, width: float, more: str = "") -> str:
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, fill: str, more: str = "") -> str:
-    return f'<ellipse cx="{cx:.2f}" cy="{cy:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" fill="{fill}" {more}/>'
+    return (
+        f'<ellipse cx="{cx:.2f}" cy="{cy:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" fill="{fill}" {more}/>'
+    )
 
 
 def _gradient(name: str, kind: str, attributes: str, *stops: tuple) -> str:

@@ -42,60 +42,77 @@ def matrix_of(turn: complex, middle: complex, side: int) -> np.ndarray:
 
 def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The least-squares turn, scale and shift (2, 3) of points (K, 2) to others."""
-    a, b = points @ [1, 1j], target @ [1, 1j]
+    a = points @ [1, 1j]
+    b = target @ [1, 1j]
     turn = np.vdot(a - a.mean(), b - b.mean()) / np.vdot(a - a.mean(), a - a.mean())
     return matrix_of(turn, a.mean() - b.mean() / turn, 0)
 
 
-def moved(points: np.ndarray, matrix: np.ndarray, back: bool = False) -> np.ndarray:
-    """Points (..., 2) of the photo in the crop; `back`: the other way."""
-    if back:
-        return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (..., 2) of the photo in the crop."""
     return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def moved_back(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (..., 2) of the crop in the photo."""
+    return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
 
 
 def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """The antialiased crop (S, S, 3) uint8 of a photo."""
     cv2 = opencv()
+
     # Of a longer photo than OpenCV 4 takes, the part about the crop
-    middle = moved(np.full(2, side / 2), matrix, back=True)
+    middle = moved_back(np.full(2, side / 2), matrix)
     last = np.array(photo.shape[1::-1]) - MAX_SIDE
     begin = (middle - MAX_SIDE // 2).clip(0, last.clip(0)).astype(int)
     photo = photo[begin[1] :, begin[0] :][:MAX_SIDE, :MAX_SIDE]
     matrix = np.column_stack([matrix[:, :2], moved(begin, matrix)])
-    finer = int(np.clip(np.ceil(1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))), 1, 16))
-    scale = np.array([[finer, 0, (finer - 1) / 2], [0, finer, (finer - 1) / 2]]) @ np.vstack([matrix, [0, 0, 1]])
+
+    # A crop as fine as the photo, then shrunk
+    zoom = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    finer = int(np.clip(np.ceil(1 / zoom), 1, 16))
+    shift = (finer - 1) / 2
+    scale = np.array([[finer, 0, shift], [0, finer, shift]]) @ np.vstack([matrix, [0, 0, 1]])
     modes = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REPLICATE}
     large = cv2.warpAffine(photo, scale, (side * finer, side * finer), **modes)
     return cv2.resize(large, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def soft_mask(side: int, landmarks: np.ndarray | None = None) -> np.ndarray:
-    """(S, S) from 0 at the border, and at the outline of landmarks (L, 2) in pixels of the crop, to 1 within."""
-    cv2, inside = opencv(), np.ones((side, side), np.uint8)
+    """(S, S) from 0 at the border to 1 within; of landmarks (L, 2) in pixels of the crop, at their outline."""
+    cv2 = opencv()
+    inside = np.ones((side, side), np.uint8)
     if landmarks is not None:
-        inside = cv2.fillPoly(0 * inside, [landmarks[OUTLINE].round().astype(np.int32)], 1)
-    inside[[0, -1]] = inside[:, [0, -1]] = 0
-    ramp = np.clip(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / (SOFT * side), 0, 1)
+        outline = landmarks[OUTLINE].round().astype(np.int32)
+        inside = cv2.fillPoly(np.zeros((side, side), np.uint8), [outline], 1)
+    inside[[0, -1]] = 0
+    inside[:, [0, -1]] = 0
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    ramp = np.clip(depth / (SOFT * side), 0, 1)
     return (ramp**2 * (3 - 2 * ramp)).astype(np.float32)
 
 
 def face_at(landmarks: np.ndarray, side: int, layout: Points) -> Face:
-    """The face at landmarks (L, 2) of a photo, with its keypoints where training images have theirs."""
-    target = side * np.array(layout)
-    matrix = similarity(keypoints(landmarks), target)
+    """The face at landmarks (L, 2) of a photo, its keypoints where training images have theirs."""
+    matrix = similarity(keypoints(landmarks), side * np.array(layout))
     return Face(matrix, soft_mask(side, moved(landmarks, matrix)))
 
 
 def paste(photo: np.ndarray, change: np.ndarray, face: Face) -> np.ndarray:
     """The photo plus the change (S, S, 3) in [-1, 1] of a face, under its mask."""
-    cv2, side, (matrix, mask) = opencv(), change.shape[0], face
-    corners = moved(np.array([[0, 0], [side, 0], [0, side], [side, side]]), matrix, back=True)
+    cv2 = opencv()
+    side = change.shape[0]
+
+    # The part of the photo that holds the crop
+    corners = moved_back(np.array([[0, 0], [side, 0], [0, side], [side, side]]), face.matrix)
     size = np.array(photo.shape[1::-1])
     begin = np.floor(corners.min(0)).astype(int).clip(0, size - 1)
     end = (np.ceil(corners.max(0)).astype(int) + 1).clip(begin + 1, size)
-    local = np.column_stack([matrix[:, :2], moved(begin, matrix)])
-    shown = change.astype(np.float32) * mask[:, :, None]
+
+    # The change at that part's resolution
+    local = np.column_stack([face.matrix[:, :2], moved(begin, face.matrix)])
+    shown = change.astype(np.float32) * face.mask[:, :, None]
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     added = cv2.warpAffine(shown, local, (end - begin).tolist(), flags=flags)
     result = photo.copy()

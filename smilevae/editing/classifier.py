@@ -3,20 +3,18 @@
 Trained on real images, sharp and blurred: a VAE blurs, and blur lowers any smile.
 """
 
-import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smilevae.errors import ConfigError
-
 SIDE = 64  # pixels of the images that features are computed from
-BINS, CELL, STRIDE = 8, 8, 4  # of the histograms of gradients
+BINS = 8  # of the histograms of gradients
+CELL = 8  # pixels of a histogram
+STRIDE = 4  # pixels between histograms
 COARSE = 12  # side of the shrunk image whose colours are features too
 BLUR = 1.5  # pixels, standard deviation of a Gaussian
 NUM_AXES = 200  # principal axes of the features
@@ -63,107 +61,109 @@ def blur(x: Tensor, sd: float = BLUR) -> Tensor:
     kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / (2 * sd**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
     x = F.conv2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), kernel, groups=3)
-    return F.conv2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3)
-
-
-class Classifier(Protocol):
-    """The attribute classifier that a scorecard needs.
-
-    Two values: 0 and 1 are the mean scores of faces that lack and have the attribute, a score above `threshold` means
-    that a face has it, `accuracy` is the share of other people for whom that is right. Otherwise: the score estimates
-    the value, `accuracy` is their correlation.
-    """
-
-    threshold: dict[str, float]
-    accuracy: dict[str, float]
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Scores (B,) of images (B, 3, S, S) by attribute."""
-        ...
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Unit vectors (B, E), nearer for images of one person than of two."""
-        ...
-
-
-# images (N, 3, S, S), attributes (N,) each, NaN where unknown, and the person of each image -> a classifier
-MakeClassifier = Callable[[Tensor, Mapping[str, np.ndarray], list[str]], Classifier]
+    return F.conv2d(
+        F.pad(x, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3), groups=3
+    )
 
 
 class AttributeClassifier:
-    """The built-in classifier: histograms of gradients, and linear models on their principal axes.
+    """Histograms of gradients, and linear models on their principal axes, one for each attribute.
 
-    A model uses only the features that mirror images share, or all: whichever is more accurate for other people.
+    A score of 0 is the mean of other people's faces that lack the attribute, 1 of those that have it.
+    Above `threshold` a face has it; `accuracy` is the share of other people for whom that is right.
+    For an attribute of many values the score estimates the value, `accuracy` is their correlation.
+    A model uses only the features that mirror images share, or all: whichever is more accurate.
     """
 
     def __init__(self, x: Tensor, attributes: Mapping[str, np.ndarray], people: list[str]):
+        """Images (N, 3, S, S), attributes (N,) each, NaN where unknown, the person of each image."""
         from sklearn.decomposition import PCA
 
+        # Features of the images, sharp and blurred.
         images = [_shrunk(chunk) for chunk in x.split(CHUNK)]
-        every = torch.cat([features(some) for some in images] + [features(blur(some)) for some in images])
-        self._mean, sd = every.mean(0), every.std(0, correction=0)
-        self._sd = sd.maximum(0.5 * sd.mean(1, keepdim=True))  # a decoder varies features that hardly vary in images
+        sharp = [features(some) for some in images]
+        blurred = [features(blur(some)) for some in images]
+        every = torch.cat(sharp + blurred)
+        self._mean = every.mean(0)
+        sd = every.std(0, correction=0)
+        self._sd = sd.maximum(
+            0.5 * sd.mean(1, keepdim=True)
+        )  # decoders vary what images hardly vary
+
+        # Principal axes of both halves of the features.
         halves = standardised(every, self._mean, self._sd).swapaxes(0, 1).double().numpy()
         num = min(NUM_AXES, len(x) - 1, every.shape[2])
         axes = [PCA(num, random_state=0).fit(half) for half in halves]
         codes = np.hstack([pca.transform(half) for pca, half in zip(axes, halves)])
+
+        # A linear model of each attribute.
         folds = np.unique(people, return_inverse=True)[1] % FOLDS
-        self.threshold, self.accuracy = {}, {}
-        self._meters: dict[str, Meter] = {}
+        self.threshold: dict[str, float] = {}
+        self.accuracy: dict[str, float] = {}
+        self._models: dict[str, tuple[Tensor, float]] = {}
         for name, values in attributes.items():
-            two = len(np.unique(values[np.isfinite(values)])) == 2
             weights = independence(name, attributes)
-            tried = [(validated(codes[:, :width], values, folds, two, weights), width) for width in (num, 2 * num)]
-            (self.accuracy[name], low, high), width = max(tried, key=lambda trial: trial[0][0])
-            if two:
-                self.threshold[name] = -low / (high - low)
-            rows = np.tile(np.isfinite(values), 2)
-            coefficients, bias = fit_linear(
-                codes[rows, :width], np.tile(values, 2)[rows], two, np.tile(weights, 2)[rows]
+            model = _fitted(codes, num, values, folds, weights)
+            self.accuracy[name] = model.accuracy
+            if model.two:
+                self.threshold[name] = -model.low / (model.high - model.low)
+            parts = np.pad(model.coefficients, (0, 2 * num - len(model.coefficients))).reshape(
+                2, num
             )
-            parts = np.pad(coefficients, (0, 2 * num - width)).reshape(2, num)
-            weights = np.stack([part @ pca.components_ for part, pca in zip(parts, axes)])
-            bias -= sum(weight @ pca.mean_ for weight, pca in zip(weights, axes)) + low
-            slopes = torch.from_numpy(weights / (high - low)).float()
-            self._meters[name] = Meter(self._mean, self._sd, slopes, float(bias / (high - low)))
-        scale = np.sqrt(axes[0].explained_variance_[:NUM_IDENTITY])
-        self._identity = torch.from_numpy(axes[0].components_[:NUM_IDENTITY] / scale[:, None]).float()
+            slopes = np.stack([part @ pca.components_ for part, pca in zip(parts, axes)])
+            offset = sum(slope @ pca.mean_ for slope, pca in zip(slopes, axes)) + model.low
+            scale = model.high - model.low
+            bias = float((model.bias - offset) / scale)
+            self._models[name] = torch.from_numpy(slopes / scale).float().flatten(), bias
+
+        # The axes that distinguish people.
+        spread = np.sqrt(axes[0].explained_variance_[:NUM_IDENTITY])
+        self._identity = torch.from_numpy(
+            axes[0].components_[:NUM_IDENTITY] / spread[:, None]
+        ).float()
         self._offset = torch.from_numpy(axes[0].mean_).float()
 
-    def meter(self, name: str) -> "Meter":
-        return self._meters[name]
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
+        """Scores (B,) of images (B, 3, S, S) by attribute."""
+        standard = self._measured(x).flatten(1)
+        return {name: standard @ slopes + bias for name, (slopes, bias) in self._models.items()}
 
     def embed(self, x: Tensor) -> Tensor:
+        """Unit vectors (B, E) of images, nearer for images of one person than of two."""
         return F.normalize((self._measured(x)[:, 0] - self._offset) @ self._identity.T, dim=1)
 
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        standard = self._measured(x)
-        return {name: meter.score(standard) for name, meter in self._meters.items()}
-
     def _measured(self, x: Tensor) -> Tensor:
-        return torch.cat([standardised(features(chunk), self._mean, self._sd) for chunk in x.split(CHUNK)])
+        """Standardised features: (B, 3, S, S) -> (B, 2, F)."""
+        chunks = [features(chunk) for chunk in x.split(CHUNK)]
+        return torch.cat([standardised(chunk, self._mean, self._sd) for chunk in chunks])
 
 
-@dataclass
-class Meter:
-    """A linear model that measures one attribute: `mean`, `sd` and `weights` of the features, each (2, F)."""
+class LinearModel(NamedTuple):
+    """A linear model of codes, its accuracy on other people, the mean scores of both classes."""
 
-    mean: Tensor
-    sd: Tensor
-    weights: Tensor
+    coefficients: np.ndarray
     bias: float
+    accuracy: float
+    low: float
+    high: float
+    two: bool  # whether the attribute has two values
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Scores of images: (B, 3, S, S) -> (B,)."""
-        return self.score(standardised(features(x), self.mean, self.sd))
 
-    def score(self, standard: Tensor) -> Tensor:
-        """Scores of standardised features: (B, 2, F) -> (B,)."""
-        return standard.flatten(1) @ self.weights.flatten() + self.bias
-
-    def plain(self) -> dict[str, Any]:
-        """Values for JSON."""
-        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+def _fitted(
+    codes: np.ndarray, num: int, values: np.ndarray, folds: np.ndarray, weights: np.ndarray
+) -> LinearModel:
+    """A model of the first `num` columns of codes (2 N, 2 num), or of all: the more accurate one."""
+    known = np.isfinite(values)
+    two = len(np.unique(values[known])) == 2
+    tried = []
+    for width in (num, 2 * num):
+        tried.append((validated(codes[:, :width], values, folds, two, weights), width))
+    (accuracy, low, high), width = max(tried, key=lambda trial: trial[0][0])
+    rows = np.tile(known, 2)
+    coefficients, bias = fit_linear(
+        codes[rows, :width], np.tile(values, 2)[rows], two, np.tile(weights, 2)[rows]
+    )
+    return LinearModel(coefficients, bias, accuracy, low, high, two)
 
 
 def standardised(x_features: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
@@ -171,30 +171,27 @@ def standardised(x_features: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
     return ((x_features - mean) / sd).clamp(-4, 4) / mean.shape[1] ** 0.5
 
 
-def meter_from(content: Mapping[str, Any]) -> Meter:
-    """A meter from the values that `plain` gave. Raises ValueError, KeyError or TypeError for others."""
-    shape = features(torch.zeros(1, 3, SIDE, SIDE)).shape[1:]
-    tensors = [torch.tensor(content[name], dtype=torch.float32) for name in ("mean", "sd", "weights")]
-    bias = float(content["bias"])
-    if any(t.shape != shape or not torch.isfinite(t).all() for t in tensors) or not np.isfinite(bias):
-        raise ValueError("not a meter")
-    return Meter(tensors[0], tensors[1], tensors[2], bias)
-
-
 def independence(name: str, attributes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Weights of faces (N,) under which an attribute does not correlate with the one it correlates most with.
+    """Weights of faces (N,) under which an attribute does not correlate with the one it correlates
+    most with. Both are of 0 and 1; faces of which one is not known have weight 1.
 
-    Without them a classifier of gender also reads smiles, where more women smile. Both of 0 and 1; NaN has weight 1.
+    Without them a classifier of gender also reads smiles, where more women smile.
     """
-    own, weights, most = attributes[name], np.ones(len(attributes[name])), CORRELATED
+    own = attributes[name]
+    weights = np.ones(len(own))
+    most = CORRELATED
     for other, values in attributes.items():
+        # The table of both attributes; it must hold every known face, and no empty cell.
         known = np.isfinite(own + values)
         cells = [[known & (own == a) & (values == b) for b in (0, 1)] for a in (0, 1)]
         table = np.array([[cell.sum() for cell in row] for row in cells])
         if other == name or table.sum() != known.sum() or not table.all():
             continue
-        if (strength := abs(np.corrcoef(own[known], values[known])[0, 1])) > most:
-            most, weights = strength, np.ones(len(own))
+
+        strength = abs(np.corrcoef(own[known], values[known])[0, 1])
+        if strength > most:
+            most = strength
+            weights = np.ones(len(own))
             expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
             for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 weights[cells[a][b]] = expected[a, b] / table[a, b]
@@ -204,46 +201,50 @@ def independence(name: str, attributes: Mapping[str, np.ndarray]) -> np.ndarray:
 def validated(
     codes: np.ndarray, values: np.ndarray, folds: np.ndarray, two: bool, weights: np.ndarray
 ) -> tuple[float, float, float]:
-    """Accuracy for people outside the training data, and the mean scores of faces that lack and have it (or 0, 1).
+    """Accuracy for people outside the training data, and the mean scores of both classes (or 0, 1).
 
-    `codes` (N, K), or (2 N, K) of sharp, then of blurred images; scores are of the first N. A fold whose training part
-    has one class is left out, unlike in cross_val_predict. The accuracy is NaN where that leaves less than two classes.
+    `codes` (N, K), or (2 N, K) of sharp, then of blurred images; scores are of the first N. A fold
+    whose training part has one class is left out, unlike in cross_val_predict. The accuracy is NaN
+    where that leaves less than two classes.
     """
-    known, times = np.isfinite(values), len(codes) // len(values)
-    rows, labels, scores = np.tile(known, times), np.tile(values, times), np.full(len(values), np.nan)
+    known = np.isfinite(values)
+    times = len(codes) // len(values)
+    rows = np.tile(known, times)
+    labels = np.tile(values, times)
+    scores = np.full(len(values), np.nan)
     for fold in range(FOLDS):
-        inside, outside = rows & np.tile(folds != fold, times), known & (folds == fold)
+        inside = rows & np.tile(folds != fold, times)
+        outside = known & (folds == fold)
         if outside.any() and len(np.unique(labels[inside])) > 1:
-            coefficients, bias = fit_linear(codes[inside], labels[inside], two, np.tile(weights, times)[inside])
+            own = np.tile(weights, times)[inside]
+            coefficients, bias = fit_linear(codes[inside], labels[inside], two, own)
             scores[outside] = codes[: len(values)][outside] @ coefficients + bias
+
+    unknown = float("nan"), 0.0, 1.0
     scored = known & np.isfinite(scores)
     if min(len(np.unique(some[scored])) for some in (values, scores)) < 2:
-        return float("nan"), 0.0, 1.0
+        return unknown
     if not two:
         return float(np.corrcoef(scores[scored], values[scored])[0, 1]), 0.0, 1.0
-    low, high = (float(scores[scored & (values == value)].mean()) for value in np.unique(values[known]))
+    least, most = np.unique(values[known])
+    low = float(scores[scored & (values == least)].mean())
+    high = float(scores[scored & (values == most)].mean())
     if low == high:  # both classes have the same images
-        return float("nan"), 0.0, 1.0
-    return float(((scores > 0) == (values == values[known].max()))[scored].mean()), low, high
+        return unknown
+    right = (scores > 0) == (values == most)
+    return float(right[scored].mean()), low, high
 
 
-def fit_linear(codes: np.ndarray, values: np.ndarray, two: bool, weights: np.ndarray) -> tuple[np.ndarray, float]:
+def fit_linear(
+    codes: np.ndarray, values: np.ndarray, two: bool, weights: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Coefficients (K,) and bias of a logistic regression (`two` values) or a ridge regression."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    model = LogisticRegression(C=1.0, max_iter=1000) if two else Ridge(alpha=1.0)
-    model.fit(codes, (values == values.max()).astype(int) if two else values, weights)
+    if two:
+        model = LogisticRegression(C=1.0, max_iter=1000)
+        model.fit(codes, (values == values.max()).astype(int), weights)
+    else:
+        model = Ridge(alpha=1.0)
+        model.fit(codes, values, weights)
     return np.ravel(model.coef_), float(np.ravel(model.intercept_)[0])
-
-
-def import_classifier(name: str) -> MakeClassifier:
-    """The user's classifier, package.module:class. Raises ConfigError."""
-    try:
-        make = pkgutil.resolve_name(name)
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(
-            f"classifier={name} cannot be imported ({type(error).__name__}: {error}); pass package.module:class"
-        ) from None
-    if not callable(make):
-        raise ConfigError(f"classifier={name} is no class or function; pass one that returns a Classifier")
-    return cast("MakeClassifier", make)

@@ -11,44 +11,63 @@ import numpy as np
 import torch
 
 from smilevae.editing import mesh
-from smilevae.editing.alignment import LAYOUT, LONGEST, Points, cut, keypoints, matrix_of, moved, similarity
+from smilevae.editing.alignment import (
+    LAYOUT,
+    LONGEST,
+    Points,
+    cut,
+    keypoints,
+    matrix_of,
+    moved,
+    moved_back,
+    similarity,
+)
 from smilevae.errors import DataError
 
 MODEL = Path(__file__).with_name("face_detection_full_range.tflite")
 OUTPUTS = ("reshaped_classifier_face_4", "reshaped_regressor_face_4")
-SIDE, STRIDE = 192, 4  # of its input and between its anchors, in pixels
+SIDE = 192  # pixels of its input
+STRIDE = 4  # pixels between its anchors
 KEYPOINTS = (2, 3, 5)  # among the eight pairs of its second output
 ZOOMS = (0.5, 1, 2, 4)  # it finds faces of an eighth to a half of its input
 ANGLES = np.radians([0, 45, -45])
 LIKELY = -0.5  # logit of a proposal
 TRUST = 11.0  # score of the mesh; of 84 faces 82 had over 12, wrong places at most 10.2
-TURNS = np.multiply.outer([0.92, 1.08], np.exp([0.1j, -0.1j])).ravel()  # of the crops whose landmarks are averaged
+TURNS = np.multiply.outer(
+    [0.92, 1.08], np.exp([0.1j, -0.1j])
+).ravel()  # of the crops whose landmarks are averaged
 MARGIN = 36  # pixels of the mesh's input about a face
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
     """Landmarks (L, 2) of the faces in a photo (H, W, 3), largest first. Tilted ones count where none is upright."""
-    faces: list[np.ndarray] = []
-    cv2, (height, width), share = mesh.opencv(), photo.shape[:2], min(1, LONGEST / max(photo.shape))
+    share = min(1, LONGEST / max(photo.shape))
+    height, width = photo.shape[:2]
     size = max(1, round(share * width)), max(1, round(share * height))
-    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    small = mesh.opencv().resize(photo, size, interpolation=mesh.opencv().INTER_AREA)
+    faces: list[np.ndarray] = []
     for angle in ANGLES:
         for points in _proposals(small, angle):
             face, score = place(photo, points / share)
-            if score >= TRUST and all(np.hypot(*(face - f).mean(0)) > 0.5 * np.ptp(f, 0).max() for f in faces):
+            if score >= TRUST and not any(_same(face, other) for other in faces):
                 faces.append(steadied(photo, face))
         if faces:
             break
     return sorted(faces, key=lambda face: -np.ptp(face, 0).max())
 
 
-def typical_points(pictures: np.ndarray) -> Points | None:
+def _same(face: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two sets of landmarks are of one face."""
+    return np.hypot(*(face - other).mean(0)) <= 0.5 * np.ptp(other, 0).max()
+
+
+def typical_points(images: np.ndarray) -> Points | None:
     """Median keypoints of training images (N, S, S, 3) uint8 and their mirror images, as shares of the side.
 
     None where fewer than ten show a face, or OpenCV is not installed.
     """
     try:
-        _, points, scores = mesh.see(torch.from_numpy(pictures).movedim(-1, 1) / 255, MARGIN)
+        _, points, scores = mesh.see(torch.from_numpy(images).movedim(-1, 1) / 255, MARGIN)
     except DataError:
         return None
     if (scores >= TRUST).sum() < 10:
@@ -78,24 +97,32 @@ def _see(photo: np.ndarray, points: np.ndarray, turn: complex) -> tuple[np.ndarr
     matrix = similarity(points, turned)
     crop = torch.from_numpy(cut(photo, matrix, mesh.SIDE)).permute(2, 0, 1)
     _, marks, scores = mesh.see(crop[None] / 255, 0)
-    return moved(mesh.SIDE * marks[0], matrix, back=True), float(scores[0])
+    return moved_back(mesh.SIDE * marks[0], matrix), float(scores[0])
 
 
 def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
     """Keypoints (K, 2) of possible faces that are tilted by about `angle`, the likeliest first."""
     height, width = photo.shape[:2]
     turn = np.exp(-1j * angle)
-    span = max(abs(turn.real) * a + abs(turn.imag) * b for a, b in ((width, height), (height, width)))
+    span = max(
+        abs(turn.real) * width + abs(turn.imag) * height,
+        abs(turn.real) * height + abs(turn.imag) * width,
+    )
+
+    # Windows of SIDE pixels over the turned photo, at several sizes
     seen: list[tuple[float, np.ndarray]] = []
     for zoom in ZOOMS:
         side = round(SIDE * max(1, zoom))
         if zoom > 1 and side > 1.5 * span:
             break
         matrix = matrix_of(SIDE * zoom / span * turn, complex(width, height) / 2, side)
-        view, starts = cut(photo, matrix, side), range(0, side - SIDE + 1, SIDE // 2)
+        view = cut(photo, matrix, side)
+        starts = range(0, side - SIDE + 1, SIDE // 2)
         for left, top in itertools.product(starts, starts):
             logits, points = _detect(view[top : top + SIDE, left : left + SIDE])
-            seen += zip(logits, moved(points + np.array([left, top]), matrix, back=True))
+            seen += zip(logits, moved_back(points + np.array([left, top]), matrix))
+
+    # Of those nearer to each other than the eyes are, the likeliest
     kept: list[np.ndarray] = []
     for _, points in sorted(seen, key=lambda pair: -pair[0]):
         if all(np.hypot(*(points - k).mean(0)) > np.hypot(*(k[0] - k[1])) for k in kept):
@@ -108,5 +135,7 @@ def _detect(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     blob = np.ascontiguousarray(window.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
     logits, pairs = (output[0] for output in mesh.forward(MODEL, blob, OUTPUTS))
     likely = np.flatnonzero(logits[:, 0] > LIKELY)
-    anchors = np.stack(np.divmod(likely, SIDE // STRIDE)[::-1], 1) * STRIDE + STRIDE / 2
-    return logits[likely, 0], pairs[likely].reshape(-1, 8, 2)[:, KEYPOINTS] + anchors[:, None]
+    down, across = np.divmod(likely, SIDE // STRIDE)
+    anchors = np.stack([across, down], 1) * STRIDE + STRIDE / 2
+    points = pairs[likely].reshape(-1, 8, 2)[:, KEYPOINTS] + anchors[:, None]
+    return logits[likely, 0], points

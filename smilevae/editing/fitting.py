@@ -1,11 +1,12 @@
-"""Fits the dials of every attribute: chooses labels and directions, and calibrates them.
+"""Fits the edits of every attribute. Each step takes a list of attributes and gives a shorter one.
 
-One attribute classifier calibrates; another, trained on other people, is returned for scores. Shapes: N examples,
-D latent dimensions.
+One attribute classifier calibrates; another, trained on other people, is returned for scores.
+Shapes: N training faces, D latent dimensions.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,178 +15,270 @@ from torch import Tensor
 from smilevae.data.batches import gather
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
-from smilevae.editing import directions, mesh
+from smilevae.editing import calibration, directions, mesh
 from smilevae.editing.alignment import LAYOUT
-from smilevae.editing.calibration import MAX_CALIBRATED, Calibrator, images
-from smilevae.editing.classifier import AttributeClassifier, Classifier, MakeClassifier
+from smilevae.editing.attributes import Attribute, Edits, mean_difference, plain_attribute
+from smilevae.editing.calibration import DecodedScores
+from smilevae.editing.classifier import AttributeClassifier
 from smilevae.editing.detector import typical_points
-from smilevae.editing.dial import plain_dial
-from smilevae.editing.dials import Dials, Edit
 from smilevae.editing.geometry import GeometryReader
 from smilevae.errors import ConfigError, DataError
 from smilevae.models.vae import VAE
 
 MAX_TRAIN = 8000  # training faces of directions and classifiers
-MIN_LABELLED = 20  # faces that have the attribute, and as many that lack it, in each half of the people
+MIN_LABELLED = (
+    20  # faces that have the attribute, and as many that lack it, in each half of the people
+)
 MAX_PLACED = 100  # training faces in which eyes and mouth are located
 MAX_READ = 500  # faces whose reconstructions are read
+MAX_CALIBRATED = (
+    40  # faces that gain and range of the main attribute are fitted to; half for others
+)
 SAME = 0.95  # correlation from which on two attributes count as one
-READABLE = 0.25  # of the smaller class, by which a classifier must beat the larger one
+READABLE = 0.25  # of the smaller class, by which a classifier must beat guessing
+WEAK = 0.1  # of an average face's attribute, which a direction must change
 UNTESTED = "too few people have images of both kinds to test its classifier on other people"
-WEAK = 0.1  # of an average face's attribute: a direction that changes its own score by less has no dial
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Dials, with what they were fitted to: codes (N, D) and labels (N,) by attribute of training faces."""
+class Fitted(NamedTuple):
+    """Edits, and why other attributes have none. A classifier of other people than calibrated them.
 
-    dials: Dials
-    mu: Tensor
-    labels: dict[str, Tensor]  # 1, 0, NaN
-    people: list[str]
-    scoring: Classifier | None = None  # None where a meter had too few faces
-    scoring_people: frozenset[str] = frozenset()  # whom it was trained on
-    left_out: dict[str, str] = field(default_factory=dict)  # attributes without a calibrated dial, and why
+    `scorer` is None where a classifier has too few faces; `scorer_people` are those that it saw.
+    """
 
-    def others(self, attribute: str) -> dict[str, Tensor]:
-        return {name: values for name, values in self.labels.items() if name != attribute}
-
-
-def confounders(attribute: str, labels: Mapping[str, Tensor], most: int = 2) -> list[str]:
-    """The attributes that correlate most with one, if they do at all."""
-    of = {n: abs(directions.correlation(labels[attribute], v)) for n, v in labels.items() if n != attribute}
-    return sorted((n for n in of if of[n] > directions.CONFOUNDED), key=lambda n: -of[n])[:most]
-
-
-def attributes_of(faces: Faces) -> list[str]:
-    """The label first."""
-    return [*([faces.label] * faces.labelled("train")), *(name for name in faces.attributes if name != faces.label)]
-
-
-def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
-    """Training faces of which `main` is known, of MAX_TRAIN, and whether each is of the first half of the people."""
-    train = np.random.default_rng(0).permutation(faces.rows("train"))
-    rows = directions.some_of_both(train, faces.labels(main), MAX_TRAIN)
-    rows = rows[faces.labels(main)[rows] >= 0]
-    return rows, np.unique([faces.people[row] for row in rows], return_inverse=True)[1] % 2 == 0
-
-
-def shortage(faces: Faces, attribute: str, main: str | None = None) -> str | None:
-    """Why an attribute has too few faces for a meter, fitted to the rows of `main`; None where it has enough."""
-    rows, half = fitted_rows(faces, main or attribute)
-    label, val = (faces.labels(attribute)[some] for some in (rows, faces.rows("val")))
-    counts = [int((label[side] == value).sum()) for side in (half, ~half) for value in (1, 0)]
-    if min(counts) < MIN_LABELLED:
-        some = f"{counts[0] + counts[2]} training faces have it and {counts[1] + counts[3]} do not"
-        return f"{some}; {2 * MIN_LABELLED} of each are needed, {MIN_LABELLED} in each half of the people"
-    return None if (val == 0).any() else "no held-out face is known to lack it"
+    edits: Edits
+    left_out: dict[str, str]
+    scorer: AttributeClassifier | None = None
+    scorer_people: frozenset[str] = frozenset()
 
 
 @torch.no_grad()
-def fit_dials(
-    vae: VAE, faces: Faces, attribute: str | None = None, make: MakeClassifier = AttributeClassifier
-) -> Fitted | None:
-    """The dials of a VAE; `attribute` gets every direction. None where labels change nothing.
+def fit_edits(vae: VAE, faces: Faces, wanted: str | None = None) -> Fitted | None:
+    """The edits of a VAE, the attribute `wanted` first. None where no attribute changes the codes.
 
-    Raises ConfigError for an attribute that is unknown or has too few faces, and for a classifier that fails.
+    Raises ConfigError for a wanted attribute that is unknown or cannot be edited.
     """
-    names = attributes_of(faces)
-    if attribute and attribute not in names:
-        raise ConfigError(f"attribute={attribute} is unknown; choose one of {', '.join(names)}")
-    main = attribute or next((name for name in names if name == faces.label or not shortage(faces, name)), None)
+    main = main_attribute(faces, wanted)
     if main is None:
         return None
-    left_out = {name: why for name in names if (why := shortage(faces, name, main))}
-    if attribute in left_out:
-        raise ConfigError(f"attribute={attribute}: {left_out[attribute]}")
-    train, half = fitted_rows(faces, main)
-    people, mu = [faces.people[row] for row in train], encode(vae, faces, train)[0]
-    points = typical_points(gather(faces.images, train[:MAX_PLACED])) or LAYOUT
-    labels = {name: torch.from_numpy(faces.labels(name)[train]).float() for name in [main, *names] if name in names}
-    labels = {name: values.masked_fill(values < 0, torch.nan) for name, values in labels.items()}
-    if directions.mean_difference(mu, labels[main]).norm() < 1e-3:
+
+    # The training faces, their codes, and two halves of the people: one calibrates, one scores.
+    rows, scoring = fitted_rows(faces, main)
+    calibrating = ~scoring
+    mu = encode(vae, faces, rows)[0]
+    points = typical_points(gather(faces.images, rows[:MAX_PLACED])) or LAYOUT
+
+    # The attributes that are known of enough faces.
+    attributes, left_out = known_attributes(faces, rows, mu, main)
+    if attributes and attributes[0].direction.norm() < 1e-3:
         return None
-    for name in [name for name in labels if name != main]:
-        if abs(directions.correlation(labels[main], labels[name])) > SAME:
-            left_out[name] = f"its faces are nearly those of {main}"
-    readable = {n: values for n, values in labels.items() if n not in left_out}
-    if main in readable:
-        calibrating = classifier_of(faces, train[~half], readable, ~half, make)
-        left_out |= _unreadable(readable, calibrating.accuracy, "other people")
+    if main not in left_out:
+        classifier = classifier_of(faces, rows, attributes, calibrating)
+        attributes, unread = readable(attributes, classifier)
+        left_out |= unread
     if main in left_out:
-        if attribute:
+        if wanted:
             raise ConfigError(f"attribute={main}: {left_out[main]}")
-        dial = plain_dial(mu, labels[main])
-        dials = Dials(main, {main: Edit(dial.name, {dial.name: dial}, None)}, points)
-        return Fitted(dials, mu, labels, people, left_out=left_out)
-    labels = {name: values for name, values in labels.items() if name not in left_out}
-    geometry = _geometry(faces, train[~half], labels, ~half)
-    work = Calibrator(vae, calibrating, geometry, mu[~half], {n: v[~half] for n, v in labels.items()})
-    shown = work.accuracy(mu[half][:MAX_READ], {n: v[half][:MAX_READ] for n, v in labels.items() if n != main})
-    left_out |= _unreadable(labels, shown, "other people's reconstructions")
-    labels = {name: values for name, values in labels.items() if name not in left_out}
-    work.names = [name for name in work.names if name in labels]
-    others = {name: {n: v for n, v in labels.items() if n != name} for name in work.names}
-    simple = {name: directions.directions(mu, labels[name], others[name], simple=True) for name in work.names}
-    plain = {name: by.get("balanced", by["mean_difference"]) for name, by in simple.items()}
-    effects = work.effects(mu[half][:MAX_CALIBRATED], plain)
-    kept = [k for k, name in enumerate(plain) if effects[k, k] > WEAK or name == main]
-    strong = [name for k, name in enumerate(plain) if k in kept]
-    left_out |= {name: "its direction does not change it" for name in plain if name not in strong}
-    unmixed = directions.unmixed([plain[name] for name in strong], effects[kept][:, kept])
-    edits = {}
-    for name, direction in zip(strong, unmixed):
-        by_name = {"unmixed": direction} if len(strong) > 1 else {}
-        if name == main or not by_name:
-            by_name |= directions.directions(mu, labels[name], others[name], people)
-        lacks, has = (mu[half][labels[name][half] == value] for value in (0, 1))
-        best = {"transport": (direction, directions.transport(mu, labels[name]))} if name == main else {}
-        num = MAX_CALIBRATED // (1 if name == main else 2)
-        edits[name] = work.edit(name, best | {key: (d,) for key, d in by_name.items()}, lacks, has, num)
-    scoring = classifier_of(faces, train[half], labels, half, make)
-    seen = frozenset(person for person, own in zip(people, half) if own)
-    return Fitted(Dials(main, edits, points), mu, labels, people, scoring, seen, left_out)
+        plain = plain_attribute(main, mu, labels_of(faces, main, rows))
+        if plain.direction.norm() < 1e-3:
+            return None
+        return Fitted(Edits([plain], points), left_out)
+
+    # Those that reconstructions show, and that their directions change.
+    geometry = geometry_of(faces, rows, attributes, calibrating)
+    scores = DecodedScores(vae, classifier, geometry)
+    attributes, hidden = shown(attributes, mu, scoring, scores)
+    attributes = estimated_on(attributes, mu, calibrating, scores)
+    attributes, unmoved = unmixed(attributes, mu[scoring][:MAX_CALIBRATED], scores)
+    left_out |= hidden | unmoved
+
+    # Optimal transport for the main attribute; then gain and range of each.
+    first, *others = attributes
+    attributes = [replace(first, matrix=directions.transport(mu, first.labels)), *others]
+    attributes = [calibrated(attribute, mu, scoring, scores) for attribute in attributes]
+    scorer = classifier_of(faces, rows, attributes, scoring)
+    people = frozenset(faces.people[row] for row in rows[scoring])
+    return Fitted(Edits(attributes, points), left_out, scorer, people)
 
 
-def _unreadable(labels: Mapping[str, Tensor], accuracy: Mapping[str, float], where: str) -> dict[str, str]:
-    """Attributes whose scores mean little, and why: the classifier hardly does better than the larger class."""
-    why = {}
-    for name in (name for name in labels if name in accuracy):
-        share = float(labels[name].nanmean())
-        if np.isnan(accuracy[name]):
-            why[name] = UNTESTED
-        elif accuracy[name] < (base := max(share, 1 - share)) + READABLE * (1 - base):
-            why[name] = f"its classifier is right for {accuracy[name]:.0%} of {where}, and {base:.0%} are of one class"
-    return why
+def attributes_of(faces: Faces) -> list[str]:
+    """The names of attributes, the label first."""
+    others = [name for name in faces.attributes if name != faces.label]
+    return [faces.label, *others] if faces.labelled("train") else others
 
 
-def _geometry(faces: Faces, rows: np.ndarray, labels: Mapping[str, Tensor], side: np.ndarray) -> GeometryReader | None:
-    """A reader of landmarks of the faces on one side; None without OpenCV, or where the mesh sees no faces."""
-    try:
-        seen = mesh.see(images(faces, rows))
-    except DataError:
-        return None
-    values = {name: value[torch.from_numpy(side)].double().numpy() for name, value in labels.items()}
-    if np.median(seen.scores) < 0:
-        return None
-    return GeometryReader(seen.points, values, [faces.people[row] for row in rows])
+def main_attribute(faces: Faces, wanted: str | None) -> str | None:
+    """The wanted attribute, else the label, else the first with enough faces. Raises ConfigError."""
+    names = attributes_of(faces)
+    if wanted and wanted not in names:
+        raise ConfigError(f"attribute={wanted} is unknown; choose one of {', '.join(names)}")
+    for name in [wanted] if wanted else names:
+        if wanted or name == faces.label or not shortage(faces, name):
+            return name
+    return None
+
+
+def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training faces of which `main` is known, MAX_TRAIN at most, and whether each is of the first half
+    of the people.
+    """
+    labels = faces.labels(main)
+    rows = directions.some_of_both(faces.sample("train"), labels, MAX_TRAIN)
+    rows = rows[labels[rows] >= 0]
+    people = [faces.people[row] for row in rows]
+    return rows, np.unique(people, return_inverse=True)[1] % 2 == 0
+
+
+def shortage(faces: Faces, name: str, main: str | None = None) -> str | None:
+    """Why an attribute has too few faces for a classifier, fitted to the rows of `main`; None if not."""
+    rows, half = fitted_rows(faces, main or name)
+    labels = faces.labels(name)
+    counts = [
+        int((labels[rows[side]] == value).sum()) for side in (half, ~half) for value in (1, 0)
+    ]
+    if min(counts) < MIN_LABELLED:
+        has = counts[0] + counts[2]
+        lacks = counts[1] + counts[3]
+        return (
+            f"{has} training faces have it and {lacks} do not; {2 * MIN_LABELLED} of each are needed,"
+            f" {MIN_LABELLED} in each half of the people"
+        )
+    if not (labels[faces.rows("val")] == 0).any():
+        return "no held-out face is known to lack it"
+    return None
+
+
+def labels_of(faces: Faces, name: str, rows: np.ndarray) -> Tensor:
+    """1, 0 or NaN of some faces."""
+    labels = torch.from_numpy(faces.labels(name)[rows]).float()
+    return labels.masked_fill(labels < 0, torch.nan)
+
+
+def known_attributes(
+    faces: Faces, rows: np.ndarray, mu: Tensor, main: str
+) -> tuple[list[Attribute], dict[str, str]]:
+    """Attributes with enough faces, `main` first, along their mean differences; why not the others."""
+    own = labels_of(faces, main, rows)
+    kept: list[Attribute] = []
+    left_out: dict[str, str] = {}
+    for name in dict.fromkeys([main, *attributes_of(faces)]):
+        labels = labels_of(faces, name, rows)
+        if why := shortage(faces, name, main):
+            left_out[name] = why
+        elif name != main and abs(directions.correlation(own, labels)) > SAME:
+            left_out[name] = f"its faces are nearly those of {main}"
+        else:
+            kept.append(Attribute(name, labels, mean_difference(mu, labels)))
+    return kept, left_out
 
 
 def classifier_of(
-    faces: Faces, rows: np.ndarray, labels: Mapping[str, Tensor], side: np.ndarray, make: MakeClassifier
-) -> Classifier:
-    """An attribute classifier of the faces on one side. Raises ConfigError for a user's class that fails."""
-    attributes = {name: values[torch.from_numpy(side)].double().numpy() for name, values in labels.items()}
-    x, people = images(faces, rows), [faces.people[row] for row in rows]
-    if make is AttributeClassifier:
-        return make(x, attributes, people)
-    see = "see smilevae.editing.classifier.Classifier"
+    faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
+) -> AttributeClassifier:
+    """A classifier of attributes that saw the faces on one side only."""
+    x = faces.batch(rows[side]).contiguous()
+    people = [faces.people[row] for row in rows[side]]
+    return AttributeClassifier(x, _values(attributes, side), people)
+
+
+def geometry_of(
+    faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
+) -> GeometryReader | None:
+    """A reader of landmarks of the faces on one side; None without OpenCV, or without faces in the images."""
     try:
-        classifier = make(x, attributes, people)
-        complete = callable(classifier) and callable(classifier.embed)
-        complete &= next(iter(attributes)) in classifier.threshold.keys() & classifier.accuracy.keys()
-    except Exception as error:  # a user's class may raise anything
-        raise ConfigError(f"the attribute classifier failed: {type(error).__name__}: {error}; {see}") from error
-    if not complete:
-        raise ConfigError(f"the attribute classifier lacks embed, threshold or accuracy; {see}")
-    return classifier
+        seen = mesh.see(faces.batch(rows[side]))
+    except DataError:
+        return None
+    if np.median(seen.scores) < 0:
+        return None
+    people = [faces.people[row] for row in rows[side]]
+    return GeometryReader(seen.points, _values(attributes, side), people)
+
+
+def _values(attributes: list[Attribute], side: np.ndarray) -> dict[str, np.ndarray]:
+    keep = torch.from_numpy(side)
+    return {one.name: one.labels[keep].double().numpy() for one in attributes}
+
+
+def readable(
+    attributes: list[Attribute], classifier: AttributeClassifier
+) -> tuple[list[Attribute], dict[str, str]]:
+    """Attributes that the classifier recognises on people whom it did not see."""
+    return _recognised(attributes, classifier.accuracy, "unseen people")
+
+
+def shown(
+    attributes: list[Attribute], mu: Tensor, side: np.ndarray, scores: DecodedScores
+) -> tuple[list[Attribute], dict[str, str]]:
+    """Attributes that reconstructions of the people on one side show, and always the first one."""
+    main, *others = attributes
+    keep = torch.from_numpy(side)
+    measured, _ = scores(mu[keep][:MAX_READ])
+    accuracy = {}
+    for one in others:
+        labels = one.labels[keep][:MAX_READ]
+        has = measured[one.name] > scores.classifier.threshold[one.name]
+        accuracy[one.name] = float((has == (labels == 1))[labels >= 0].float().mean())
+    kept, left_out = _recognised(others, accuracy, "reconstructions of unseen people")
+    return [main, *kept], left_out
+
+
+def _recognised(
+    attributes: list[Attribute], accuracy: Mapping[str, float], where: str
+) -> tuple[list[Attribute], dict[str, str]]:
+    """Attributes whose classifier beats guessing by a share of the smaller class."""
+    kept: list[Attribute] = []
+    left_out: dict[str, str] = {}
+    for one in attributes:
+        right = accuracy[one.name]
+        share = float(one.labels.nanmean())
+        guess = max(share, 1 - share)
+        if np.isnan(right):
+            left_out[one.name] = UNTESTED
+        elif right < guess + READABLE * (1 - guess):
+            left_out[one.name] = (
+                f"it cannot be recognised: accuracy {right:.0%} on {where}, {guess:.0%} by guessing"
+            )
+        else:
+            kept.append(one)
+    return kept, left_out
+
+
+def estimated_on(
+    attributes: list[Attribute], mu: Tensor, side: np.ndarray, scores: DecodedScores
+) -> list[Attribute]:
+    """Attributes that estimate their scores from codes, fitted to the people on one side."""
+    keep = torch.from_numpy(side)
+    own = [replace(one, labels=one.labels[keep]) for one in attributes]
+    fitted = calibration.estimated(own, mu[keep], scores)
+    return [replace(new, labels=old.labels) for new, old in zip(fitted, attributes)]
+
+
+def unmixed(
+    attributes: list[Attribute], mu: Tensor, scores: DecodedScores
+) -> tuple[list[Attribute], dict[str, str]]:
+    """Attributes whose directions change them and, as far as possible, no other attribute."""
+    effects = calibration.effects(attributes, mu, scores)
+    strong = [k for k in range(len(attributes)) if k == 0 or effects[k, k] > WEAK]
+    kept = [attributes[k] for k in strong]
+    left_out = {
+        one.name: "its direction does not change it"
+        for k, one in enumerate(attributes)
+        if k not in strong
+    }
+    if len(kept) > 1:
+        combined = directions.unmixed([one.direction for one in kept], effects[strong][:, strong])
+        kept = [replace(one, direction=direction) for one, direction in zip(kept, combined)]
+    return kept, left_out
+
+
+def calibrated(
+    attribute: Attribute, mu: Tensor, side: np.ndarray, scores: DecodedScores
+) -> Attribute:
+    """An attribute with gain and range, fitted to faces on one side."""
+    num = MAX_CALIBRATED if attribute.matrix is not None else MAX_CALIBRATED // 2
+    keep = torch.from_numpy(side)
+    labels = attribute.labels[keep]
+    lacks = mu[keep][labels == 0][:num]
+    has = mu[keep][labels == 1][:num]
+    return calibration.calibrated(attribute, lacks, has, scores)

@@ -21,32 +21,40 @@ class GeometryReader:
     def __init__(self, points: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]):
         from sklearn.decomposition import PCA
 
-        shapes, folds = upright(points), np.unique(people, return_inverse=True)[1] % FOLDS
+        shapes = upright(points)
+        folds = np.unique(people, return_inverse=True)[1] % FOLDS
         self._axes = PCA(min(NUM_AXES, len(shapes) - 1), whiten=True, random_state=0).fit(shapes)
         codes = self._axes.transform(shapes)
         self.threshold: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
         self._models: dict[str, tuple[np.ndarray, float]] = {}
         for name, values in attributes.items():
-            known, weights = np.isfinite(values), independence(name, attributes)
+            known = np.isfinite(values)
+            weights = independence(name, attributes)
             accuracy, low, high = validated(codes, values, folds, True, weights)
             if np.isnan(accuracy):
                 continue  # too few people have it, or lack it
             self.accuracy[name] = accuracy
             coefficients, bias = fit_linear(codes[known], values[known], True, weights[known])
-            self._models[name] = coefficients / (high - low), (bias - low) / (high - low)
+            scale = high - low
+            self._models[name] = coefficients / scale, (bias - low) / scale
             self.threshold[name] = -low / (high - low)
 
     def read(self, points: np.ndarray) -> dict[str, Tensor]:
         """Scores (N,) by attribute."""
         codes = self._axes.transform(upright(points))
-        return {name: torch.from_numpy(codes @ slopes + bias).float() for name, (slopes, bias) in self._models.items()}
+        return {
+            name: torch.from_numpy(codes @ slopes + bias).float()
+            for name, (slopes, bias) in self._models.items()
+        }
 
 
 def upright(points: np.ndarray) -> np.ndarray:
     """Points (N, L, 2) moved, turned and scaled: the eyes lie at -0.5 and 0.5. (N, 2 L)."""
     plane = points[..., 0] + 1j * points[..., 1]
     left, right = (plane[:, list(corners)].mean(1, keepdims=True) for corners in EYES)
-    width = np.where(right == left, 1, right - left)  # a picture without a face can have both eyes at one point
+    width = np.where(
+        right == left, 1, right - left
+    )  # a picture without a face can have both eyes at one point
     plane = (plane - (left + right) / 2) / width
     return np.concatenate([plane.real, plane.imag], 1)

@@ -20,8 +20,10 @@ MODEL = Path(__file__).with_name("face_landmark.tflite")
 SIDE = 192  # of its input
 MARGIN = 42  # pixels about a face: so it tells smiles best
 LAYERS = ("add_12", "p_re_lu_16")  # within it, 128 channels each
-NUM_FEATURES, NUM_POINTS = 256, 468
-POINTS, SCORE = "conv2d_20", "conv2d_30"  # its outputs
+NUM_FEATURES = 256
+NUM_POINTS = 468
+POINTS = "conv2d_20"  # its outputs
+SCORE = "conv2d_30"
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 _one_at_a_time = threading.Lock()
 
@@ -30,14 +32,18 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise DataError("finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'") from None
+        raise DataError(
+            "finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'"
+        ) from None
     return cv2
 
 
 @functools.cache
 def _network(model: Path) -> Any:
     dnn = opencv().dnn
-    if hasattr(dnn, "ENGINE_CLASSIC"):  # OpenCV 5, whose new engine gives no inner layers and only the last output
+    if hasattr(
+        dnn, "ENGINE_CLASSIC"
+    ):  # OpenCV 5, whose new engine gives no inner layers and only the last output
         return dnn.readNetFromTFLite(str(model), engine=dnn.ENGINE_CLASSIC)
     return dnn.readNetFromTFLite(str(model))
 
@@ -50,7 +56,9 @@ def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndar
             network.setInput(blob)  # it keeps no reference
             return network.forward(list(names))
         except opencv().error as error:
-            raise DataError(f"{model.name}: {str(error).splitlines()[0]}; run pip install -e '.[photo]'") from None
+            raise DataError(
+                f"{model.name}: {str(error).splitlines()[0]}; run pip install -e '.[photo]'"
+            ) from None
 
 
 class Seen(NamedTuple):
@@ -66,7 +74,9 @@ def see(x: Tensor, margin: int = MARGIN) -> Seen:
     inner = (SIDE - 2 * margin,) * 2
     x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
-    rows = [forward(MODEL, image[None].contiguous().numpy(), (*LAYERS, POINTS, SCORE)) for image in x]
+    rows = [
+        forward(MODEL, image[None].contiguous().numpy(), (*LAYERS, POINTS, SCORE)) for image in x
+    ]
     *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
     features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
     points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)

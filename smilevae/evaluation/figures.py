@@ -1,11 +1,10 @@
-"""The figures of an evaluation: reconstructions, new faces, interpolation, traversal, edits.
+"""The figures of an evaluation, and the preview of a run.
 
 Shapes: B batch, N examples, S image side, D latent dimensions, R rows, C columns.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,102 +16,116 @@ from smilevae import runs
 from smilevae.data.batches import hash64
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
-from smilevae.editing.dial import WHOLE_INTENSITIES
-from smilevae.editing.dials import Dials
-from smilevae.editing.directions import mean_difference, some_of_both
+from smilevae.editing.attributes import Attribute, mean_difference
+from smilevae.editing.directions import some_of_both
 from smilevae.evaluation import grids
 from smilevae.evaluation.measure import resized
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest, sampler_of
+from smilevae.evaluation.scoring import lacking
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
-STRIPS = ("edit_strip.png", "edit.gif")
+STRIP = "edit_strip.png"
+INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)  # of the mean difference, in previews
 MAX_PARENTS = 200  # training faces that plain_samples blends
+MAX_COLUMNS = 8  # intensities of a strip
 
 
 @torch.no_grad()
 def preview(run: Path, faces: Faces, side: int = 64) -> None:
-    """preview.png of a run's best checkpoint: six held-out faces and their reconstructions, twelve samples, and two
-    faces moved along the smile direction. Every run on a split uses the same faces.
+    """preview.png of a run's best checkpoint: six held-out faces and their reconstructions, twelve new
+    faces, two faces moved along the mean difference. Every run on a split uses the same faces.
     """
     vae = checkpoint.load(runs.find(str(run))).vae
-    rows = np.random.default_rng(0).permutation(faces.rows("val"))
+    rows = faces.sample("val")
     x = next(batches_of(vae, faces, np.resize(rows, 6)))
-    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])]), plain_samples(vae, faces, 12).unflatten(0, (2, 6))]
+    blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])])]
+    blocks.append(plain_samples(vae, faces, 12).unflatten(0, (2, 6)))
     calm = rows[faces.smile[rows] == 0]
     if faces.labelled("train") and len(calm):
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
-        blocks.append(torch.cat([x[:, None], plain_strip(vae, faces, vae.encode(x)[0])], dim=1))
+        strip = plain_strip(vae, faces, vae.encode(x)[0])
+        blocks.append(torch.cat([x[:, None], strip], dim=1))
     tiles = torch.cat(blocks, dim=1)
-    small = resized(tiles.flatten(0, 1), side)
-    save(grids.tile(small.unflatten(0, tiles.shape[:2])), run / "preview.png")
+    small = resized(tiles.flatten(0, 1), side).unflatten(0, tiles.shape[:2])
+    runs.write_bytes(run / "preview.png", png(picture(grids.tile(small))))
 
 
 def plain_samples(vae: VAE, faces: Faces, num: int) -> Tensor:
     """New faces (num, 3, S, S) from the codes of a few training faces; the same ones at every call."""
-    codes = sampler_of(vae, faces, "auto", most=MAX_PARENTS).draw(num, torch.Generator().manual_seed(0))
+    sampler = sampler_of(vae, faces, "auto", most=MAX_PARENTS)
+    codes = sampler.draw(num, torch.Generator().manual_seed(0))
     return vae.decode(codes.to(next(vae.parameters()).device))
 
 
 def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
-    """Faces moved along the mean difference of (MAX_REFERENCE) training codes: (B, D) -> (B, I, 3, S, S)."""
-    train = np.random.default_rng(0).permutation(faces.rows("train"))
-    train = some_of_both(train, faces.smile, MAX_REFERENCE)
-    direction = mean_difference(encode(vae, faces, train)[0], torch.from_numpy(faces.smile[train])).to(mu.device)
-    return decode_rows(vae, latents.shift(mu, direction, torch.tensor(WHOLE_INTENSITIES, device=mu.device)))
+    """Faces moved along the mean difference of training codes: (B, D) -> (B, I, 3, S, S)."""
+    train = some_of_both(faces.sample("train"), faces.smile, MAX_REFERENCE)
+    codes, _ = encode(vae, faces, train)
+    direction = mean_difference(codes, torch.from_numpy(faces.smile[train])).to(mu.device)
+    return decode_rows(
+        vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=mu.device))
+    )
 
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, out: Path, seed: int, sampler: Mixture, temperature: float, dials: Dials | None = None
-) -> tuple[str, ...]:
-    """Write every figure of an evaluation into `out`; the edits need dials. Gives those of STRIPS that it wrote."""
+    vae: VAE, faces: Faces, seed: int, sampler: Mixture, temperature: float
+) -> dict[str, Image.Image]:
+    """The figures of a model by file name."""
+    figures = {}
     rows = np.random.default_rng(seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
-    mu = vae.encode(x)[0]
-    save(grids.pairs(x, vae.decode(mu)), out / "reconstructions.png")
+    mu, _ = vae.encode(x)
+    figures["reconstructions.png"] = picture(grids.pairs(x, vae.decode(mu)))
 
+    # New faces, and the training faces that are nearest to them.
     generator = torch.Generator().manual_seed(hash64("samples", seed))
-    train = np.random.default_rng(0).permutation(faces.rows("train"))[:MAX_REFERENCE]
-    samples = vae.decode(sampler.draw(64, generator, temperature).to(x.device)).cpu()
-    save(grids.square(samples), out / "samples.png")
+    new = vae.decode(sampler.draw(64, generator, temperature).to(x.device)).cpu()
+    train = faces.sample("train", MAX_REFERENCE)
     seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
-    save(grids.pairs(samples[:8], seen[nearest(samples[:8], seen)]), out / "nearest.png", rows=["new", "seen"])
+    figures["samples.png"] = picture(grids.square(new))
+    both = grids.pairs(new[:8], seen[nearest(new[:8], seen)])
+    figures["nearest.png"] = titled(picture(both), rows=["new", "seen"])
 
-    if half := min(len(mu) // 2, 6):
+    # Between pairs of held-out faces.
+    half = min(len(mu) // 2, 6)
+    if half:
         between = latents.interpolate(mu[:half], mu[half : 2 * half], 8)
-        save(grids.tile(decode_rows(vae, between)), out / "interpolation.png")
+        figures["interpolation.png"] = picture(grids.tile(decode_rows(vae, between)))
 
-    val_mu = encode(vae, faces, np.sort(rows))[0]
+    # Along the dimensions that vary most.
+    val_mu, _ = encode(vae, faces, np.sort(rows))
     active = val_mu.var(0, correction=0).argsort(descending=True)[:8].tolist()
     values = torch.linspace(-3, 3, 7, device=x.device)
     walks = torch.cat([latents.traverse(mu[:1], dim, values) for dim in active])
-    titles = [f"{v:+.0f} sd" for v in values.tolist()]
-    save(grids.tile(decode_rows(vae, walks)), out / "traversal.png", titles, [f"z{dim}" for dim in active])
-
-    calm = rows[faces.labels(dials.attribute)[rows] == 0] if dials else rows[:0]
-    if dials and len(calm):
-        draw_edits(vae, faces, calm[:8], dials, out)
-    return STRIPS if len(calm) else ()
+    columns = [f"{value:+.0f} sd" for value in values.tolist()]
+    names = [f"z{dim}" for dim in active]
+    figures["traversal.png"] = titled(picture(grids.tile(decode_rows(vae, walks))), columns, names)
+    return figures
 
 
-def draw_edits(vae: VAE, faces: Faces, rows: np.ndarray, dials: Dials, out: Path) -> None:
-    """edit_strip.png and edit.gif: held-out faces that lack the attribute at intensities of the best dial."""
+@torch.no_grad()
+def draw_edits(vae: VAE, faces: Faces, attribute: Attribute, num: int) -> Image.Image | None:
+    """Held-out faces that lack an attribute, at intensities within its range; None without such faces."""
+    rows = lacking(faces, attribute.name)[:num]
+    if not len(rows):
+        return None
     x = next(batches_of(vae, faces, rows))
-    mu = vae.encode(x)[0].cpu()
-    strip = decode_rows(vae, dials.turn(vae, mu, torch.tensor(WHOLE_INTENSITIES)).to(x.device))
-    titles = ["original", *(f"{i:+.0f}" if i else "0" for i in WHOLE_INTENSITIES)]
-    save(grids.tile(torch.cat([x[:, None], strip], dim=1)), out / STRIPS[0], titles)
+    levels = shown_intensities(attribute.low, attribute.high)
+    codes = attribute.edit(vae.encode(x)[0].cpu(), torch.tensor(levels))
+    strip = decode_rows(vae, codes.to(x.device))
+    columns = ["image", *(f"{level:+g}" if level else "0" for level in levels)]
+    return titled(picture(grids.tile(torch.cat([x[:, None], strip], dim=1))), columns)
 
-    there = torch.linspace(WHOLE_INTENSITIES[0], WHOLE_INTENSITIES[-1], 25)
-    codes = dials.turn(vae, mu[:4], there)
-    frames = [grids.tile(frame[None]) for frame in decode_rows(vae, codes.to(x.device)).unbind(1)]
-    with ThreadPoolExecutor() as pool:  # a palette each: one for all leaves spots
-        images = list(pool.map(lambda frame: _image(frame).quantize(256), frames))
-    images += images[-2:0:-1]  # and back
-    save_gif = partial(images[0].save, format="GIF", save_all=True, append_images=images[1:], duration=80, loop=0)
-    runs.replace_file(out / STRIPS[1], save_gif)
+
+def shown_intensities(low: float, high: float) -> list[float]:
+    """Steps of 0.5 from `low` to `high`, or of 1 where those are too many."""
+    steps = np.arange(2 * low, 2 * high + 1) / 2
+    if len(steps) > MAX_COLUMNS:
+        steps = np.array([step for step in steps if step == round(step)])
+    return steps.tolist()
 
 
 def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
@@ -120,11 +133,18 @@ def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
     return vae.decode(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
 
-def save(picture: Tensor, path: Path, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> None:
-    """Write an image (3, H, W) in [0, 1] as PNG, with titles of its columns and rows."""
-    image = _image(picture)
+def picture(image: Tensor) -> Image.Image:
+    """An image (3, H, W) in [0, 1] for Pillow."""
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def titled(
+    image: Image.Image, columns: Sequence[str] = (), rows: Sequence[str] = ()
+) -> Image.Image:
+    """An image with titles of its columns and rows."""
     font = ImageFont.load_default(size=14)
-    top, left = 20 if columns else 0, 36 if rows else 0
+    top = 20 if columns else 0
+    left = 36 if rows else 0
     canvas = Image.new("RGB", (image.width + left, image.height + top), "white")
     canvas.paste(image, (left, top))
     pen = ImageDraw.Draw(canvas)
@@ -134,8 +154,26 @@ def save(picture: Tensor, path: Path, columns: Sequence[str] = (), rows: Sequenc
     for index, text in enumerate(rows):
         centre = top + image.height * (index + 0.5) / len(rows)
         pen.text((left / 2, centre), text, "black", font, anchor="mm")
-    runs.replace_file(path, lambda file: canvas.save(file, format="PNG", compress_level=3))
+    return canvas
 
 
-def _image(picture: Tensor) -> Image.Image:
-    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+def stacked(named: Mapping[str, Image.Image]) -> Image.Image:
+    """Images below one another, each under its name."""
+    font = ImageFont.load_default(size=14)
+    width = max(image.width for image in named.values())
+    height = sum(image.height + 20 for image in named.values())
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    top = 0
+    for name, image in named.items():
+        pen.text((2, top + 10), name, "black", font, anchor="lm")
+        sheet.paste(image, (0, top + 20))
+        top += image.height + 20
+    return sheet
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=3)
+    return file.getvalue()

@@ -25,22 +25,27 @@ __all__ = ["encode", "measure"]
 def measure(vae: VAE, faces: Faces, seed: int) -> dict[str, Any]:
     """Rate, distortion and bound of the val part; mean face and PCA of the same dimensions beside them.
 
-    mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size. `recon`, `kl`
-    and `loss` are of sampled codes. For one face `active_units` is None.
-    `faces` has the psnr and nelbo of each face; the mean of the latter is `nelbo`.
+    mse, psnr and ssim are of the image size and, as `native_*`, of images shrunk to the native size.
+    `recon`, `kl` and `loss` are of sampled codes. For one face `active_units` is None. `faces` has
+    the psnr and nelbo of each face; the mean of the latter is `nelbo`.
     """
     rows = faces.rows("val")
     axes = faces.axes(vae.latent_dim)
-    mean, basis = axes.mean, axes.basis[:, : vae.latent_dim]
+    mean = axes.mean
+    basis = axes.basis[:, : vae.latent_dim]
     sums: dict[str, dict[str, float]] = {name: {} for name in ("model", "mean_face", "pca")}
     per_face, errors, codes = [], [], []
     for index, x in enumerate(batches_of(vae, faces, rows)):
+        # The loss of sampled codes.
         generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
         mu, logvar = vae.encode(x)
         noise = torch.randn(mu.shape, generator=generator, device=mu.device)
         x_hat = vae.decode(latents.reparameterise(mu, logvar, noise))
-        per_face.append(torch.stack(beta_vae_terms(x_hat, x, mu, logvar, vae.beta)).double().cpu())
+        terms = beta_vae_terms(x_hat, x, mu, logvar, vae.beta)
+        per_face.append(torch.stack(terms).double().cpu())
         codes.append(torch.stack([mu, logvar]).cpu())
+
+        # The distortion of mu decoded, of the mean face and of PCA.
         flat = x.flatten(1).cpu()
         guesses = {
             "model": vae.decode(mu).cpu(),
@@ -51,21 +56,32 @@ def measure(vae: VAE, faces: Faces, seed: int) -> dict[str, Any]:
         for name, guess in guesses.items():
             for key, value in _distortion(guess, x.cpu(), faces.native_size).items():
                 sums[name][key] = sums[name].get(key, 0.0) + value
+
+    # Means over faces.
     table: dict[str, Any] = {}
     for name, total in sums.items():
-        means = {key: value / len(rows) for key, value in total.items()}
-        table[name] = means | {key.replace("mse", "psnr"): psnr(v) for key, v in means.items() if key.endswith("mse")}
-    terms = torch.cat(per_face, dim=1)
-    loss, recon, kl = terms.mean(1).tolist()
-    beta, num_pixels = vae.beta, 3 * vae.image_size**2
+        table[name] = {key: value / len(rows) for key, value in total.items()}
+        for key in [key for key in total if key.endswith("mse")]:
+            table[name][key.replace("mse", "psnr")] = psnr(table[name][key])
+    losses, recons, kls = torch.cat(per_face, dim=1)
+    loss = losses.mean().item()
+    recon = recons.mean().item()
+    kl = kls.mean().item()
+    num_pixels = 3 * vae.image_size**2
+    beta = vae.beta
     if isinstance(beta, Tensor):
         beta = optimal_beta(recon / num_pixels)
         loss = recon + beta * kl
-    mu, logvar = torch.cat(codes, dim=1)
     nelbo = negative_elbo(recon, kl, num_pixels)
-    own = nelbo + terms[2] - kl + num_pixels / 2 * (terms[1] / recon - 1)  # at the variance of all faces
+
+    # Each face's own bound, at the decoder variance of all faces.
+    own = nelbo + kls - kl + num_pixels / 2 * (recons / recon - 1)
+    mu, logvar = torch.cat(codes, dim=1)
     return table | {
-        "faces": {"psnr": [psnr(v / num_pixels) for v in torch.cat(errors).tolist()], "nelbo": own.tolist()},
+        "faces": {
+            "psnr": [psnr(error / num_pixels) for error in torch.cat(errors).tolist()],
+            "nelbo": own.tolist(),
+        },
         "loss": loss,
         "recon": recon,
         "kl": kl,

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Sampler = Literal["auto", "prior"]
 
@@ -10,31 +10,33 @@ Sampler = Literal["auto", "prior"]
 class EvaluateOptions(BaseModel):
     """python evaluate.py ckpt=RUN|FILE|SWEEP [option=value ...]
 
-    Measures and draws a checkpoint: a run's best, one file, or those of the best two settings of a sweep side by side.
-    Prints a table and writes pictures into the run's evaluation folder.
+    Measures and draws a checkpoint: a run's best, one file, or those of the best two
+    configurations of a sweep side by side. Prints what it finds, and writes a page.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     ckpt: str = Field(description="a run folder, a checkpoint file or a sweep folder")
+    verbose: bool = Field(False, description="print every table of the page")
     root: str | None = Field(None, description="where the images are now, if they moved")
-    positive: str | None = Field(None, description="where those of data.positive are now, if they moved")
-    negative: str | None = Field(None, description="where those of data.negative are now, if they moved")
-    unlabelled: str | None = Field(None, description="where those of data.unlabelled are now, if they moved")
-    edits: bool = Field(
-        True,
-        validation_alias=AliasChoices("edits", "smile"),
-        description="fit and score the directions of attributes, where there are labels",
+    positive: str | None = Field(
+        None, description="where those of data.positive are now, if they moved"
     )
-    attribute: str | None = Field(None, description="the one whose directions are compared; the label unless given")
-    realism: bool = Field(True, description="compare reconstructions and new faces with those of held-out people")
+    negative: str | None = Field(
+        None, description="where those of data.negative are now, if they moved"
+    )
+    unlabelled: str | None = Field(
+        None, description="where those of data.unlabelled are now, if they moved"
+    )
+    edits: bool = Field(
+        True, description="fit and score edits of attributes, where there are labels"
+    )
+    attribute: str | None = Field(None, description="the main one; the label unless given")
+    realism: bool = Field(True, description="compare reconstructions and new faces with real ones")
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."
     )
-    classifier: str | None = Field(
-        None,
-        validation_alias=AliasChoices("classifier", "judge"),
-        description="package.module:class, an attribute classifier of your own in place of the built-in one",
-    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
-    sampler: Sampler = Field("auto", description="of new faces: prior, or auto: blends of training codes")
-    temperature: float = Field(1, ge=0, le=10, description="spread of new faces; below 1 they are more alike")
+    sampler: Sampler = Field("auto", description="prior, or auto: blends of training codes")
+    temperature: float = Field(
+        1, ge=0, le=10, description="spread of new faces; below 1 they are more alike"
+    )

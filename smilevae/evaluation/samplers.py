@@ -1,16 +1,14 @@
 """Codes of new faces: from the prior, or blends of training codes.
 
-The likelihood of codes with hundreds of dimensions orders samplers otherwise than the distance of their faces to real
-ones: blends come nearest (docs/results.md).
+A better likelihood of codes does not mean better faces: those of blends come nearest to real ones
+(docs/results.md).
 
 Shapes: N codes, D dimensions, K components.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +20,10 @@ from smilevae.evaluation.options import Sampler
 from smilevae.models.vae import VAE
 
 MIN_CODES = 10
-NUM_BLENDS, BLEND_NOISE = 1000, 0.15  # noise: its share of the variance
+NUM_BLENDS = 1000
+BLEND_NOISE = 0.15  # its share of the variance
 MAX_REFERENCE = 2000  # training faces that codes are drawn from and new faces are compared with
-NAME = "sampler.json"  # in an evaluation folder: the parts of a Mixture
+NAME = "sampler.safetensors"  # in an evaluation folder: the parts of a Mixture
 
 
 class Mixture(NamedTuple):
@@ -37,7 +36,8 @@ class Mixture(NamedTuple):
     def draw(self, num: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
         """(num, D); `temperature` scales the spread about the mean."""
         component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
-        noise, mean = torch.randn(num, self.means.shape[1], generator=generator), self.weights @ self.means
+        noise = torch.randn(num, self.means.shape[1], generator=generator)
+        mean = self.weights @ self.means
         return mean + temperature * (self.means[component] - mean + noise @ self.factor.T)
 
 
@@ -45,28 +45,37 @@ def prior(num_dims: int) -> Mixture:
     return Mixture(torch.ones(1), torch.zeros(1, num_dims), torch.eye(num_dims))
 
 
-def to_json(mixture: Mixture, digest: str) -> str:
-    """The content of sampler.json: a sampler for the weights with this digest."""
-    parts = {name: part.double().numpy().round(5).tolist() for name, part in mixture._asdict().items()}
-    return json.dumps({"weights": digest, "sampler": parts}) + "\n"
+def to_bytes(sampler: Mixture, weights: str) -> bytes:
+    """The content of sampler.safetensors, for the model weights with this digest."""
+    return runs.tensor_file(sampler._asdict(), {"weights": weights})
 
 
-def kept(path: Path, num_dims: int, digest: str) -> Mixture:
-    """The sampler that a checkpoint's evaluation used; without an evaluation, the prior. Raises CheckpointError."""
+def load_sampler(path: Path, num_dims: int, weights: str) -> Mixture:
+    """The sampler that a checkpoint's evaluation used; without an evaluation, the prior.
+
+    Raises CheckpointError.
+    """
     try:
-        parts = runs.read_evaluation(path, NAME, digest)["sampler"]
-        mixture = Mixture(*(torch.tensor(parts[name], dtype=torch.float32) for name in Mixture._fields))
-        num = len(mixture.weights)
-        fits = [tuple(part.shape) for part in mixture] == [(num,), (num, num_dims), (num_dims, num_dims)]
-        positive = (mixture.weights >= 0).all() and mixture.weights.sum() > 0
-        if not (fits and positive and all(part.isfinite().all() for part in mixture)):
-            raise ValueError
-        return mixture
+        content = runs.read_evaluation(path, NAME, weights, runs.read_tensors)
+        mixture = Mixture(*(content["tensors"][name] for name in Mixture._fields))
     except NotEvaluated:
         return prior(num_dims)
-    except (ValueError, KeyError, TypeError, RuntimeError):
-        again = f"run {runs.program('evaluate')} ckpt={runs.short(path)}"
-        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
+    except KeyError:
+        mixture = None
+    if mixture is None or not _whole(mixture, num_dims):
+        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
+        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again")
+    return mixture
+
+
+def _whole(mixture: Mixture, num_dims: int) -> bool:
+    """Whether the shapes fit, all values are finite, and the weights are positive."""
+    num = len(mixture.weights)
+    shapes = [tuple(part.shape) for part in mixture]
+    if shapes != [(num,), (num, num_dims), (num_dims, num_dims)]:
+        return False
+    finite = all(part.isfinite().all() for part in mixture)
+    return bool(finite and (mixture.weights >= 0).all() and mixture.weights.sum() > 0)
 
 
 def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
@@ -78,23 +87,29 @@ def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
 
 
 def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
-    """Pairs of codes, added about their mean, with noise: a mixture with the mean and covariance of the codes.
+    """Pairs of codes, added about their mean, with noise: they keep the mean and covariance of the codes.
 
-    It is the smoothed bootstrap that keeps the variance (Silverman 1986, section 6.4.1), of pairs: near no one code.
+    It is the smoothed bootstrap that keeps the variance (Silverman 1986, section 6.4.1), of pairs.
     """
-    pairs = torch.randint(len(mu), (2, NUM_BLENDS), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.randint(len(mu), (2, NUM_BLENDS), generator=generator)
     mean = mu.mean(0)
     centres = mean + ((1 - BLEND_NOISE) / 2) ** 0.5 * (mu[pairs] - mean).sum(0)
-    covariance = BLEND_NOISE * torch.cov(mu.double().T, correction=0) + logvar.double().exp().mean(0).diag()
-    return Mixture(torch.full((NUM_BLENDS,), 1 / NUM_BLENDS), centres, torch.linalg.cholesky(covariance).float())
+    posterior = logvar.double().exp().mean(0).diag()
+    covariance = BLEND_NOISE * torch.cov(mu.double().T, correction=0) + posterior
+    weights = torch.full((NUM_BLENDS,), 1 / NUM_BLENDS)
+    return Mixture(weights, centres, torch.linalg.cholesky(covariance).float())
 
 
-def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE) -> Mixture:
+def sampler_of(
+    vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE
+) -> Mixture:
     """A sampler fitted to the codes of `most` training faces and their mirror images."""
     if sampler == "prior":
         return prior(vae.latent_dim)
-    rows = np.random.default_rng(0).permutation(faces.rows("train"))[:most]
-    (mu, logvar), (mirrored_mu, mirrored_logvar) = (encode(vae, faces, rows, mirrored) for mirrored in (False, True))
+    rows = faces.sample("train", most)
+    mu, logvar = encode(vae, faces, rows)
+    mirrored_mu, mirrored_logvar = encode(vae, faces, rows, mirrored=True)
     return fit_sampler(torch.cat([mu, mirrored_mu]), torch.cat([logvar, mirrored_logvar]), seed)
 
 

@@ -35,49 +35,60 @@ def principal_axes(x: Tensor, num: int, about: Tensor | None = None) -> Axes:
 def mirrored_axes(x: Tensor, num: int) -> Axes:
     """Exact axes of images (N, 3, S, S) and their mirror images.
 
-    Symmetric and antisymmetric parts do not correlate, and half of each image holds them: a third of the time.
+    Symmetric and antisymmetric parts do not correlate, and half of each image holds them. This
+    takes a third of the time.
     """
-    left, right = x.chunk(2, 3)[0], x.flip(3).chunk(2, 3)[0]
-    parts = [principal_axes((left + right).flatten(1) / 2, num)]
-    parts.append(principal_axes((left - right).flatten(1) / 2, num, torch.zeros(left[0].numel())))
-    variances = 2 * torch.cat([part.variances for part in parts])
+    left = x.chunk(2, 3)[0]
+    right = x.flip(3).chunk(2, 3)[0]  # its mirror image
+    even = principal_axes((left + right).flatten(1) / 2, num)
+    odd = principal_axes((left - right).flatten(1) / 2, num, torch.zeros(left[0].numel()))
+
+    def whole(halves: Tensor, sign: int) -> Tensor:
+        """Left halves as columns, (P/2, K), to whole images, (P, K)."""
+        half = halves.T.unflatten(1, left.shape[1:])
+        return torch.cat([half, sign * half.flip(3)], 3).flatten(1).T
+
+    mean = whole(even.mean[:, None], 1)[:, 0]
+    basis = torch.cat([whole(even.basis, 1), whole(odd.basis, -1)], 1) / 2**0.5
+    variances = 2 * torch.cat([even.variances, odd.variances])
     keep = torch.argsort(variances, descending=True)[:num]
-    halves = [torch.cat([part.mean[:, None], part.basis / 2**0.5], 1).T.unflatten(1, left.shape[1:]) for part in parts]
-    wholes = [torch.cat([half, sign * half.flip(3)], 3).flatten(1).T for half, sign in zip(halves, (1, -1))]
-    return Axes(wholes[0][:, 0], torch.cat([whole[:, 1:] for whole in wholes], 1)[:, keep], variances[keep])
+    return Axes(mean, basis[:, keep], variances[keep])
 
 
 def streamed_axes(batches: Callable[[], Iterable[Tensor]], num: int) -> Axes:
-    """Axes of batches (B, P) by randomised subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
-    count, total = 0, torch.zeros(())
+    """Axes of batches (B, P) by subspace iteration (Halko et al. 0909.4061, algorithm 4.4)."""
+    count = 0
+    total = torch.zeros(())
     for x in batches():
-        count, total = count + len(x), total + x.sum(0, dtype=torch.float64)
+        count += len(x)
+        total = total + x.sum(0, dtype=torch.float64)
     mean = (total / count).float()
     width = min(num + SPARE_AXES, len(mean), count)
     basis = torch.randn(len(mean), width, generator=torch.Generator().manual_seed(0))
+    image = basis
     for _ in range(PASSES):
-        basis = torch.linalg.qr(basis)[0]
+        basis = torch.linalg.qr(image)[0]
         image = torch.zeros_like(basis)
         for x in batches():
             centred = x - mean
             image.addmm_(centred.T, centred @ basis)
-        small = basis.T @ image  # count * covariance within the subspace
-        basis, before = image, basis
+    small = basis.T @ image  # count * covariance within the subspace
     eigenvalues, vectors = torch.linalg.eigh(small.double())
     keep = torch.argsort(eigenvalues, descending=True)[: min(num, count - 1)]
-    return Axes(mean, before @ vectors[:, keep].float(), eigenvalues[keep] / count)
+    return Axes(mean, basis @ vectors[:, keep].float(), eigenvalues[keep] / count)
 
 
 def linear_vae_weights(axes: Axes, beta: float, latent_dim: int) -> dict[str, Tensor]:
     """LinearPath's weights at the optimum of linear.linear_vae; inactive dimensions are zero."""
     s = beta / 2
     num = int((axes.variances[:latent_dim] > s).sum())
-    v, rows = axes.variances[:num, None], axes.basis[:, :num].T
-    encoder, decoder = torch.zeros(2, latent_dim, len(axes.mean))
-    logvar = torch.zeros(latent_dim)
+    v = axes.variances[:num, None]
+    rows = axes.basis[:, :num].T
     root = (v - s).sqrt()
+    encoder, decoder = torch.zeros(2, latent_dim, len(axes.mean))
     encoder[:num] = (root / v).to(rows.dtype) * rows
     decoder[:num] = root.to(rows.dtype) * rows
+    logvar = torch.zeros(latent_dim)
     logvar[:num] = (s / v[:, 0]).log()
     return {"mean": axes.mean, "encoder": encoder, "decoder": decoder, "logvar": logvar}
 

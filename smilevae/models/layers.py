@@ -9,34 +9,42 @@ from torch.nn import functional as F
 
 
 class Layers(nn.Sequential):
-    """A Sequential that trains BatchNorm2d, ReLU and Dropout2d as one function on a CPU. A compiler does it itself."""
+    """A Sequential that trains BatchNorm2d, ReLU and Dropout2d as one function on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu"
+        compiled = torch.compiler.is_compiling()  # a compiler does it itself
+        plain = compiled or torch.is_autocast_enabled("cpu") or x.device.type != "cpu"
+        layers = iter(list(self))
+        for layer in layers:
             if type(layer) is nn.BatchNorm2d and layer.training and not plain:
-                rate, layers = layers[1].p, layers[2:]
-                x = _NormReluDrop.apply(x, layer.weight, layer.bias, layer, rate)
+                _relu = next(layers)
+                dropout = next(layers)
+                x = _NormReluDrop.apply(x, layer.weight, layer.bias, layer, dropout.p)
             else:
                 x = layer(x)
         return x
 
 
 class _NormReluDrop(torch.autograd.Function):
-    """Dropout's mask works in place. Its scale is in the weights: relu(s x) = s relu(x) for s > 0."""
+    """Dropout works in place. Its scale s is in the weights: relu(s x) = s relu(x)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any, rate: float) -> Tensor:
-        ctx.norm, ctx.scale = norm, 1 / (1 - rate)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any, rate: float
+    ) -> Tensor:
+        ctx.norm = norm
+        ctx.scale = 1 / (1 - rate)
         norm.num_batches_tracked.add_(1)
-        scaled, moving = (weight * ctx.scale, bias * ctx.scale), (norm.running_mean, norm.running_var)
-        y, mean, rstd = torch.native_batch_norm(x, *scaled, *moving, True, norm.momentum, norm.eps)
+        weight = weight * ctx.scale
+        bias = bias * ctx.scale
+        moving = (norm.running_mean, norm.running_var)
+        y, mean, rstd = torch.native_batch_norm(
+            x, weight, bias, *moving, True, norm.momentum, norm.eps
+        )
         y.relu_()
         if rate:
             y.mul_(x.new_empty(*x.shape[:2], 1, 1).bernoulli_(1 - rate))
-        ctx.save_for_backward(x, scaled[0], mean, rstd, y)
+        ctx.save_for_backward(x, weight, mean, rstd, y)
         return y
 
     @staticmethod
@@ -44,27 +52,30 @@ class _NormReluDrop(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, mean, rstd, y = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, y, 0)  # 0 where a channel was dropped, too
-        moving, eps = (ctx.norm.running_mean, ctx.norm.running_var), ctx.norm.eps
-        grads = torch.ops.aten.native_batch_norm_backward(grad, x, weight, *moving, mean, rstd, True, eps, [True] * 3)
-        return grads[0], grads[1] * ctx.scale, grads[2] * ctx.scale, None, None
+        statistics = (ctx.norm.running_mean, ctx.norm.running_var, mean, rstd)
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, *statistics, True, ctx.norm.eps, [True] * 3
+        )
+        return of_x, of_weight * ctx.scale, of_bias * ctx.scale, None, None
 
 
 class ToColours(nn.ConvTranspose2d):
-    """ConvTranspose2d to few channels as a 2x2 convolution to 4 times as many and a pixel shuffle: faster on a CPU."""
+    """ConvTranspose2d to 3 channels as a convolution to 12 and a pixel shuffle: faster on a CPU."""
 
     def __init__(self, in_channels: int):
         super().__init__(in_channels, 3, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert self.bias is not None
-        taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)  # (C, 3, 2, 2, 2, 2)
-        kernel = taps.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+        taps = self.weight.unflatten(3, (2, 2)).unflatten(2, (2, 2)).flip(2, 4)
+        kernel = taps.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # (12, C, 2, 2)
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
         y = F.conv2d(x, kernel, self.bias.repeat_interleave(4), padding=1)
         return F.pixel_shuffle(y, 2)[:, :, 1:-1, 1:-1]
 
 
 class PixelsToPatches(nn.PixelUnshuffle):
-    """PixelUnshuffle, with a patch's values in the order row, column, colour: copies of whole rows."""
+    """PixelUnshuffle, with values in the order row, column, colour: copies of whole rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.downscale_factor
@@ -82,7 +93,7 @@ class PatchesToPixels(nn.PixelShuffle):
 
 
 class FromPatches(nn.Conv2d):
-    """A convolution of PixelsToPatches' values; its weights have PixelUnshuffle's order: colour, row, column."""
+    """A convolution of PixelsToPatches' values. Its weights have PixelUnshuffle's order."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.unflatten(1, (3, -1)).transpose(1, 2).flatten(1, 2)
@@ -93,5 +104,7 @@ class ToPatches(nn.Conv2d):
     """A convolution to PatchesToPixels' values; its weights have PixelShuffle's order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (part.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1) for part in self.parameters())
+        weight, bias = (
+            part.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1) for part in self.parameters()
+        )
         return F.conv2d(x, weight, bias, padding=self.padding)

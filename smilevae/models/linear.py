@@ -20,17 +20,22 @@ class Spectrum(NamedTuple):
 def linear_vae(spectrum: Spectrum, beta: float, latent_dim: int) -> dict[str, Any]:
     """Held-out means at the optimum of a linear VAE under SSE + beta * KL.
 
-    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance s = beta / 2.
-    An axis is active if its variance v exceeds s: Var(z|x) = s / v, and decode(mu) keeps 1 - s / v of it.
-    At beta=0 this is PCA, and kl is None: it is infinite.
+    Probabilistic PCA (Tipping & Bishop 1999, eq. 7; Lucas et al. 1911.02469) with noise variance
+    s = beta / 2.
+    An axis is active if its variance v exceeds s: Var(z|x) = s / v, and decode(mu) keeps 1 - s / v
+    of it. At beta=0 this is PCA, and kl is None: it is infinite.
     """
     s = beta / 2
-    v, p = (np.asarray(a[:latent_dim]) for a in (spectrum.eigenvalues, spectrum.held_out))
-    v, p = v[v > s], p[v > s]
+    variances = np.asarray(spectrum.eigenvalues[:latent_dim])
+    active = variances > s
+    v = variances[active]
+    p = np.asarray(spectrum.held_out[:latent_dim])[active]
     ratio = s / v
     distortion = spectrum.total - float((p * (1 - ratio**2)).sum())
     recon = distortion + float(((v - s) * ratio).sum())
-    kl = 0.5 * float(((v - s) / v**2 * p + ratio - 1 - np.log(ratio)).sum()) if beta else None
+    kl = None
+    if beta:
+        kl = 0.5 * float(((v - s) / v**2 * p + ratio - 1 - np.log(ratio)).sum())
     return {
         "loss": recon if kl is None else recon + beta * kl,
         "recon": recon,
@@ -54,12 +59,15 @@ def forecast(spectrum: Spectrum, wanted: Beta, latent_dim: int) -> str:
     """The linear VAE's optimum in a sentence, with a warning of collapse."""
     beta = settled_beta(spectrum, wanted, latent_dim)
     optimum = linear_vae(spectrum, beta, latent_dim)
-    active, decibels = optimum["active_units"], f"PSNR {optimum['psnr']:.2f} dB"
-    text = f"forecast for beta={beta:.4g}{' (auto)' * (wanted == 'auto')}, latent_dim={latent_dim}:"
+    active = optimum["active_units"]
+    psnr_text = f"PSNR {optimum['psnr']:.2f} dB"
+    auto = " (auto)" if wanted == "auto" else ""
+    point = f"forecast for beta={beta:.4g}{auto}, latent_dim={latent_dim}"
     if beta == 0:
-        return f"{text} a plain autoencoder, which pays no KL; PCA with {active} components reaches {decibels}"
-    text += f" a linear VAE keeps {active} dimensions active and reaches loss {optimum['loss']:.1f},"
-    text += f" KL {optimum['kl']:.1f} nats, {decibels}"
+        pca = f"PCA with {active} components reaches {psnr_text}"
+        return f"{point}: a plain autoencoder, which pays no KL; {pca}"
+    text = f"{point}: a linear VAE keeps {active} dimensions active and reaches"
+    text += f" loss {optimum['loss']:.1f}, KL {optimum['kl']:.1f} nats, {psnr_text}"
     if active == 0:
         return f"{text}; no axis varies by more than beta / 2: this point can only collapse"
     if active < latent_dim / 2:

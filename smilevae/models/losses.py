@@ -1,10 +1,11 @@
 """The beta-VAE loss per example. Shapes: B batch, S image side, D latent dimensions."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+Mse = TypeVar("Mse", float, Tensor)
 ROUNDING = 1 / 255**2 / 12  # variance of a pixel of 8 bits about its real value
 
 
@@ -24,14 +25,17 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
 
 
-def beta_vae_terms(x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float | Tensor) -> Terms:
-    """loss = SSE + beta * KL on [0, 1] pixels (Higgins et al. 2017, eq. 4): decoder variance beta / 2."""
-    recon, kl = squared_error(x_hat, x), gaussian_kl(mu, logvar).sum(1)
+def beta_vae_terms(
+    x_hat: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, beta: float | Tensor
+) -> Terms:
+    """SSE + beta * KL on [0, 1] pixels (Higgins et al. 2017, eq. 4): decoder variance beta / 2."""
+    recon = squared_error(x_hat, x)
+    kl = gaussian_kl(mu, logvar).sum(1)
     return Terms(recon + beta * kl, recon, kl)
 
 
-def optimal_beta(mse: Any) -> Any:
-    """The beta whose decoder variance, beta / 2, is the most likely one for a mean squared error per pixel.
+def optimal_beta(mse: Mse) -> Mse:
+    """The beta whose decoder variance, beta / 2, is the most likely one for an error per pixel.
 
     Rybkin et al. 2006.13202, eq. 7. The rounding of pixels is its soft floor.
     """

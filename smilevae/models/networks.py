@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from smilevae.models.layers import FromPatches, Layers, PatchesToPixels, PixelsToPatches, ToColours, ToPatches
+from smilevae.models import layers
+from smilevae.models.layers import Layers
 
 Widths = list[int]
 PATCH = 4  # side of a patch in pixels
@@ -26,7 +27,7 @@ def conv_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> 
     """The mirror of conv_encoder, without a last activation: a Gaussian mean."""
     return Layers(
         *_from_code(latent_dim, size >> len(widths), widths, dropout),  # (B, w[0], S/2, S/2)
-        ToColours(widths[0]),  # (B, 3, S, S)
+        layers.ToColours(widths[0]),  # (B, 3, S, S)
     )
 
 
@@ -34,8 +35,8 @@ def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
     """Space to depth: convolutions of 3 channels at full resolution are slow on a CPU."""
     side = size // PATCH >> (len(widths) - 1)
     return Layers(
-        PixelsToPatches(PATCH),  # (B, 48, S/4, S/4)
-        FromPatches(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
+        layers.PixelsToPatches(PATCH),  # (B, 48, S/4, S/4)
+        layers.FromPatches(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
         *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
@@ -46,8 +47,8 @@ def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
     side = size // PATCH >> (len(widths) - 1)
     return Layers(
         *_from_code(latent_dim, side, widths, dropout),  # (B, w[0], S/4, S/4)
-        ToPatches(widths[0], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
-        PatchesToPixels(PATCH),  # (B, 3, S, S)
+        layers.ToPatches(widths[0], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
+        layers.PatchesToPixels(PATCH),  # (B, 3, S, S)
     )
 
 
@@ -75,8 +76,10 @@ def _from_code(latent_dim: int, side: int, widths: Widths, dropout: float) -> li
 
 def _blocks(layer: type[nn.Module], widths: Widths, dropout: float) -> list[nn.Module]:
     """Each block halves (Conv2d) or doubles (ConvTranspose2d) the side."""
-    layers = [(layer(a, b, 4, 2, 1, bias=False), *_post(b, dropout)) for a, b in pairwise(widths)]
-    return [Layers(*block) for block in layers]
+    return [
+        Layers(layer(wide_in, wide_out, 4, 2, 1, bias=False), *_post(wide_out, dropout))
+        for wide_in, wide_out in pairwise(widths)
+    ]
 
 
 def _post(width: int, dropout: float) -> list[nn.Module]:

@@ -33,8 +33,8 @@ class LinearPath(nn.Module):
 class VAE(nn.Module):
     """An encoder and a decoder of images in [0, 1]; `normalize` scales them to [-1, 1] inside.
 
-    `linear` adds a LinearPath, and zeroes the networks' last layers: an untrained VAE is the linear one. The decoder's
-    variance is beta / 2; with `beta` "auto" it is learnt.
+    `linear` adds a LinearPath, and zeroes the networks' last layers: an untrained VAE is the linear
+    one. The decoder's variance is beta / 2; with `beta` "auto" it is learnt.
     """
 
     def __init__(
@@ -51,12 +51,16 @@ class VAE(nn.Module):
         encoder, decoder = NETWORKS[model.network]
         self.encoder = encoder(image_size, latent_dim, model.widths, model.dropout)
         self.decoder = decoder(image_size, latent_dim, model.widths, model.dropout)
-        self.image_size, self.latent_dim, self.normalize = image_size, latent_dim, normalize
-        self.linear = LinearPath(3 * image_size**2, latent_dim) if linear else None
-        for layers in (self.encoder, self.decoder) if linear else ():
-            last = [layer for layer in layers if hasattr(layer, "weight")][-1]
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
+        self.image_size = image_size
+        self.latent_dim = latent_dim
+        self.normalize = normalize
+        self.linear = None
+        if linear:
+            self.linear = LinearPath(3 * image_size**2, latent_dim)
+            for layers in (self.encoder, self.decoder):
+                last = [layer for layer in layers if hasattr(layer, "weight")][-1]
+                for parameter in last.parameters():
+                    nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)  # 1.3 to 2.5 times faster on a CPU
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +69,8 @@ class VAE(nn.Module):
         mu, raw = self.encoder((x - 0.5) / 0.5 if self.normalize else x).float().chunk(2, dim=1)
         logvar = LOGVAR_BOUND * torch.tanh(raw / LOGVAR_BOUND)
         if path := self.linear:
-            mu, logvar = (x.flatten(1) - path.mean) @ path.encoder.T + mu, path.logvar + logvar
+            mu = (x.flatten(1) - path.mean) @ path.encoder.T + mu
+            logvar = path.logvar + logvar
         return mu, logvar
 
     def decode(self, z: Tensor) -> Tensor:

@@ -1,19 +1,27 @@
 """The run folder, the only hand-over between programs. Only runs/checkpoint.py needs torch.
 
-config.yaml    resolved, plain      status.json   RUNNING | COMPLETED | FAILED | INTERRUPTED | PAUSED, why
-metrics.jsonl  one line an epoch    result.json   written last: its presence means COMPLETED
-checkpoints/   the best two, last, previous
+config.yaml    all settings, plain    status.json   RUNNING, COMPLETED, FAILED, INTERRUPTED, PAUSED
+metrics.jsonl  one line an epoch      result.json   written last: its presence means COMPLETED
+checkpoints/   the best two, last     evaluation/   measures and figures of a checkpoint
 sharp/         the run folder of a second phase, which sharpens the decoder
-evaluation/    measures and figures of a checkpoint
 """
 # ruff: noqa: F401
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, epoch_of, find, link, rank_of, ranked, run_of
-from smilevae.runs.commands import override, program, resume_line, short, typed
+from smilevae.runs.checkpoint_files import (
+    EXPORTED,
+    best_name,
+    epoch_of,
+    find,
+    rank_of,
+    ranked,
+    run_of,
+)
+from smilevae.runs.commands import command_name, hydra_argument, override, resume_line, shell_path
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
-from smilevae.runs.folder import SHARP, Run, new_run_dir, refuse_used, what_next
+from smilevae.runs.folder import SHARP, Run, closing_lines, new_run_dir, refuse_used
 from smilevae.runs.machine import COST, code, code_now, environment, fast_precision, keep_memory
 from smilevae.runs.reading import epochs_done, in_use, read_json, read_metrics, read_result, state
-from smilevae.runs.resuming import continued, read_settings
+from smilevae.runs.resuming import read_settings, settings_for_resume
 from smilevae.runs.signals import Stop
+from smilevae.runs.tensors import read_tensors, tensor_file

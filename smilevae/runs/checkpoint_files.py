@@ -1,6 +1,6 @@
-"""The checkpoint files of a run folder: which is best, which are kept.
+"""The checkpoint files of a run folder, and which of them is best.
 
-epoch-0042.ckpt   the two best by val/loss       last.ckpt, previous.ckpt   a run continues from these
+epoch-0042.ckpt   the two best by val/loss       last.ckpt   a run continues from it
 """
 
 import math
@@ -19,36 +19,50 @@ NAME = re.compile(r"epoch-(\d+)\.ckpt")
 
 
 def find(ckpt: str) -> Path:
-    """The checkpoint file meant by a path: itself, or a run folder's best. Raises CheckpointError."""
+    """The checkpoint file that a path names: a file, or the best one of a run folder.
+
+    Raises CheckpointError.
+    """
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
-    path = Path(os.path.abspath(os.path.expanduser(ckpt)))  # its folder's name tells whether it is a run's
+    path = Path(os.path.abspath(os.path.expanduser(ckpt)))  # its folder's name matters
     if not path.is_dir():
         return path
-    path = path.parent if path.name == "checkpoints" else path
+    if path.name == "checkpoints":
+        path = path.parent
     if (path / EXPORTED).exists():
         return path / EXPORTED
     best = ranked(path)
-    known = {-1, *(line["epoch"] for line in read_metrics(path))}  # -1: last.ckpt
-    if len(best) > 1 and epoch_of(best[0]) not in known:
+    if not best:
+        raise CheckpointError(
+            f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a"
+            " file"
+        )
+    epochs = {line["epoch"] for line in read_metrics(path)}
+    if len(best) > 1 and epoch_of(best[0]) not in epochs:
         names = " or ".join(file.name for file in best)
-        raise CheckpointError(f"{path} has no metrics.jsonl, which says what checkpoint is best; pass {names}")
-    if best:
-        return best[0]
-    raise CheckpointError(f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a file")
+        raise CheckpointError(
+            f"{path} has no metrics.jsonl, which says what checkpoint is best; pass {names}"
+        )
+    return best[0]
 
 
 def ranked(run: Path) -> list[Path]:
-    """A run folder's best checkpoints, best first; its last ones where there are no others."""
+    """A run folder's best checkpoints, best first; last.ckpt where there are no others."""
     loss = {line["epoch"]: rank_of(line) for line in read_metrics(run)}
     folder = run / "checkpoints"
     paths = [path for path in folder.glob("epoch-*.ckpt") if NAME.fullmatch(path.name)]
     paths.sort(key=lambda path: (loss.get(epoch_of(path), math.inf), epoch_of(path)))
-    return paths or [folder / name for name in ("last.ckpt", "previous.ckpt") if (folder / name).exists()]
+    if not paths and (folder / "last.ckpt").exists():
+        return [folder / "last.ckpt"]
+    return paths
 
 
 def rank_of(line: Mapping[str, float]) -> float:
-    """What ranks an epoch by its metrics, lowest first: val/loss, or a sharper decoder's distance to real faces."""
+    """The metric that ranks epochs, lowest first.
+
+    It is val/loss, or in a second phase the distance to real faces.
+    """
     return line.get("val/distance", line.get("val/loss", math.inf))
 
 
@@ -62,6 +76,7 @@ def best_name(epoch: int) -> str:
 
 
 def epoch_of(path: Path) -> int:
+    """The epoch in the name of a best checkpoint; -1 for other files."""
     match = NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
 

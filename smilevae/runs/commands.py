@@ -8,33 +8,44 @@ import sys
 from pathlib import Path
 
 
-def program(command: str) -> str:
-    """A command as this process was started: `smilevae train` if it is installed, else `python train.py`."""
-    return f"smilevae {command}" if Path(sys.argv[0]).name == "smilevae" else f"python {command}.py"
+def command_name(command: str) -> str:
+    """A command as this process was started: `smilevae train`, or `python train.py`."""
+    installed = Path(sys.argv[0]).name == "smilevae"
+    return f"smilevae {command}" if installed else f"python {command}.py"
 
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"{program('train')} {typed('resume', path)}"
+    return f"{command_name('train')} {hydra_argument('resume', path)}"
 
 
-def short(path: Path) -> str:
+def shell_path(path: Path) -> str:
     """A path for a shell: relative where that is shorter, quoted where it must be."""
-    names = [str(path.resolve())]
-    with contextlib.suppress(ValueError):  # another drive of Windows
-        names.insert(0, os.path.relpath(path))
-    return shlex.quote(min(names, key=len))
+    return shlex.quote(_shortest(path))
 
 
-def typed(key: str, path: Path) -> str:
+def hydra_argument(key: str, path: Path) -> str:
     """key=path for Hydra, in a shell."""
-    word = override(key, shlex.split(short(path))[0])
-    return word if "'" not in word else shlex.quote(word)
+    word = override(key, _shortest(path))
+    return shlex.quote(word) if "'" in word else word
 
 
 def override(key: str, value: str) -> str:
-    """key=value as Hydra reads it, quoted where it must be. Backslashes count double only before a quote."""
-    if re.fullmatch(r"[A-Za-z0-9/._+-]+", value):
+    """key=value as Hydra reads it, quoted where it must be.
+
+    Backslashes count double only before a quote.
+    """
+    no_text = re.fullmatch(r"(?i)null|true|false|[+-]?(inf|nan|[\d._]+(e[+-]?\d+)?)", value)
+    if re.fullmatch(r"[A-Za-z0-9/._+-]+", value) and not no_text:
         return f"{key}={value}"
-    quoted = re.sub(r"(\\*)('|$)", lambda part: 2 * part[1] + part[2].replace("'", "\\'"), value)
+    doubled = re.sub(r"(\\*)('|$)", r"\1\1\2", value)
+    quoted = doubled.replace("'", "\\'")
     return f"{key}='{quoted}'"
+
+
+def _shortest(path: Path) -> str:
+    """A path from the current folder or from the root, whichever is shorter."""
+    absolute = str(path.resolve())
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        return min(absolute, os.path.relpath(path), key=len)
+    return absolute

@@ -1,18 +1,19 @@
-"""Evaluation folders: one a checkpoint. The link `best` leads to that of a run's best.
+"""Evaluation folders: one for each checkpoint. The link `best` leads to that of a run's best one.
 
-evaluation/epoch-0142/   of a run's checkpoint; last/ and model/ (an exported model) likewise
-evaluation/              of a lone checkpoint file, of a sweep, of every checkpoint in older folders
-evaluation-RUN/          in the current folder, where the run may not be written
+evaluation/epoch-0142/, evaluation/last/    of a run's checkpoint
+evaluation/                                 of a lone file, an exported model, a sweep
+evaluation-RUN/...                          in the current folder, where the run is read-only
 """
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from smilevae.errors import CheckpointError, NotEvaluated
-from smilevae.runs.checkpoint_files import EXPORTED, ranked, run_of
-from smilevae.runs.commands import program, short
+from smilevae.runs.checkpoint_files import ranked, run_of
+from smilevae.runs.commands import command_name, shell_path
 from smilevae.runs.files import TEMPORARY
 from smilevae.runs.reading import read_json
 
@@ -36,24 +37,29 @@ def point_to_best(path: Path) -> None:
             link.replace(folder.with_name("best"))
 
 
-def read_evaluation(path: Path, name: str, weights: str) -> dict[str, Any]:
-    """A JSON file of a checkpoint's newest evaluation of `weights`, a digest. Raises NotEvaluated, CheckpointError."""
-    home = run_of(path)
-    folders = [home / "evaluation", Path(f"evaluation-{home.resolve().name}")]
-    files = [folder / part / name for folder in folders for part in (_part(path), "")]
-    files = sorted((file for file in files if file.exists()), key=lambda file: -file.stat().st_mtime)
-    contents = [read_json(file) for file in files]
-    for content in contents:
+Read = Callable[[Path], dict[str, Any]]
+
+
+def read_evaluation(path: Path, name: str, weights: str, read: Read = read_json) -> dict[str, Any]:
+    """A file of a checkpoint's evaluation, if it is of the same `weights` (a digest).
+
+    Of a read-only run the user's own evaluation is read before the one in the run.
+    Raises NotEvaluated, or CheckpointError for a damaged file.
+    """
+    inside = run_of(path) / "evaluation" / _part(path) / name
+    files = [evaluation_folder(path) / name, inside]
+    again = f"run {command_name('evaluate')} ckpt={shell_path(path)}"
+    for file in filter(Path.exists, files):
+        content = read(file)
         if content.get("weights") == weights:
             return content
-    again = f"run {program('evaluate')} ckpt={short(path)}"
-    if not files:
-        raise NotEvaluated(f"{folders[0] / _part(path) / name} is missing; {again} first")
-    if not all(contents):
-        raise CheckpointError(f"{files[contents.index({})]} is damaged; {again} again")
-    raise NotEvaluated(f"{files[0]} is of another checkpoint than {path.name}; {again}")
+        if not content:
+            raise CheckpointError(f"{file} is damaged; {again} again")
+    if inside.exists():
+        raise NotEvaluated(f"{inside} is of another checkpoint than {path.name}; {again}")
+    raise NotEvaluated(f"{inside} is missing; {again} first")
 
 
 def _part(path: Path) -> str:
-    in_a_run = path.parent.name == "checkpoints" or path.name == EXPORTED
-    return path.stem if in_a_run and not path.is_dir() else ""
+    """The folder of a checkpoint among those of its run."""
+    return path.stem if path.parent.name == "checkpoints" else ""

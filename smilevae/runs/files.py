@@ -10,7 +10,9 @@ from typing import IO, Any
 TEMPORARY = ".smilevae.tmp"  # ends the name of a file that is not whole yet
 
 
-def replace_file(path: Path, write: Callable[[IO[bytes]], Any], check: Callable[[Path], Any] | None = None) -> None:
+def replace_file(
+    path: Path, write: Callable[[IO[bytes]], Any], check: Callable[[Path], Any] | None = None
+) -> None:
     """Write a temporary file beside `path`, fsync it, `check` it, rename it, fsync the folder."""
     with replacing(path) as work:
         with open(work, "wb") as file:

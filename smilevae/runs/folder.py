@@ -6,8 +6,9 @@ import json
 import os
 import platform
 import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +18,47 @@ from filelock import FileLock, Timeout
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, Interrupted, Paused, UserError
 from smilevae.runs.checkpoint_files import link, ranked
-from smilevae.runs.commands import program, resume_line, short, typed
+from smilevae.runs.commands import command_name, hydra_argument, resume_line, shell_path
 from smilevae.runs.files import TEMPORARY, write_bytes, write_text
-from smilevae.runs.machine import Meter, code
+from smilevae.runs.machine import CostMeter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
 SHARP = "sharp"  # the folder of a run's second phase
-BEFORE_TRAINING = (  # what a run writes before its first checkpoint
-    *("config.yaml", "status.json", "data_card.json", "spectrum.json", "forecast.json", "train.log", "cost.json", LOCK),
-)
 
 
 class Run:
     """A claimed run folder. The claim is a lock that ends with the process.
 
-    Of processes that train together only the one that `leads` claims and writes.
+    Of processes that train together only the main one claims and writes.
     Raises ConfigError if another process holds the folder or it cannot be written.
     """
 
     def __init__(self, path: str | Path):
-        self.dir, self.new = Path(path), False
+        self.dir = Path(path)
+        self.new = False
         self.sweep: str | None = None  # the id of the sweep that may stop this run
-        self.meter = Meter(self.dir / "cost.json")
-        self.leads = os.environ.get("LOCAL_RANK", "0") == "0"  # set by Lightning
-        if not self.leads:
-            return
+        self.meter = CostMeter(self.dir / "cost.json")
+        self.is_main_process = is_main_process()
+        if self.is_main_process:
+            self._claim()
+
+    def _claim(self) -> None:
+        """Lock the folder, and remove what a killed process left half written."""
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.dir / LOCK, timeout=LOCK_TIMEOUT)
             self._lock.acquire()
             for folder in (self.dir, self.checkpoints):
-                for left in folder.glob(f"*{TEMPORARY}"):  # of a killed process
+                for left in folder.glob(f"*{TEMPORARY}"):
                     left.unlink(missing_ok=True)
         except Timeout:
-            raise ConfigError(f"{self.dir} is in use by another process; wait for it or stop it") from None
+            raise ConfigError(
+                f"{self.dir} is in use by another process; wait for it or stop it"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH") from None
+            raise ConfigError(
+                f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH"
+            ) from None
 
     @property
     def checkpoints(self) -> Path:
@@ -70,15 +76,16 @@ class Run:
         return any(self.checkpoints.glob("*.ckpt"))
 
     @property
-    def goes_on(self) -> bool:
+    def can_resume(self) -> bool:
         """Whether a resume has, or should have, a checkpoint to continue from."""
-        kept = any((self.checkpoints / name).exists() for name in ("last.ckpt", "previous.ckpt"))
-        return kept or len(read_metrics(self.dir)) > 1 or (self.dir / "result.json").exists()
+        if (self.checkpoints / "last.ckpt").exists() or (self.dir / "result.json").exists():
+            return True
+        return len(read_metrics(self.dir)) > 1
 
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
         """Write the status RUNNING, then FAILED, INTERRUPTED or PAUSED if the body raises."""
-        if not self.leads:
+        if not self.is_main_process:
             yield self
             return
         try:
@@ -89,49 +96,63 @@ class Run:
             raise
         except (Interrupted, KeyboardInterrupt) as stop:
             self.status("INTERRUPTED", str(stop))
-            print(f"to go on: {resume_line(self.dir)}" if self.trained else "nothing was learnt yet", file=sys.stderr)
+            if self.trained:
+                print(f"to go on: {resume_line(self.dir)}", file=sys.stderr)
+            else:
+                print("nothing was learnt yet", file=sys.stderr)
+            raise
+        except UserError as error:
+            self.status("FAILED", str(error), type(error).__name__)
             raise
         except BaseException as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.status("FAILED", reason, type(error).__name__)
+            name = type(error).__name__
+            self.status("FAILED", f"{name}: {error}", name)
             raise
         finally:
             self.close()
 
     def close(self) -> None:
-        if self.leads:
+        if self.is_main_process:
             self._lock.release()
 
-    def begin_from(self, other: Path) -> None:
-        """Take over the epochs of a completed run. last.ckpt comes last: before it, the run is still untrained."""
-        for name in (path.name for path in ranked(other)):
-            link(other / "checkpoints" / name, self.checkpoints / name)
-        for file in other.glob("events.out.tfevents.*"):
-            write_bytes(self.dir / file.name, file.read_bytes())
-        link(other / "checkpoints" / "last.ckpt", self.checkpoints / "last.ckpt")
-
     def begin(self, settings: Settings) -> None:
-        """Write config.yaml. Raises ConfigError if the folder holds anything but the resumed run."""
-        if self.leads and not settings.resume:
+        """Write config.yaml. Raises ConfigError for a new run in a folder that is not empty."""
+        if self.is_main_process and not settings.resume:
             refuse_used(self.dir)
             self.new = True
         self.write_config(settings)
 
+    def begin_from(self, other: Path) -> None:
+        """Take over the epochs of a completed run.
+
+        last.ckpt comes last: before it, the run is still untrained.
+        """
+        for path in ranked(other):
+            link(path, self.checkpoints / path.name)
+        for file in other.glob("events.out.tfevents.*"):
+            write_bytes(self.dir / file.name, file.read_bytes())
+        link(other / "checkpoints" / "last.ckpt", self.checkpoints / "last.ckpt")
+
     def discard_if_untrained(self) -> None:
-        """Remove what a new run wrote if it has no checkpoint."""
+        """Remove a new run's folder if it has no checkpoint. At the start it held nothing."""
         if self.new and not self.trained:
-            for path in (*map(self.dir.joinpath, BEFORE_TRAINING), *self.dir.glob("events.out.tfevents.*")):
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the folder holds other files
-                self.dir.rmdir()
-                if self.dir.parent == Path("runs").resolve():  # of conf/train.yaml
+            shutil.rmtree(self.dir, ignore_errors=True)
+            if self.dir.parent == Path("runs").resolve():  # of conf/train.yaml
+                with contextlib.suppress(OSError):  # it holds other runs
                     self.dir.parent.rmdir()
 
     def status(self, state: str, reason: str | None = None, error: str | None = None) -> None:
         """Write status.json. On a full disk a failure overwrites it in place."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        process = {"pid": os.getpid(), "host": platform.node(), "sweep": self.sweep, "code": self.code}
-        content = {"status": state, "reason": reason, "error": error, "time": now, **process}
+        content = {
+            "status": state,
+            "reason": reason,
+            "error": error,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "sweep": self.sweep,
+            "code": self.code,
+        }
         try:
             self.write_json("status.json", content)
         except OSError:
@@ -141,39 +162,54 @@ class Run:
                 file.write(json.dumps(content) + "\n")
                 file.truncate()
 
-    def write_json(self, name: str, content: Any) -> None:
-        if self.leads:
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        if self.is_main_process:
             write_text(self.dir / name, json.dumps(content, indent=2) + "\n")
 
     def write_config(self, settings: Settings) -> None:
-        if self.leads:
+        if self.is_main_process:
             content = settings.plain() | {"resume": None}
             write_text(self.dir / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl: one JSON object an epoch."""
-        write_text(self.dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in epochs))
+        if self.is_main_process:
+            lines = [json.dumps(line) + "\n" for line in epochs]
+            write_text(self.dir / "metrics.jsonl", "".join(lines))
 
     def write_cost(self) -> dict[str, float]:
-        """Write cost.json, the cost of all parts of the run up to now; the run goes on where that fails."""
+        """Write cost.json: what the run has cost up to now. A failing write stops no training."""
         cost = self.meter.read()
         with contextlib.suppress(OSError):
-            if self.leads:
+            if self.is_main_process:
                 write_text(self.meter.file, json.dumps(cost) + "\n")
         return cost
 
-    def complete(self, result: dict[str, Any]) -> None:
+    def complete(self, result: Mapping[str, Any]) -> None:
         """Write the cost and result.json, then the status: a run with a result is COMPLETED."""
-        self.write_json("result.json", result | self.write_cost() | {"code": self.code})
+        self.write_json("result.json", {**result, **self.write_cost(), "code": self.code})
         self.status("COMPLETED")
 
 
+def is_main_process() -> bool:
+    """Whether this process is the first of those that train together; Lightning starts others."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def refuse_used(path: Path) -> None:
-    """Raise ConfigError if a folder holds a run, or anything else that a killed start does not leave."""
+    """Raise ConfigError if a folder holds more than what a killed start leaves.
+
+    Processes that the main one has started may find its files.
+    """
+    if not is_main_process():
+        return
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} already holds a run; go on with {resume_line(path)}")
-    if [name for name in os.listdir(path) if name not in (LOCK, "train.log") and not name.endswith(TEMPORARY)]:
-        raise ConfigError(f"{path} is not empty and holds no run; choose another with hydra.run.dir=PATH")
+    for name in os.listdir(path):
+        if name not in (LOCK, "train.log") and not name.endswith(TEMPORARY):
+            raise ConfigError(
+                f"{path} is not empty and holds no run; choose another with hydra.run.dir=PATH"
+            )
 
 
 def new_run_dir(parent: str, resume: str | None) -> str:
@@ -183,10 +219,12 @@ def new_run_dir(parent: str, resume: str | None) -> str:
     return f"{parent}/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(4)}"
 
 
-def what_next(run: Path, best: dict[str, Any]) -> str:
-    """The closing lines of a run."""
+def closing_lines(run: Path, best: Mapping[str, Any]) -> str:
+    """What to do after a training."""
+    shown = run / SHARP if (run / SHARP).exists() else run
     return (
-        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']}; run folder {short(run)}\n"
-        f"next: {program('evaluate')} {typed('ckpt', run / SHARP if (run / SHARP).exists() else run)}\n"
-        f"      tensorboard --logdir {short(run.parent)}"
+        f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']};"
+        f" run folder {shell_path(run)}\n"
+        f"next: {command_name('evaluate')} {hydra_argument('ckpt', shown)}\n"
+        f"      tensorboard --logdir {shell_path(run.parent)}"
     )

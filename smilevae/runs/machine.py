@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,21 @@ from smilevae.runs.reading import read_json
 
 COST = ("cpu_seconds", "gpu_seconds")
 SECONDS = ("wall_seconds", *COST)
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow", "smilevae")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "numpy",
+    "pillow",
+    "smilevae",
+)
 
 
 def code_now() -> str:
-    """A hash of this package's source files as they are on the disk. Any change counts, one of a comment too."""
-    whole, package = hashlib.blake2b(digest_size=4), Path(__file__).parents[1]
+    """A hash of this package's source files on the disk. Any change counts, also of a comment."""
+    whole = hashlib.blake2b(digest_size=4)
+    package = Path(__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
         whole.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
     return whole.hexdigest()
@@ -32,25 +41,15 @@ code = functools.cache(code_now)  # the program of this process, if it is called
 
 @functools.cache
 def git() -> str | None:
-    """The commit that holds this package, with a + if files differ from it; None outside a repository."""
-    here = ["git", "-C", str(Path(__file__).parents[1])]
-
-    def ask(*words: str) -> str:
-        return subprocess.run([*here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    """The commit of this package, -dirty if tracked files differ; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parents[1])]
+    ask = functools.partial(subprocess.run, capture_output=True, text=True, check=True, timeout=10)
     try:
-        ask("ls-files", "--error-unmatch", "__init__.py")
-        return ask("rev-parse", "--short=10", "HEAD") + "+" * bool(ask("status", "--porcelain", "-uno", ".."))
+        ask([*command, "ls-files", "--error-unmatch", "__init__.py"])
+        commit = ask([*command, "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"])
+        return commit.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _version(package: str) -> str:
-    """The version of a package. A checkout may not be installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def environment() -> dict[str, Any]:
@@ -58,67 +57,69 @@ def environment() -> dict[str, Any]:
     import resource  # Windows has none; it uses models, and does not train
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
+    versions = {name: version(name) for name in PACKAGES}
     return {
         "git": git(),
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit,
     }
 
 
-class Meter:
-    """The cost of a run in seconds. It starts with the numbers that earlier parts of the run left in `file`.
+class CostMeter:
+    """The cost of a run in seconds, with that of its earlier parts, which `file` holds.
 
-    `cpu_seconds` are user and system time of this process and its ended children. `gpu_seconds` are the time that it
-    holds GPUs, times their number; they are missing without GPUs.
+    cpu_seconds    user and system time of this process and its ended children
+    gpu_seconds    the time that the run holds GPUs, times their number; missing without GPUs
     """
 
     def __init__(self, file: Path):
-        earlier = read_json(file)
-        self.file, self.num_gpus = file, 0
-        self.total = {k: float(earlier[k]) for k in SECONDS if isinstance(earlier.get(k), (int, float))}
-        self._before = self._counters()
+        self.file = file
+        self.num_gpus = 0
+        self._earlier = read_json(file)
+        self._start = time.perf_counter()
+        self._start_cpu = _cpu_seconds()
 
     def use_gpus(self, num: int) -> None:
         """Count the time of so many GPUs from now on."""
-        self.read()
-        self.num_gpus = num
+        if not self.num_gpus:  # else a second phase
+            self.num_gpus = num
+            self._start_gpu = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """The cost up to now."""
-        now = self._counters()
-        steps = {name: now[name] - self._before[name] for name in now}
+        now = time.perf_counter()
+        cost = {name: self._earlier[name] for name in SECONDS if name in self._earlier}
+        cost["wall_seconds"] = cost.get("wall_seconds", 0) + now - self._start
+        cost["cpu_seconds"] = cost.get("cpu_seconds", 0) + _cpu_seconds() - self._start_cpu
         if self.num_gpus:
-            steps["gpu_seconds"] = self.num_gpus * steps["wall_seconds"]
-        for name, seconds in steps.items():
-            self.total[name] = self.total.get(name, 0.0) + seconds
-        self._before = now
-        return {name: round(seconds, 2) for name, seconds in self.total.items()}
+            held = self.num_gpus * (now - self._start_gpu)
+            cost["gpu_seconds"] = cost.get("gpu_seconds", 0) + held
+        return {name: round(seconds, 2) for name, seconds in cost.items()}
 
-    def _counters(self) -> dict[str, float]:
-        import resource
 
-        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return {"wall_seconds": time.perf_counter(), "cpu_seconds": sum(u.ru_utime + u.ru_stime for u in usage)}
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # user and system time, of this process and its ended children
 
 
 def fast_precision() -> str:
-    """Lightning's name of the precision that is fastest here: bf16-mixed on a CPU with bfloat16 arithmetic."""
+    """Lightning's name of the fastest precision here: bf16-mixed on a CPU with bfloat16 units."""
     cpu = Path("/proc/cpuinfo")
     flags = cpu.read_text().split() if cpu.exists() else []
     return "bf16-mixed" if {"avx512_bf16", "amx_bf16"} & set(flags) else "32-true"
 
 
 def keep_memory() -> bool:
-    """Let the allocator keep freed memory; says whether it does. Only glibc can.
+    """Let the allocator keep freed memory; returns whether it does. Only glibc can.
 
-    By default glibc returns each large tensor's pages to the kernel and faults them in again for the next one, see
-    mallopt(3): 3 million page faults in two epochs of the source study's network instead of 0.4 million.
+    By default glibc returns the pages of each large tensor to the kernel, which faults them in
+    again for the next one, see mallopt(3): 3 million page faults in two epochs of the source
+    study's network instead of 0.4 million.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, TypeError):  # another C library; Windows, which has none for None
         return False
-    trim, top_pad, threshold = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-    kept = mallopt(threshold, 2**30) or mallopt(threshold, 2**25)  # older glibc allows 32 MiB
-    return bool(kept and mallopt(trim, 2**30) and mallopt(top_pad, 2**28))
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    kept = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # older glibc: 32 MiB
+    return bool(kept and mallopt(trim_threshold, 2**30) and mallopt(top_pad, 2**28))

@@ -23,8 +23,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def state(path: Path) -> dict[str, Any]:
     """The content of status.json. `status` may also be NEW (not written yet) or STALE.
 
-    STALE is a RUNNING whose process on this host is gone; a job of another host is never stale. A run with a result
-    is COMPLETED, whatever its status says.
+    STALE is a RUNNING whose process on this host is gone; a job of another host is never stale.
+    A run with a result is COMPLETED, whatever its status says.
     """
     empty = dict.fromkeys(("reason", "error", "pid", "host", "sweep")) | {"status": "NEW"}
     held = in_use(path)  # first: a process that ends after this has written its status before
@@ -32,7 +32,9 @@ def state(path: Path) -> dict[str, Any]:
     if (path / "result.json").exists():
         return status | {"status": "COMPLETED", "reason": None}
     here = status["host"] in (None, platform.node())
-    if status["status"] == "RUNNING" and here and not held and not in_use(path):  # again: one may have begun
+    if (
+        status["status"] == "RUNNING" and here and not held and not in_use(path)
+    ):  # again: one may have begun
         return status | {"status": "STALE", "reason": "its process is gone"}
     return status
 
@@ -44,7 +46,9 @@ def in_use(path: Path) -> bool:
     try:
         with FileLock(path / LOCK, timeout=LOCK_TIMEOUT):
             return False
-    except OSError as error:  # other errors: a folder that may not be written holds no process of this user
+    except (
+        OSError
+    ) as error:  # other errors: a folder that may not be written holds no process of this user
         return isinstance(error, Timeout)
 
 

@@ -9,9 +9,10 @@ from smilevae.errors import Interrupted
 
 
 class Stop:
-    """Raises Interrupted at a signal, or at the second while `deferred`, which keeps the first in `signum`.
+    """Raises Interrupted at a signal; while `deferred`, at the second one.
 
-    Repeats within 1 s are ignored: Ctrl-C reaches a sweep job twice.
+    The first one is then kept in `signum`. Repeats within 1 s are ignored: Ctrl-C reaches a sweep
+    job twice.
     """
 
     def __init__(self) -> None:

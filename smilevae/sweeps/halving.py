@@ -1,94 +1,96 @@
-"""Successive halving: every setting trains to the first rung, the best go on to the next, and so on.
+"""Successive halving: every setting trains to the first rung, the best go on to the next.
 
 All decisions follow from the run folders, so that a kill at any moment loses none.
 """
 
-import json
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from smilevae import runs
-from smilevae.config import Settings
+from smilevae.config import REPEATS, Settings
 from smilevae.errors import ConfigError
 from smilevae.models.metrics import negative_elbo
+from smilevae.sweeps.plan import key
+from smilevae.sweeps.queue import Queue
 
 RANK_BY = "val/nelbo"  # comparable across beta
-AVERAGED = ("seed", "data.split_seed")  # a setting is compared by its mean over them
 MIN_KEPT = 2  # settings that reach the last rung
 LEAST_EPOCHS = 4  # of the first rung
 
 
-class Rung(NamedTuple):
-    """`num` settings train to `epochs`."""
+class Halving(Queue):
+    """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943).
 
-    epochs: int
-    num: int
+    Several jobs at a time are asynchronous (ASHA, Li et al. 1810.05934).
 
+    A setting is all jobs that differ in seed or split only. It goes on if it is among the best
+    `num` of those that finished a rung. It also goes on if its trend puts it among the best `num`
+    at the end of the next rung: a setting that learns slowly is often the best at the end. A
+    setting behind the mean face goes on after the first rung, and after any rung with fewer than
+    `num` settings ahead of the mean face: it has learnt nothing that could be compared.
 
-class Halving:
-    """The rungs of a sweep's jobs (Jamieson and Talwalkar 1502.07943; asynchronous as ASHA, Li et al. 1810.05934).
-
-    A setting is all jobs that differ in seed or split only. It goes on if it is among the best `num` of those that
-    finished a rung. It also goes on if its trend puts it among the best `num` at the end of the next rung: a setting
-    that learns slowly is often the best at the end. A setting behind the mean face goes on after the first rung, and
-    after any rung with fewer than `num` settings ahead of the mean face: it has learnt nothing that could be compared.
-
-    The lowest rung comes first: one job at a time, a rung is full before the next begins. Several jobs at a time do
-    not wait for each other, so a few settings more can go on.
+    The lowest rung comes first: one job at a time, a rung is full before the next begins. Several
+    jobs at a time do not wait for each other, so a few settings more can go on.
     """
 
-    def __init__(self, folder: Path, jobs: Mapping[str, Settings], rungs: list[Rung]):
-        self.folder, self.rungs = folder, rungs
-        self.settings: dict[str, list[str]] = {}  # a setting's jobs
-        for name, settings in jobs.items():
-            flat = {k: v for k, v in settings.result_settings().items() if k not in AVERAGED}
-            self.settings.setdefault(json.dumps(flat, sort_keys=True), []).append(name)
+    @functools.cached_property
+    def settings(self) -> dict[str, list[str]]:
+        """The jobs of each setting."""
+        groups: dict[str, list[str]] = {}
+        for name, settings in self.jobs.items():
+            groups.setdefault(key(settings, *REPEATS), []).append(name)
+        return groups
 
     def allowed(self, number: int) -> list[str]:
         """The jobs that may train in a rung, the best first."""
         if number == 0:
             return [name for names in self.settings.values() for name in names]
-        (epochs, _), (next_epochs, num) = self.rungs[number - 1 : number + 1]
-        now, behind = self._means(epochs), self._behind(number)
-        ahead = sorted(now.keys() - behind, key=lambda key: (now[key], key))
+        epochs, _ = self.rungs[number - 1]
+        next_epochs, num = self.rungs[number]
+        now = self._means(epochs)
+        behind = self._behind(number)
+        ahead = sorted(now.keys() - behind, key=lambda setting: (now[setting], setting))
 
         # The score falls about linearly with the logarithm of the epoch.
         half = math.ceil(epochs / 2)
         earlier = self._means(half)
         steps = math.log(next_epochs / epochs) / math.log(epochs / half)
-        later = sorted(ahead, key=lambda key: now[key] + steps * (now[key] - earlier[key]))
+        by_trend = sorted(ahead, key=lambda one: now[one] + steps * (now[one] - earlier[one]))
 
-        chosen = [*ahead[:num], *later[:num]]
+        chosen = [*ahead[:num], *by_trend[:num]]
         if number == 1 or len(ahead) < num:
-            chosen += sorted(behind, key=lambda key: now[key])
-        return [name for key in dict.fromkeys(chosen) for name in self.settings[key]]
+            chosen += sorted(behind, key=lambda setting: now[setting])
+        return [name for setting in dict.fromkeys(chosen) for name in self.settings[setting]]
 
     def _behind(self, number: int) -> set[str]:
         """The settings that are not ahead of the mean face after the rung before this one."""
-        now = self._means(self.rungs[number - 1].epochs)
-        return {key for key in now if now[key] >= self._mean(key, self.mean_face)}
+        now = self._means(self.rungs[number - 1][0])
+        return {one for one in now if now[one] >= self._mean(one, self.mean_face)}
 
     def spared(self) -> list[str]:
-        """A sentence for every rung after which settings went on that had learnt nothing yet."""
+        """A sentence for every rung after which settings that had learnt nothing yet went on."""
         lines = []
-        for number in range(1, len(self.rungs)):
+        for number, (epochs, _) in enumerate(self.rungs[:-1], start=1):
             allowed = set(self.allowed(number))
-            num = sum(allowed.issuperset(self.settings[key]) for key in self._behind(number))
+            num = sum(allowed.issuperset(self.settings[one]) for one in self._behind(number))
             if num:
-                where = f"after epoch {self.rungs[number - 1].epochs} {num} of {len(self.settings)} settings"
-                lines.append(f"{where} were behind the mean face by {RANK_BY}; they had learnt nothing yet and went on")
+                lines.append(
+                    f"after epoch {epochs} {num} of {len(self.settings)}"
+                    f" settings were behind the mean face by {RANK_BY}; they had learnt nothing"
+                    " yet and went on"
+                )
         return lines
 
     def _means(self, epochs: int) -> dict[str, float]:
         """The mean score of every setting whose jobs all came so far."""
-        means = {key: self._mean(key, lambda name: self.score(name, epochs)) for key in self.settings}
-        return {key: mean for key, mean in means.items() if mean < math.inf}
+        means = {one: self._mean(one, lambda job: self.score(job, epochs)) for one in self.settings}
+        return {setting: mean for setting, mean in means.items() if mean < math.inf}
 
-    def _mean(self, key: str, value: Callable[[str], float]) -> float:
+    def _mean(self, setting: str, value: Callable[[str], float]) -> float:
         """The mean of a value over a setting's jobs."""
-        names = self.settings[key]
+        names = self.settings[setting]
         return sum(map(value, names)) / len(names)
 
     def score(self, name: str, epochs: int) -> float:
@@ -99,48 +101,66 @@ class Halving:
         return min((line for line in lines if line["epoch"] <= epochs), key=runs.rank_of)[RANK_BY]
 
     def mean_face(self, name: str) -> float:
-        """The negative ELBO of the mean face on a job's held-out people; infinite if it is not known."""
+        """The negative ELBO of the mean face on a job's held-out people; infinite if unknown."""
         content = runs.read_json(self.folder / name / "spectrum.json")
         return negative_elbo(content["total"], 0, content["num_pixels"]) if content else math.inf
 
-    def finished(self, name: str, rung: Rung) -> bool:
-        """Whether a job has no more to do in a rung."""
-        if runs.state(self.folder / name)["status"] in ("FAILED", "COMPLETED"):
+    def finished(self, name: str, epochs: int) -> bool:
+        """Whether a job has no more to do in a rung of so many epochs."""
+        if self.ended(name):
             return True
-        return runs.epochs_done(self.folder / name) >= rung.epochs and rung != self.rungs[-1]
-
-    def running(self, name: str) -> bool:
-        return runs.in_use(self.folder / name)
+        last, _ = self.rungs[-1]
+        return epochs != last and runs.epochs_done(self.folder / name) >= epochs
 
     def left(self) -> list[tuple[str, int]]:
-        """(job, epochs) that can train now, in order. Jobs that failed or run are left out."""
-        for number, rung in enumerate(self.rungs):
-            left = [name for name in self.allowed(number) if not self.finished(name, rung) and not self.running(name)]
+        for number, (epochs, _) in enumerate(self.rungs):
+            waiting = [name for name in self.allowed(number) if not self.finished(name, epochs)]
+            left = [(name, epochs) for name in waiting if self.free(name)]
             if left:
-                return [(name, rung.epochs) for name in left]
+                return left
         return []
-
-    def num_left(self) -> int:
-        """How many trainings are left if each rung drops all but its `num` settings; at least 1."""
-        each = max(map(len, self.settings.values()))
-        finished = [len(self._means(rung.epochs)) for rung in self.rungs]
-        return max(1, sum(each * max(0, rung.num - num) for rung, num in zip(self.rungs, finished)))
 
     def total_epochs(self) -> float:
         """The epochs of all trainings if each rung drops all but its `num` settings."""
-        each = sum(map(len, self.settings.values())) / len(self.settings)
-        before = [0, *(rung.epochs for rung in self.rungs)]
-        return each * sum(rung.num * (rung.epochs - least) for rung, least in zip(self.rungs, before))
+        each = len(self.jobs) / len(self.settings)
+        total = 0
+        before = 0
+        for epochs, num in self.rungs:
+            total += num * (epochs - before)
+            before = epochs
+        return each * total
+
+    def describe(self) -> str:
+        """The rungs, with a warning where a job's first epochs say little about its last."""
+        if len(self.rungs) == 1:
+            text = "rungs: none, the sweep is too short for them"
+            return f"{text}; every setting trains to epoch {self.rungs[0][0]}"
+        text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in self.rungs)
+        if any(settings.schedule == "cosine" for settings in self.jobs.values()):
+            text += (
+                "; schedule=cosine keeps each job's own full schedule, and lr is still high at"
+                " the first rungs"
+            )
+        return f"rungs: {text}"
 
 
-def plan_rungs(jobs: Mapping[str, Settings], factor: int, first: int | None) -> list[Rung]:
-    """The rungs of a sweep, the full length last. Raises ConfigError if its jobs cannot be compared in rungs."""
+def plan_rungs(jobs: dict[str, Settings], factor: int, first: int | None) -> list[list[int]]:
+    """[epochs, num] of each rung, the full length last.
+
+    Raises ConfigError if the jobs cannot be compared in rungs.
+    """
     for name in ("epochs", "image_size"):
         if len({getattr(settings, name) for settings in jobs.values()}) > 1:
-            raise ConfigError(f"sweep.halving compares jobs after equal epochs and at one size; give {name} one value")
-    longest, num = next(iter(jobs.values())).epochs, len(Halving(Path(), jobs, []).settings)
-    epochs, rungs = first or max(LEAST_EPOCHS, math.ceil(longest / factor**2)), []
+            raise ConfigError(
+                "sweep.halving compares jobs after equal epochs and at one size;"
+                f" give {name} one value"
+            )
+    longest = next(iter(jobs.values())).epochs
+    num = len(Halving(Path(), jobs).settings)
+    epochs = first or max(LEAST_EPOCHS, math.ceil(longest / factor**2))
+    rungs = []
     while epochs < longest and num > MIN_KEPT:
-        rungs.append(Rung(epochs, num))
-        epochs, num = epochs * factor, max(MIN_KEPT, math.ceil(num / factor))
-    return [*rungs, Rung(longest, num)]
+        rungs.append([epochs, num])
+        epochs *= factor
+        num = max(MIN_KEPT, math.ceil(num / factor))
+    return [*rungs, [longest, num]]

@@ -1,121 +1,169 @@
-"""A search: Optuna proposes the points of a sweep. Its study lies in the sweep's folder, in search.log."""
+"""A search: Optuna proposes the points of a sweep. Without Optuna its import is a ConfigError.
+
+Its study is search.log in the sweep's folder. `search` in sweep.json holds
+
+trials   how many points       at_once   how many of them train at a time
+seed     of the proposals      base      settings of every point, by their flat names
+space    KNOB: {"low", "high", "log"}, or {"choices": {VALUE: the settings that it changes}}
+"""
 
 import functools
 import hashlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import FIELDS, Settings
+from smilevae.config import FIELDS, REPEATS, Settings
 from smilevae.errors import ConfigError
-from smilevae.sweeps.plan import job_name
+from smilevae.models import linear
+from smilevae.sweeps.plan import job_name, key
+from smilevae.sweeps.queue import Queue
 
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+except ImportError:
+    text = 'an interval needs Optuna; install it with pip install -e ".[search]"'
+    raise ConfigError(text) from None
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAME = "search.log"
-FACES = {"image_size", "seed", *(name for name in FIELDS if name.startswith("data."))}
+FACES = {"image_size", "data", *REPEATS, *(name for name in FIELDS if name.startswith("data."))}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 
-def interval(name: str, low: float, high: float, log: bool) -> Any:
-    """Optuna's distribution of interval(low, high): whole numbers for a knob that takes them. Raises ConfigError."""
-    optuna = _optuna()
-    try:
-        if FIELDS[name].annotation is int:
-            return optuna.distributions.IntDistribution(round(low), round(high), log=log)
-        return optuna.distributions.FloatDistribution(float(low), float(high), log=log)
-    except KeyError:
-        raise ConfigError(f"{name} is not a knob; an interval needs one that takes numbers") from None
-    except ValueError as error:
-        raise ConfigError(f"{name}=interval({low:g},{high:g}) is no space to search: {error}") from None
+class Search(Queue):
+    """Random points, then those of a Gaussian process (Jones et al. 1998), for a low val/nelbo.
 
-
-def choices(values: list[str]) -> Any:
-    """Optuna's distribution of values separated by commas."""
-    return _optuna().distributions.CategoricalDistribution(values)
-
-
-class Search:
-    """Up to `num` trials for the lowest val/nelbo: random ones, then those of a Gaussian process (Jones et al. 1998).
-
-    A proposal depends on the seed, its number and the trials before it. So a search that is killed and continued
-    proposes the same points.
+    A proposal depends on the seed, its number and the trials before it. So a search that is killed
+    and continued proposes the same points.
     """
-
-    def __init__(self, folder: Path, distributions: dict[str, Any], num: int, seed: int):
-        self.optuna = _optuna()
-        self.folder, self.distributions, self.num, self.seed = folder, distributions, num, seed
 
     @functools.cached_property
     def study(self) -> Any:
-        """Optuna's study, opened or begun. The folder exists. Raises ConfigError if it searched something else."""
-        journal = self.optuna.storages.journal.JournalFileBackend(str(self.folder / NAME))
-        storage = self.optuna.storages.JournalStorage(journal)
-        study = self.optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
-        if study.trials and study.trials[0].distributions != self.distributions:
-            raise ConfigError(f"{self.folder} searched other intervals or values; give the same, or start a new sweep")
-        return study
+        """Optuna's study, opened or begun."""
+        journal = JournalFileBackend(str(self.folder / NAME))
+        storage = optuna.storages.JournalStorage(journal)
+        return optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True)
 
-    def trials(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number, values by knob) of every trial so far that was not pruned."""
-        trials = self.study.trials if (self.folder / NAME).exists() else []
-        pruned = self.optuna.trial.TrialState.PRUNED
-        return [(trial.number, trial.params) for trial in trials if trial.state != pruned]
+    def left(self) -> list[tuple[str, int]]:
+        """The jobs that wait. It proposes new points where fewer than `at_once` are open."""
+        for trial in self._open():
+            self._settle(trial.number, trial.params)
+        while (
+            len(self._open()) < self.search["at_once"]
+            and len(self.study.trials) < self.search["trials"]
+        ):
+            trial = self._propose(len(self.study.trials))
+            self._settle(trial.number, trial.params)
+        return super().left()
 
-    def unfinished(self) -> list[tuple[int, dict[str, Any]]]:
-        """The trials without an end: those of a killed search."""
-        running = self.optuna.trial.TrialState.RUNNING
-        return [(trial.number, trial.params) for trial in self.study.trials if trial.state == running]
+    def total_epochs(self) -> float:
+        return super().total_epochs() * self.search["trials"] / max(1, len(self.jobs))
 
-    def propose(self, most: int) -> list[tuple[int, dict[str, Any]]]:
-        """At most so many new trials."""
-        new = []
-        for number in range(len(self.study.trials), min(self.num, len(self.study.trials) + most)):
-            seed = int.from_bytes(hashlib.blake2b(f"{self.seed} {number}".encode(), digest_size=4).digest(), "big")
-            self.study.sampler = self._sampler(seed, most)
-            trial = self.study.ask(self.distributions)
-            new.append((trial.number, trial.params))
-        return new
+    def _open(self) -> list[Any]:
+        """The trials without an end."""
+        return self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
 
-    def _sampler(self, seed: int, most: int) -> Any:
-        """Gaussian processes see no running trials, so TPE takes their place where several run at a time."""
-        samplers, first = self.optuna.samplers, max(4, self.num // STARTUP)
-        if most > 1:
+    def _propose(self, number: int) -> Any:
+        text = f"{self.search['seed']} {number}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+        self.study.sampler = self._sampler(seed)
+        space = self.search["space"]
+        return self.study.ask({knob: distribution(space[knob]) for knob in space})
+
+    def _sampler(self, seed: int) -> Any:
+        """Gaussian processes see no running trials: several at a time are proposed by TPE."""
+        samplers = optuna.samplers
+        first = max(4, self.search["trials"] // STARTUP)
+        if self.search["at_once"] > 1:
             return samplers.TPESampler(seed=seed, n_startup_trials=first, constant_liar=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it is called experimental
             return samplers.GPSampler(seed=seed, n_startup_trials=first)
 
-    def end(self, number: int, path: Path) -> None:
-        """Report a trial's end to the study, if it has one: its value, or that it failed."""
+    def _settle(self, number: int, values: dict[str, Any]) -> None:
+        """Make a trial a job, or report the end of its job to the study."""
+        name = trial_name(number, values)
+        try:
+            settings = point(self.search, values)
+        except ConfigError as error:
+            self._leave_out(number, f"{name} is left out: {error}")
+            return
+        names = {key(own): job for job, own in self.jobs.items()}
+        if key(settings) not in names:
+            if self._collapses(settings):
+                text = f"{name} is left out: it can only collapse, says the forecast"
+                self._leave_out(number, text)
+                return
+            self.add([(name, settings)])
+            self.write()
+        path = self.folder / names.get(key(settings), name)
         status = runs.state(path)["status"]
         if status == "COMPLETED":
             self.study.tell(number, runs.read_result(path)["best"]["val/nelbo"])
         elif status == "FAILED":
-            self.study.tell(number, state=self.optuna.trial.TrialState.FAIL)
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
-    def prune(self, number: int, settings: Settings) -> bool:
-        """Whether the forecast says that a point can only collapse. The study then counts it as pruned."""
-        from smilevae.models import linear  # numpy is not needed behind --help
+    def _leave_out(self, number: int, text: str) -> None:
+        self.say(text)
+        self.study.tell(number, state=optuna.trial.TrialState.PRUNED)
 
-        spectra = self.folder.glob("*/spectrum.json")  # that of any earlier job, if all see the same faces
-        content = runs.read_json(next(spectra, Path()))
-        if not content or settings.beta == "auto" or FACES & set(self.distributions):
+    def _collapses(self, settings: Settings) -> bool:
+        """Whether the forecast of a linear VAE says that a point can only collapse."""
+        # Any earlier job has the spectrum, if all see the same faces.
+        spectra = [runs.read_json(path) for path in self.folder.glob("*/spectrum.json")]
+        if not any(spectra) or settings.beta == "auto" or FACES & self.search["space"].keys():
             return False
-        if linear.linear_vae(linear.Spectrum(**content), settings.beta, settings.latent_dim)["active_units"]:
-            return False
-        self.study.tell(number, state=self.optuna.trial.TrialState.PRUNED)
-        return True
-
-    def name(self, number: int, values: dict[str, Any]) -> str:
-        """trial-007_beta-12.3_lr-0.001"""
-        shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()]
-        return job_name([f"trial-{number:03d}", *shown])
+        spectrum = linear.Spectrum(**next(filter(None, spectra)))
+        return not linear.linear_vae(spectrum, settings.beta, settings.latent_dim)["active_units"]
 
 
-def _optuna() -> Any:
+def trial_name(number: int, values: dict[str, Any]) -> str:
+    """trial-007_beta-12.3_lr-0.001"""
+    shown = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()]
+    return job_name([f"trial-{number:03d}", *shown])
+
+
+def point(search: dict[str, Any], values: dict[str, Any]) -> Settings:
+    """The settings of a trial with these values. Raises ConfigError."""
+    flat = dict(search["base"])
+    for knob, value in values.items():
+        choices = search["space"][knob].get("choices")
+        flat |= choices[value] if choices else {knob: value}
+    return Settings().with_values(flat)
+
+
+def ends(search: dict[str, Any]) -> list[Settings]:
+    """The settings at the lower and at the upper ends of all intervals. Raises ConfigError."""
+    space = search["space"].items()
+    lower = {knob: one["low"] for knob, one in space if "low" in one}
+    upper = {knob: one["high"] for knob, one in space if "high" in one}
+    return [point(search, lower), point(search, upper)]
+
+
+def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
+    """The space of interval(low, high): whole numbers for a knob that takes them.
+
+    Raises ConfigError.
+    """
+    if knob not in FIELDS:
+        raise ConfigError(f"{knob} is not a knob; an interval needs one that takes numbers")
+    number = round if FIELDS[knob].annotation is int else float
+    space = {"low": number(low), "high": number(high), "log": log}
     try:
-        import optuna
-    except ImportError:
-        raise ConfigError('an interval needs Optuna; install it with pip install -e ".[search]"') from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+        distribution(space)
+    except ValueError as error:
+        raise ConfigError(
+            f"{knob}=interval({low:g},{high:g}) is no space to search: {error}"
+        ) from None
+    return space
+
+
+def distribution(space: dict[str, Any]) -> Any:
+    """What Optuna draws a knob's values from."""
+    distributions = optuna.distributions
+    if "choices" in space:
+        return distributions.CategoricalDistribution([*space["choices"]])
+    kinds = {int: distributions.IntDistribution, float: distributions.FloatDistribution}
+    return kinds[type(space["low"])](space["low"], space["high"], log=space["log"])

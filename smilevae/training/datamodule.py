@@ -22,43 +22,76 @@ class FaceDataModule(pl.LightningDataModule):
 
     def __init__(self, faces: Faces, settings: Settings):
         super().__init__()
-        self.faces, self.settings = faces, settings
+        self.faces = faces
+        self.settings = settings
         self.batches = FaceBatches(faces.images, faces.smile)
-        self.device: torch.device | None = None  # of the batches' faces, if not the host
+        self.device: torch.device | None = None  # of the faces, if not the host
 
     def setup(self, stage: str) -> None:
-        if self.fits(device := self.trainer.strategy.root_device):
-            self.device, images = device, gather(self.faces.images, np.arange(len(self.faces.images)))
-            values = (torch.from_numpy(part).to(device) for part in (images, self.faces.smile.astype(np.int64)))
-            self.batches = FaceBatches(*values)
+        device = self.trainer.strategy.root_device
+        if self.fits(device):
+            self.device = device
+            images = gather(self.faces.images, np.arange(len(self.faces.images)))
+            smile = self.faces.smile.astype(np.int64)
+            self.batches = FaceBatches(self._on_device(images), self._on_device(smile))
 
     def fits(self, device: torch.device) -> bool:
-        return device.type == "cuda" and self.faces.images.nbytes <= MOST * torch.cuda.mem_get_info(device)[0]
+        """Whether the faces are kept in a GPU's memory."""
+        if device.type != "cuda":
+            return False
+        return self.faces.images.nbytes <= MOST * torch.cuda.mem_get_info(device)[0]
 
     def train_dataloader(self) -> DataLoader:
-        world, batch_size, rows = self.trainer.world_size, self.settings.batch_size, self.faces.rows("train")
-        if min(batch_size, len(rows)) % world:
-            raise ConfigError(f"batch_size={batch_size} cannot be shared by {world} processes; make it a multiple")
-        fit, epoch, skip = self.trainer.fit_loop, 0, 0
-        if self.trainer.ckpt_path is not None:  # the iterator exists before set_epoch
-            epoch = fit.epoch_progress.current.processed
-            skip = fit.epoch_loop.batch_progress.current.ready if fit.restarting else 0
-        share: Any = {"rank": self.trainer.global_rank, "world": world, "device": self.device}
-        order: Any = {"flip": self.settings.augment, "epoch": epoch, "skip": skip}
-        return self._loader(EpochBatches(rows, batch_size, self.settings.seed, **order, **share))
+        trainer = self.trainer
+        rows = self.faces.rows("train")
+        batch_size = self.settings.batch_size
+        if min(batch_size, len(rows)) % trainer.world_size:
+            raise ConfigError(
+                f"batch_size={batch_size} cannot be shared by {trainer.world_size} processes;"
+                " make it a multiple"
+            )
+        # Where a resume begins; Lightning calls set_epoch too late for its first epoch.
+        epoch = 0
+        skip = 0
+        if trainer.ckpt_path is not None:
+            epoch = trainer.fit_loop.epoch_progress.current.processed
+            if trainer.fit_loop.restarting:
+                skip = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        batches = EpochBatches(
+            *(rows, batch_size, self.settings.seed),
+            flip=self.settings.augment,
+            epoch=epoch,
+            skip=skip,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            device=self.device,
+        )
+        return self._loader(batches)
 
     def val_dataloader(self) -> DataLoader:
         mine = slice(self.trainer.global_rank, None, self.trainer.world_size)
-        batches = in_order(self.faces.rows("val"), VAL_BATCH)
-        shares: list[Any] = [(rows[mine], flips[mine]) for rows, flips in batches if len(rows[mine])]
-        if self.device:
-            shares = [[torch.from_numpy(part).to(self.device) for part in share] for share in shares]
+        shares: list[Any] = []
+        for rows, flips in in_order(self.faces.rows("val"), VAL_BATCH):
+            if len(rows[mine]):
+                shares.append((self._on_device(rows[mine]), self._on_device(flips[mine])))
         return self._loader(shares)
 
-    def _loader(self, batches: Any) -> DataLoader:
-        on_host: Any = {"num_workers": self.settings.num_workers, "pin_memory": torch.cuda.is_available()}
-        return DataLoader(self.batches, None, sampler=batches, **({} if self.device else on_host))
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(
+        self, batch: tuple[Tensor, Tensor], dataloader_idx: int
+    ) -> tuple[Tensor, Tensor]:
         images, smile = batch
         return to_unit(images), smile
+
+    def _on_device(self, part: np.ndarray) -> Any:
+        """A tensor where the faces are on a device, else the array itself."""
+        return torch.from_numpy(part).to(self.device) if self.device else part
+
+    def _loader(self, batches: Any) -> DataLoader:
+        if self.device:
+            return DataLoader(self.batches, None, sampler=batches)
+        return DataLoader(
+            *(self.batches, None),
+            sampler=batches,
+            num_workers=self.settings.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
-from smilevae.errors import ConfigError, DataError, UserError
-from smilevae.evaluation import figures, realism, report
-from smilevae.evaluation.options import EvaluateOptions
+from smilevae.errors import ConfigError, UserError
+from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae
@@ -24,74 +24,109 @@ from smilevae.training import sharp, trackers
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
-from smilevae.training.record import Record
+from smilevae.training.record import PlainCheckpointIO, Record
 from smilevae.training.tensorboard import TensorBoard
+from smilevae.training.until import Until
 
 log = logging.getLogger(__name__)
 
 
-def fit(
-    settings: Settings, run: runs.Run, stop: runs.Stop, devices: list[int] | None = None, until: int | None = None
-) -> dict[str, Any]:
-    """Train and record the result; gives the best epoch's metrics. `devices` overrides the trainer's.
+Evaluate = Callable[[Path, Faces], str]  # the report of a run folder, on its faces
 
-    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch `until`.
+
+def fit(
+    settings: Settings,
+    run: runs.Run,
+    stop: runs.Stop,
+    evaluate: Evaluate,
+    devices: list[int] | None = None,
+    until: int | None = None,
+) -> dict[str, Any]:
+    """Train and record the result; returns the best epoch's metrics.
+
+    `devices` replace the trainer's. With settings.evaluate the log gets what `evaluate` says.
+    Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch
+    `until`.
     """
-    goes_on = settings.resume and run.goes_on
-    kept = settings.keep_memory and runs.keep_memory()
+    # The machine.
+    keep_memory = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
+
+    # The faces and what a linear VAE would reach on them.
     faces = load_faces(settings.data, settings.image_size)
-    if settings.sharpen.epochs and not realism.possible(faces):
-        raise DataError(f"sharpen.epochs needs {realism.MIN_FACES} faces in each part; add images of more people")
+    if settings.sharpen.epochs:
+        realism.feature_space(faces)  # raises DataError before the first phase
     beta = describe(faces, settings, run)
+
+    # The model, from a checkpoint or from random weights.
+    last = None
+    if settings.resume and run.can_resume:
+        last = checkpoint.resume_point(run.dir, settings, faces.fingerprint)
     torch.manual_seed(hash64("weights", settings.seed))
     vae = build_vae(settings)
-    if vae.linear and not goes_on:
+    if vae.linear and not last:
         some = faces.axes(settings.latent_dim)
         vae.linear.load_state_dict(axes.linear_vae_weights(some, beta, settings.latent_dim))
     if isinstance(vae.beta, torch.Tensor):
         vae.beta.fill_(beta)
+
+    # Training, in one phase or two.
     module = VAEModule(vae, settings, faces.fingerprint)
-    record = train(module, faces, settings, run, stop, devices, bool(goes_on), until)
-    evaluated = sharpen(settings, faces, run, stop, devices) if settings.sharpen.epochs else run.dir
-    machine = {"threads": torch.get_num_threads(), "keep_memory": kept} | runs.environment()
+    record = train(module, faces, run, Until(stop, settings.trainer, until), devices, last)
+    evaluated = run.dir
+    if settings.sharpen.epochs:
+        evaluated = sharpen(settings, faces, run, stop, devices)
+    machine = {"threads": torch.get_num_threads(), "keep_memory": keep_memory}
+    machine |= runs.environment()
     result = record.result(settings, faces.fingerprint) | machine
-    if run.leads and settings.evaluate:
-        log.info(_report(evaluated, evaluated != run.dir))
+    if run.is_main_process and settings.evaluate:
+        log.info(_report(evaluate, evaluated, faces))
     run.complete(result)
     return record.best()[0]
 
 
-def _report(path: Path, realism: bool) -> str:
-    """The report of a run folder. A comparison with real faces takes as long as the rest.
-
-    What goes wrong in an evaluation is said in a sentence: the training is complete all the same.
-    """
+def _report(evaluate: Evaluate, path: Path, faces: Faces) -> str:
+    """What an evaluation says, or why it failed: the training is complete all the same."""
     try:
-        return report.report(EvaluateOptions(ckpt=str(path), realism=realism))
+        return evaluate(path, faces)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        again = f"{runs.program('evaluate')} {runs.typed('ckpt', path)}"
+        again = f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', path)}"
         return f"the training is complete, but its evaluation failed ({reason}); again with {again}"
 
 
-def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None) -> Path:
-    """The second phase, from a run's best checkpoint; gives its own run folder within the run's."""
+def sharpen(
+    settings: Settings,
+    faces: Faces,
+    run: runs.Run,
+    stop: runs.Stop,
+    devices: list[int] | None,
+) -> Path:
+    """The second phase, from a run's best checkpoint; returns its run folder in the run's."""
     with contextlib.closing(runs.Run(run.dir / runs.SHARP)) as inner:
-        inner.sweep, inner.meter = run.sweep, run.meter
+        # A folder like a run's, which may be there from before a kill.
+        inner.sweep = run.sweep
+        inner.meter = run.meter
         if runs.read_result(inner.dir):
             return inner.dir
-        log.info(f"a sharper decoder, {settings.sharpen.epochs} epochs, into {runs.short(inner.dir)}")
-        own = settings.with_values({"epochs": settings.sharpen.epochs, "ema": sharp.EMA, "resume": None})
+        num_epochs = settings.sharpen.epochs
+        log.info(f"a sharper decoder, {num_epochs} epochs, into {runs.shell_path(inner.dir)}")
+        own = settings.with_values({"epochs": num_epochs, "ema": sharp.EMA, "resume": None})
         inner.write_config(own)
         inner.status("RUNNING")
+        # The best model so far, against a discriminator.
         vae = checkpoint.load(runs.find(str(run.dir))).vae
         mixture = sampler_of(vae, faces, "auto", settings.seed)
-        spaces = realism.spaces(faces, settings.data.cache)
+        space = realism.feature_space(faces)
         torch.manual_seed(hash64("discriminator", settings.seed))
-        module = sharp.SharpModule(vae.train(), own, faces.fingerprint, faces.native_size, mixture, spaces)
-        record = train(module, faces, own, inner, stop, devices, inner.goes_on)
+        module = sharp.SharpModule(
+            vae.train(), own, faces.fingerprint, faces.native_size, mixture, space
+        )
+        last = None
+        if inner.can_resume:
+            last = checkpoint.resume_point(inner.dir, own, faces.fingerprint)
+        record = train(module, faces, inner, Until(stop, own.trainer), devices, last)
         inner.complete(record.result(own, faces.fingerprint) | runs.environment())
         return inner.dir
 
@@ -99,60 +134,86 @@ def sharpen(settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, de
 def train(
     module: VAEModule,
     faces: Faces,
-    settings: Settings,
     run: runs.Run,
-    stop: runs.Stop,
+    until: Until,
     devices: list[int] | None,
-    goes_on: bool,
-    until: int | None = None,
+    last: Path | None,
 ) -> Record:
-    """Train a module in a run folder, from its last checkpoint if it `goes_on`."""
-    arguments = settings.trainer.model_dump() | ({"devices": devices} if devices else {})
-    record = Record(run, stop, settings.checkpoint_every, arguments.pop("max_time", None), until)
-    callbacks: list[pl.Callback] = [TensorBoard(record, faces, settings), Progress(record)] if run.leads else []
-    callbacks += [trackers.Tracker(record, settings)] if run.leads and settings.logger != "tensorboard" else []
+    """Train a module in a run folder, from the checkpoint `last` if there is one."""
+    # What writes into the folder.
+    settings = module.settings
+    record = Record(run, until, settings.checkpoint_every)
+    callbacks: list[pl.Callback] = [record]
+    if run.is_main_process:
+        callbacks += [TensorBoard(record, faces, settings), Progress(record)]
+        if settings.logger != "tensorboard":
+            callbacks.append(trackers.Tracker(record, settings))
+
+    # Lightning's trainer.
+    arguments = settings.trainer.model_dump()
+    arguments.pop("max_time", None)  # `until` counts it
+    if devices:
+        arguments["devices"] = devices
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it
-    first = not module.automatic_optimization or settings.warm_start == "ppca"
-    trainer = build_trainer(settings.epochs, first, [record, *callbacks], arguments)
-    resume = checkpoint.resume_point(run.dir, settings, faces.fingerprint) if goes_on else None
-    if run.leads:
-        (run.dir / "result.json").unlink(missing_ok=True)  # a run with a result is complete
+    validate_first = not module.automatic_optimization or settings.warm_start == "ppca"
+    trainer = build_trainer(settings.epochs, validate_first, callbacks, arguments)
+
+    # Train; a run without a result is not complete.
+    if run.is_main_process:
+        (run.dir / "result.json").unlink(missing_ok=True)
     try:
-        trainer.fit(module, FaceDataModule(faces, settings), ckpt_path=resume, weights_only=True)
+        data = FaceDataModule(faces, settings)
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
     except MisconfigurationException as error:  # of an argument that Lightning checks only now
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    if run.leads:
+    except RuntimeError as error:
+        if type(error).__name__ != "InductorError":  # its import takes a second
+            raise
+        raise ConfigError(
+            f"compile=true cannot build the step ({str(error).splitlines()[0]}); install a C++"
+            " compiler, or pass compile=false"
+        ) from None
+    if run.is_main_process:
         record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     return record
 
 
 def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
-    """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE. Gives its beta."""
-    card, spectrum = data_card(faces), spectrum_of(faces, settings.latent_dim, settings.data.cache)
-    beta = linear.settled_beta(spectrum, settings.beta, settings.latent_dim)
+    """Log and write the data card, the spectrum of the faces and the forecast of a linear VAE.
+
+    Returns the forecast's beta.
+    """
+    latent_dim = settings.latent_dim
+    card = data_card(faces)
+    spectrum = spectrum_of(faces, latent_dim)
+    beta = linear.settled_beta(spectrum, settings.beta, latent_dim)
     log.info(format_card(card))
-    log.info(linear.forecast(spectrum, settings.beta, settings.latent_dim))
+    log.info(linear.forecast(spectrum, settings.beta, latent_dim))
     run.write_json("data_card.json", card)
     run.write_json("spectrum.json", spectrum._asdict())
-    run.write_json("forecast.json", linear.linear_vae(spectrum, beta, settings.latent_dim))
+    run.write_json("forecast.json", linear.linear_vae(spectrum, beta, latent_dim))
     return beta
 
 
-def build_trainer(epochs: int, first: bool, callbacks: list[pl.Callback], arguments: dict[str, Any]) -> pl.Trainer:
-    """Lightning's trainer; `first` validates before it trains. Raises ConfigError for an argument it refuses."""
+def build_trainer(
+    epochs: int, validate_first: bool, callbacks: list[pl.Callback], arguments: dict[str, Any]
+) -> pl.Trainer:
+    """Lightning's trainer. Raises ConfigError for an argument that it refuses."""
+    on_gpu = torch.cuda.is_available() and arguments["accelerator"] != "cpu"
     try:
         return pl.Trainer(
             max_epochs=epochs,
-            logger=False,  # our TensorBoard callback writes
+            logger=False,  # the callbacks write
             callbacks=callbacks,
-            plugins=[callback.io for callback in callbacks if isinstance(callback, Record)],
+            plugins=[PlainCheckpointIO()],
+            enable_checkpointing=False,  # the record writes them
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=-1 if first else 0,
+            num_sanity_val_steps=-1 if validate_first else 0,
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
-            sync_batchnorm=torch.cuda.is_available() and arguments["accelerator"] != "cpu",
+            sync_batchnorm=on_gpu,
             **arguments,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -1,62 +1,96 @@
-"""A progress bar of epochs on a terminal, log lines elsewhere."""
+"""A line for each epoch; on a terminal a progress bar, too."""
 
 import logging
+import math
 import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
 
+from smilevae import runs
 from smilevae.training.record import Record
 
 log = logging.getLogger(__name__)
-SOME = ("beta", "val/distance")  # metrics that some trainings have
 
 
 class Progress(pl.Callback):
+    """Prints the epochs of a record."""
+
     def __init__(self, record: Record) -> None:
         self.record = record
         self._bar: Any = None
-        self._updated = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._start = time.perf_counter()
+        self._start_epoch = trainer.current_epoch
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        columns = TextColumn("epoch"), MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn()
-        self._bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
-        self._task = self._bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
-        self._bar.start()
+            columns = ("epoch", MofNCompleteColumn(), BarColumn(24), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            done = trainer.current_epoch
+            self._task = self._bar.add_task("", total=trainer.max_epochs, completed=done)
+            self._bar.start()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._bar and time.monotonic() - self._updated > 0.5:  # reading the sums waits for the device
-            self._updated = time.monotonic()
-            done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
-            num, *sums = pl_module.epoch.sums["train"].tolist()
-            loss, recon, kl, _ = (total / num for total in sums)
-            text = f"loss {loss:.1f}  recon {recon:.1f}  kl {kl:.1f}  {self.record.images_per_second:.0f} images/s"
-            self._bar.update(self._task, completed=round(done, 2), description=text)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        metrics = pl_module.epoch.metrics
-        line = (
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  val loss {metrics['val/loss']:.1f}"
-            f"  recon {metrics['val/recon']:.1f}  kl {metrics['val/kl']:.1f}  psnr {metrics['val/psnr']:.2f} dB"
-            f"  active {metrics['val/active_units']}"
-            + "".join(f"  {name.rpartition('/')[2]} {metrics[name]:.4g}" for name in SOME if name in metrics)
-            + f"  {self.record.images_per_second:.0f} images/s"
-        )
+    def on_train_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=trainer.current_epoch + 1)
+            done = trainer.current_epoch + (batch_idx + 1) / trainer.num_training_batches
+            self._bar.update(self._task, completed=round(done, 2))
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        done = trainer.current_epoch + 1
+        seconds = (time.perf_counter() - self._start) / (done - self._start_epoch)
+        left = seconds * (trainer.max_epochs - done)
+        line = epoch_line(self.record.epochs, trainer.max_epochs, left)
+        if self._bar:
             self._bar.console.print(line, highlight=False)
         else:
             log.info(line)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         if self._bar:
             self._bar.stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        self.on_train_end(trainer, module)
+
+
+def epoch_line(epochs: list[dict[str, Any]], num_epochs: int, seconds_left: float) -> str:
+    """The last epoch, beside the best one before it.
+
+    Example:
+        >>> first = {"epoch": 1, "val/loss": 190.0, "val/psnr": 23.5, "val/kl": 50.0}
+        >>> second = {"epoch": 2, "val/loss": 181.0, "val/psnr": 24.1, "val/kl": 54.5}
+        >>> epoch_line([first, second], 150, 170)
+        'epoch 2/150  val loss 181.0 (best, was 190.0)  PSNR 24.1 dB  KL 54.5 nats  3 min left'
+    """
+    *before, line = epochs
+    name = "val/distance" if "val/distance" in line else "val/loss"
+    text = f"epoch {line['epoch']}/{num_epochs}  {name.replace('/', ' ')} {_number(line[name])}"
+    if before:
+        best = min(before, key=runs.rank_of)
+        if line[name] < best[name]:
+            text += f" (best, was {_number(best[name])})"
+        else:
+            text += f" (best {_number(best[name])} in epoch {best['epoch']})"
+    text += f"  PSNR {line['val/psnr']:.1f} dB  KL {line['val/kl']:,.1f} nats"
+    if seconds_left:
+        text += f"  {_duration(seconds_left)} left"
+    return text
+
+
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in a unit that gives one or two digits, rounded up."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    if seconds < 6000:
+        return f"{math.ceil(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,8 +1,9 @@
-"""The second phase: the decoder alone learns against a discriminator; the encoder, and so the codes, stay.
+"""The second phase: the decoder alone learns, against a discriminator. The codes stay.
 
 Shapes: B batch, S image side, N the images' own side, D latent dimensions, L logits of patches.
 """
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from smilevae.evaluation.samplers import Mixture
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import VAE
-from smilevae.training.module import VAEModule
+from smilevae.training.module import Batch, VAEModule
 
 RATES = (2e-4, 4e-4)  # of the decoder and the discriminator
 EMA = 0.995
@@ -29,7 +30,10 @@ SHIFT = 8  # pixels
 
 
 class Discriminator(nn.Sequential):
-    """Faces (B, 3, N, N) in [0, 1] -> logits (B, L) of real patches. With a spectral norm it learns nothing."""
+    """Faces (B, 3, N, N) in [0, 1] -> logits (B, L) of real patches.
+
+    With a spectral norm it learns nothing.
+    """
 
     def __init__(self, width: int = 32):
         layers: list[nn.Module] = []
@@ -66,118 +70,139 @@ def diff_augment(x: Tensor) -> Tensor:
 
 
 def balance(images: Tensor, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """How much larger one gradient of images is than another, in a weight. Esser et al. 2012.09841, eq. 7."""
-    norms = [torch.autograd.grad(images, weight, g, retain_graph=True)[0].norm() for g in (first, second)]
-    return norms[0] / (norms[1] + 1e-8)
+    """The norm of one gradient of images in a weight, divided by that of a second gradient.
+
+    Esser et al. 2012.09841, eq. 7.
+    """
+    (one,) = torch.autograd.grad(images, weight, first, retain_graph=True)
+    (other,) = torch.autograd.grad(images, weight, second, retain_graph=True)
+    return one.norm() / (other.norm() + 1e-8)
 
 
 class SharpModule(VAEModule):
-    """Trains a VAE's decoder on SSE + an adversarial loss; a batch is half reconstructions and half new faces.
+    """Trains a decoder on SSE + an adversarial loss.
 
-    The adversarial loss is weighted: its gradient in the decoder's last layer is `sharpen.weight` times that of the SSE
-    (Esser et al. 2012.09841, eq. 7). Both losses are logistic, with R1 (Mescheder et al. 1801.04406) on the mean logit.
-    `val/distance` ranks the epochs. It is the mean kernel distance, over `spaces`, of reconstructions and new faces to
-    real faces of held-out people.
+    A batch is half reconstructions and half new faces. The adversarial loss is weighted: its
+    gradient in the decoder's last layer is `sharpen.weight` times that of the SSE (Esser et al.
+    2012.09841, eq. 7). Both losses are logistic, with R1 (Mescheder et al. 1801.04406) on the
+    mean logit. `val/distance` ranks the epochs: the mean kernel distance in `space` of
+    reconstructions and of new faces to real faces of held-out people.
     """
 
     def __init__(
-        self, vae: VAE, settings: Settings, fingerprint: str, native: int, mixture: Mixture, spaces: list[Space]
+        self,
+        vae: VAE,
+        settings: Settings,
+        fingerprint: str,
+        native: int,
+        mixture: Mixture,
+        space: Space,
     ):
         super().__init__(vae, settings, fingerprint)
         self.automatic_optimization = False
         self.discriminator = Discriminator()
-        self.native, self.mixture, self.spaces = native, mixture, spaces
+        self.native = native  # side of the images' files
+        self.mixture = mixture
+        self.space = space
         self._validated: list[Tensor] = []  # a validation's faces and reconstructions
         for name, parameter in vae.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
         convolutions = nn.Conv2d | nn.ConvTranspose2d
-        self._weights = [layer.weight for layer in vae.decoder.modules() if isinstance(layer, convolutions)]
+        layers = [layer for layer in vae.decoder.modules() if isinstance(layer, convolutions)]
+        self._last_layer = layers[-1:]  # a list: the module must not hold the layer twice
 
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.vae.parameters() if p.requires_grad]
-        decoder, other = (
-            torch.optim.Adam(parameters, lr, (0.5, 0.99), fused=True)
-            for parameters, lr in zip((trained, self.discriminator.parameters()), RATES)
-        )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(decoder)  # only read
-        return [decoder, other]
+        adam = partial(torch.optim.Adam, betas=(0.5, 0.99), fused=True)
+        self.optimizer = adam(trained, RATES[0])
+        return [self.optimizer, adam(self.discriminator.parameters(), RATES[1])]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.vae.eval()  # BatchNorm keeps its statistics
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # type: ignore[override]
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         for part in range(PASSES):
-            torch.manual_seed(hash64("sharp", self.seed, self.current_epoch, batch_idx, part))
-            self._learn(batch[0], batches * PASSES + part)
+            seed = hash64("sharp", self.settings.seed, self.current_epoch, batch_idx, part)
+            torch.manual_seed(seed)
+            self._learn(batch[0], batches * PASSES + part, seed)
         self.check_finite()
 
-    def _learn(self, x: Tensor, step: int) -> None:
-        vae, half = self.vae, len(x) // 2
+    def _learn(self, x: Tensor, step: int, seed: int) -> None:
+        """One step of the discriminator and, after WARM_UP, of the decoder."""
+        vae = self.vae
+        half = len(x) // 2
         of_decoder, of_discriminator = self.optimizers()
+
+        # Half reconstructions, half new faces.
         uniform = torch.rand(len(x), 9).to(x.device) * 2 - 1
         x = augment(x, uniform, **self.settings.jitter.model_dump())
         with torch.no_grad():
             mu, logvar = vae.encode(x[:half])
             z = latents.reparameterise(mu, logvar)
-            generator = torch.Generator().manual_seed(torch.initial_seed())
+            generator = torch.Generator().manual_seed(seed)
             new = self.mixture.draw(len(x) - half, generator).to(x.device)
         fake = vae.decode(torch.cat([z, new]))
 
-        real, shown = diff_augment(self._small(x)), diff_augment(self._small(fake.detach()))
+        # The discriminator learns real from fake, with R1 now and then.
+        real = diff_augment(self._small(x))
+        shown = diff_augment(self._small(fake.detach()))
         real_logits, fake_logits = self.discriminator(torch.cat([real, shown])).chunk(2)
         loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
         if step % R1_EVERY == 0:
             seen = self._small(x[:half]).detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.discriminator(seen).mean(1).sum(), seen, create_graph=True)
+            logits = self.discriminator(seen).mean(1).sum()
+            (slope,) = torch.autograd.grad(logits, seen, create_graph=True)
             loss = loss + R1 * slope.square().flatten(1).sum(1).mean()
         of_discriminator.zero_grad()
         self.manual_backward(loss)
         of_discriminator.step()
 
+        # Log.
         with torch.no_grad():
             terms = beta_vae_terms(fake[:half], x[:half], mu, logvar, vae.beta)
-            sums = torch.stack([torch.ones_like(terms.loss), *terms, terms.recon]).to(self._wide).sum(1)
-            self.epoch.add("train", sums)
-            logged = {"discriminator": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
-            self.epoch.metrics |= {f"sharp/{name}": value.detach() for name, value in logged.items()}
+            ones = torch.ones_like(terms.loss)
+            self.epoch.add("train", torch.stack([ones, *terms, terms.recon]))
+            self.epoch.metrics["sharp/discriminator"] = loss.item()
+            self.epoch.metrics["sharp/real_logit"] = real_logits.mean().item()
+            self.epoch.metrics["sharp/fake_logit"] = fake_logits.mean().item()
         if step < WARM_UP:
             return
+
+        # The decoder learns from the error and, weighted, from the discriminator.
         pixels = fake.detach().requires_grad_()
-        adversarial = F.softplus(-self.discriminator(diff_augment(self._small(pixels)))).mean()
-        (of_adversarial,) = torch.autograd.grad(adversarial, pixels)
+        logits = self.discriminator(diff_augment(self._small(pixels)))
+        (of_adversarial,) = torch.autograd.grad(F.softplus(-logits).mean(), pixels)
         of_error = torch.zeros_like(fake)
         of_error[:half] = 2 / half * (fake.detach()[:half] - x[:half])
         of_decoder.zero_grad()
-        weight = self.settings.sharpen.weight * balance(fake, self._weights[-1], of_error, of_adversarial)
-        fake.backward(of_error + weight * of_adversarial)
+        ratio = balance(fake, self._last_layer[0].weight, of_error, of_adversarial)
+        fake.backward(of_error + self.settings.sharpen.weight * ratio * of_adversarial)
         of_decoder.step()
         self._average(step - WARM_UP)
 
     def _small(self, x: Tensor) -> Tensor:
+        """Images at the side of their files, where a larger one has no more to show."""
         return F.interpolate(x, (self.native,) * 2, mode="area") if x.shape[-1] > self.native else x
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        self._validated.append(torch.stack([self._small(x).cpu() for x in (batch[0], self(batch[0]))]))
+        real = self._small(batch[0]).cpu()
+        rebuilt = self._small(self(batch[0])).cpu()
+        self._validated.append(torch.stack([real, rebuilt]))
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         real, rebuilt = torch.cat(self._validated, 1)
         self._validated = []
         codes = self.mixture.draw(len(real), torch.Generator().manual_seed(0)).to(self.device)
+        decode = self.epoch.eval_model.decode
         with torch.no_grad():
-            new = torch.cat([self._small(self.epoch.eval_model.decode(z)).cpu() for z in codes.split(64)])
+            new = torch.cat([self._small(decode(z)).cpu() for z in codes.split(64)])
+        target = self.space(real)
         distances = []
-        for space in self.spaces:
-            target = space(real)
-            for name, images in (("reconstructions", rebuilt), ("samples", new)):
-                distances.append(kernel_distance(target, space(images)).value)
-                self.epoch.metrics[f"distance_{space.name}/{name}"] = distances[-1]
+        for name, images in (("reconstructions", rebuilt), ("samples", new)):
+            distance = kernel_distance(target, self.space(images)).value
+            self.epoch.metrics[f"distance/{name}"] = distance
+            distances.append(distance)
         self.epoch.metrics["val/distance"] = sum(distances) / len(distances)
-
-    def on_train_epoch_end(self) -> None:
-        self.check_finite()
-        self._close("train")
-        plain = {k: v.item() if isinstance(v, Tensor) else v for k, v in self.epoch.metrics.items()}
-        self.epoch.metrics = plain | {"lr": self.lr}

@@ -1,0 +1,77 @@
+"""The effect of each hyper-parameter: how a metric's mean changes from one value to another."""
+
+from typing import Any
+
+import pandas as pd
+
+from multirun_analysis.collect import REPEATS, Sweep, held_out, plain
+from multirun_analysis.configurations import BETTER, half_width, welch
+
+MAX_VALUES = 12  # of a knob whose values are compared one by one
+MIN_REPEATED = 4  # values; a knob with more of them needs two runs of one
+
+
+def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
+    """The change of each metric's mean from a swept knob's first value to each other one.
+
+    `half_width` is that of the change's 95% interval; NaN if a value has one unit.
+    """
+    frame = sweep.completed
+    rows = []
+    for knob in sweep.swept:
+        values = sorted(map(plain, frame[knob].dropna().unique()), key=_order)
+        drawn = MIN_REPEATED < len(values) == len(frame)  # as a search draws them
+        if knob in REPEATS or drawn or len(values) > MAX_VALUES:
+            continue
+        others = [other for other in sweep.swept if other != knob]
+        for value in values[1:]:
+            for metric in metrics:
+                key = {"knob": knob, "value": value, "instead_of": values[0], "metric": metric}
+                effect = _effect(frame, others, **key)
+                verdict = _verdict(metric, effect["change"], effect["half_width"])
+                rows.append(key | effect | {"verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
+def _effect(
+    frame: pd.DataFrame, others: list[str], knob: str, value: Any, instead_of: Any, metric: str
+) -> dict[str, Any]:
+    """The change, the half width of its interval, and the number of units.
+
+    If the runs are on several splits a unit is a split, because runs on one split share people.
+    """
+    two = frame[frame[knob].isin([value, instead_of])]
+    people = held_out(two).rename("people")
+    several = people.nunique() > 1
+
+    # In a full grid: pairs of runs that differ in this knob only and hold out the same people.
+    blocks = [*(two[other].map(str) for other in others), people]
+    grid = two.pivot_table(index=blocks, columns=knob, values=metric)
+    if len(grid) > 1 and grid.shape[1] == 2 and grid.notna().all(axis=None):
+        pairs = grid[value] - grid[instead_of]
+        if several:
+            pairs = pairs.groupby(level="people").mean()
+        width = half_width(pairs.sem(), len(pairs) - 1)
+        n = f"{len(pairs)} {'splits' if several else 'pairs'}"
+        return {"change": pairs.mean(), "half_width": width, "n": n}
+
+    # Otherwise: all runs of one value against all of the other.
+    a = two.loc[two[knob] == value, metric]
+    b = two.loc[two[knob] == instead_of, metric]
+    if several:
+        a = a.groupby(people).mean()
+        b = b.groupby(people).mean()
+    n = f"{len(a)} and {len(b)} {'splits' if several else 'runs'}"
+    return {"change": a.mean() - b.mean(), "half_width": welch(a, b), "n": n}
+
+
+def _verdict(metric: str, change: float, width: float) -> str:
+    if not abs(change) > width:  # NaN cannot tell either
+        return "cannot tell"
+    if metric not in BETTER:
+        return "higher" if change > 0 else "lower"
+    return "better" if change * BETTER[metric] > 0 else "worse"

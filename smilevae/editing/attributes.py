@@ -1,0 +1,168 @@
+"""An attribute of faces: which faces have it, and the edit of codes that gives it to a face.
+
+Shapes: N training faces, B batch, I intensities, D latent dimensions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from smilevae import runs
+from smilevae.editing.alignment import Points
+from smilevae.errors import CheckpointError, ConfigError
+from smilevae.models.vae import VAE
+from smilevae.runs import checkpoint
+
+NAME = "edits.safetensors"  # in an evaluation folder
+NUMBERS = ("bias", "target", "gain", "low", "high")
+LEAST_STEP = 0.25  # of the score, for a face that has the attribute already
+LEAST_RISE = 0.3  # of the score along a face's own direction, as a share of that along `direction`
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute and its edit.
+
+    Intensity 0 is the face itself, 1 has the attribute as an average face that has it. A face moves
+    along `direction` (D,); with a `matrix` (D + 1, D) along its own direction, which is
+    `direction` + (mu, 1) @ `matrix`. `weights` (D,) and `bias` estimate the score from a code; the
+    step to intensity 1 raises it to `target`. `gain` is fitted so that decoded faces have the
+    attribute at 1. From `low` to `high` the score follows, and edited faces look real.
+
+    `labels` (N,) of the training faces are 1, 0 or NaN; a loaded attribute has none.
+    """
+
+    name: str
+    labels: Tensor
+    direction: Tensor
+    matrix: Tensor | None = None
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    bias: float = 0.0
+    target: float = 1.0
+    gain: float = 1.0
+    low: float = -3.0
+    high: float = 3.0
+
+    def directions(self, mu: Tensor) -> Tensor:
+        """Each face's own direction: (B, D) -> (B, D)."""
+        if self.matrix is None:
+            return self.direction.expand_as(mu)
+        return self.direction + mu @ self.matrix[:-1] + self.matrix[-1]
+
+    def edit(self, mu: Tensor, intensities: Tensor) -> Tensor:
+        """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
+        missing = (self.target - mu @ self.weights - self.bias).clamp(min=LEAST_STEP)
+        own = self.directions(mu)
+        least = LEAST_RISE * float(self.direction @ self.weights)
+        steps = self.gain * missing / (own @ self.weights).clamp(min=least)
+        return mu[:, None] + (steps[:, None] * intensities)[:, :, None] * own[:, None]
+
+
+class Edits(NamedTuple):
+    """The attributes that a model can edit, the main one first; where faces have eyes and mouth."""
+
+    attributes: list[Attribute]
+    points: Points
+
+    @property
+    def main(self) -> Attribute:
+        return self.attributes[0]
+
+    def find(self, name: str | None) -> Attribute:
+        """The attribute of a name; the main one without a name. Raises ConfigError."""
+        by_name = {attribute.name: attribute for attribute in self.attributes}
+        if name is None:
+            return self.main
+        if name not in by_name:
+            known = ", ".join(sorted(by_name))
+            raise ConfigError(f"attribute={name} cannot be edited; choose one of {known}")
+        return by_name[name]
+
+    def with_main(self, name: str | None) -> "Edits":
+        """The same with another main attribute. Raises ConfigError."""
+        first = self.find(name)
+        rest = [attribute for attribute in self.attributes if attribute is not first]
+        return self._replace(attributes=[first, *rest])
+
+    def mix(self, mu: Tensor, amounts: Mapping[str, float]) -> Tensor:
+        """Codes with several attributes at their intensities: (B, D) -> (B, D).
+
+        An edit changes one attribute and not the others, so the edits add up. Raises ConfigError.
+        """
+        total = mu.clone()
+        for name, amount in amounts.items():
+            total += self.find(name).edit(mu, torch.tensor([float(amount)]))[:, 0] - mu
+        return total
+
+
+def mean_difference(mu: Tensor, labels: Tensor) -> Tensor:
+    """Mean code of faces that have an attribute minus that of the others: (N, D), (N,) -> (D,).
+
+    Larsen et al. 1512.09300, section 3.2. Raises ValueError where a class is missing.
+    """
+    if not ((labels == 1).any() and (labels == 0).any()):
+        raise ValueError("a direction needs faces with and without the attribute")
+    return mu[labels == 1].mean(0) - mu[labels == 0].mean(0)
+
+
+def plain_attribute(name: str, mu: Tensor, labels: Tensor) -> Attribute:
+    """The mean difference, with scores estimated from codes alone: class means are at 0 and 1."""
+    direction = mean_difference(mu, labels)
+    weights = direction / direction.square().sum()
+    bias = -float(mu[labels == 0].mean(0) @ weights)
+    return Attribute(name, labels, direction, weights=weights, bias=bias)
+
+
+def to_bytes(vae: VAE, edits: Edits) -> bytes:
+    """The content of edits.safetensors."""
+    tensors = {}
+    for index, attribute in enumerate(edits.attributes):
+        tensors[f"{index}.direction"] = attribute.direction
+        tensors[f"{index}.weights"] = attribute.weights
+        if attribute.matrix is not None:
+            tensors[f"{index}.matrix"] = attribute.matrix
+    rows = [
+        {"name": attribute.name} | {number: getattr(attribute, number) for number in NUMBERS}
+        for attribute in edits.attributes
+    ]
+    content = {"weights": checkpoint.digest(vae), "points": edits.points, "attributes": rows}
+    return runs.tensor_file(tensors, content)
+
+
+def read(path: Path, vae: VAE) -> Edits:
+    """The edits of a checkpoint. Raises CheckpointError where these weights have none."""
+    content = runs.read_evaluation(path, NAME, checkpoint.digest(vae), runs.read_tensors)
+    try:
+        tensors = content["tensors"]
+        rows = enumerate(content["attributes"])
+        attributes = [_attribute(row, index, tensors, vae) for index, row in rows]
+        points = torch.tensor(content["points"], dtype=torch.float64)
+        if points.shape != (3, 2) or not ((points - 0.5).abs() <= 0.5).all() or not attributes:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
+        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
+    return Edits(attributes, tuple((x, y) for x, y in points.tolist()))
+
+
+def _attribute(row: Mapping, index: int, tensors: Mapping[str, Tensor], vae: VAE) -> Attribute:
+    """One attribute of a file. Raises ValueError, KeyError or TypeError for a damaged one."""
+    dims = vae.latent_dim
+    shapes = {"direction": (dims,), "weights": (dims,), "matrix": (dims + 1, dims)}
+    parts: Any = {
+        name: tensors[f"{index}.{name}"] for name in shapes if f"{index}.{name}" in tensors
+    }
+    for name, tensor in parts.items():
+        if tensor.shape != shapes[name] or not tensor.isfinite().all():
+            raise ValueError(f"{name} has another shape or values that are not finite")
+    numbers: Any = {name: float(row[name]) for name in NUMBERS}
+    if not torch.tensor([*numbers.values()]).isfinite().all():
+        raise ValueError("a number is not finite")
+    attribute = Attribute(str(row["name"]), torch.empty(0), **parts, **numbers)
+    if not attribute.direction @ attribute.weights > 0:
+        raise ValueError("the score does not rise along the direction")
+    return attribute
