@@ -87,7 +87,7 @@ def draw(
     seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
     figures["samples.png"] = picture(grids.square(new))
     both = grids.pairs(new[:8], seen[nearest(new[:8], seen)])
-    figures["nearest.png"] = titled(picture(both), rows=["new", "seen"])
+    figures["nearest.png"] = titled(picture(both), rows=["new", "train"])
 
     # Between pairs of held-out faces.
     half = min(len(mu) // 2, 6)

@@ -20,18 +20,18 @@ CAPTIONS = {
         "Reconstructions",
         "Held-out faces, and below each its reconstruction.",
     ),
-    "samples.png": ("New faces", "Faces of nobody, decoded from drawn codes."),
+    "samples.png": ("New faces", "Faces of nobody: random codes, decoded."),
     "nearest.png": (
         "New faces and their nearest training faces",
-        "Above a new face, below the training face with the least squared error.",
+        "Above new faces, below each the training face that is most like it. Twins are copies.",
     ),
     "interpolation.png": (
         "Between two faces",
-        "Left and right held-out faces, between them codes on a straight line.",
+        "Left and right reconstructions of held-out faces, between them a straight line of codes.",
     ),
     "traversal.png": (
         "Single dimensions",
-        "One held-out face; each row changes one of the dimensions that vary most.",
+        "Each row sets one of the dimensions that vary most, of one face, to -3 to +3 sd of the prior.",
     ),
 }
 
@@ -78,7 +78,7 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     points = [(line["epoch"], line["val/psnr"]) for line in epochs if "val/psnr" in line]
     training.plot(*zip(*points) if points else ((), ()), color="#2a78a8")
     training.axhline(metrics["pca"]["psnr"], color="black", linewidth=0.8, linestyle=":")
-    training.set(title="PSNR while training, dB (dotted: PCA)", xlabel="epoch")
+    training.set(title="PSNR of validation faces, dB (dotted: PCA)", xlabel="epoch")
 
     # Readers and distances of edits.
     if "edits" in metrics:
@@ -95,14 +95,18 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
                     )
         success.legend(fontsize=8)
         success.set(
-            title=f"share read as {label} (dotted: real)", xlabel="intensity", ylim=(0, 1.05)
+            title=f"share seen with {label} (dotted: real faces)",
+            xlabel="intensity",
+            ylim=(0, 1.05),
         )
         if "distance" in scores:
             values, errors = 1000 * np.array(scores["distance"]).T
             floor = 1000 * scores["reference"]["reconstructed"]["distance"][0]
             distance.errorbar(x, values, errors, capsize=2, color="#2a78a8")
             distance.axhline(REAL * floor, color="black", linewidth=0.8, linestyle="--")
-        distance.set(title="distance to real faces (dashed: limit)", xlabel="intensity")
+        distance.set(
+            title="distance to real faces (dashed: limit of the range)", xlabel="intensity"
+        )
     else:
         success.set_axis_off()
         distance.set_axis_off()

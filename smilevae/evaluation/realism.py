@@ -175,8 +175,9 @@ def of_model(
 
 
 def realism(space: Space, real: Tensor, sets: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Scores of sets of faces (N, 3, S, S) against `real` ones; those of "training" faces are the floor.
+    """Scores of sets of faces (N, 3, S, S) against `real` ones.
 
+    Two ends are beside them: "training" faces, and the mean face in the place of every face.
     `own_face` is the share of reconstructions to which, of all real faces, their own is the nearest.
     """
     target = space(real)
@@ -190,4 +191,7 @@ def realism(space: Space, real: Tensor, sets: dict[str, Tensor]) -> dict[str, di
         if name == "reconstructed":
             own = torch.cdist(x, target).argmin(1) == torch.arange(len(x))
             table[name]["own_face"] = own.float().mean().item()
+    mean = space(real.mean(0, keepdim=True)).expand(len(real), -1)
+    distance = kernel_distance(target, mean)
+    table["mean_face"] = {"distance": distance.value, "error": distance.error}
     return table

@@ -8,11 +8,11 @@ from smilevae import runs
 WIDTH = 100  # characters of a line
 MAX_LINES = 14
 COPIES = 0.7  # from which on new faces are said to be copies
-HOLD_OTHERS = "They chose the epoch, too: data.test_fraction=0.2 keeps others apart."
 SETS = {
     "training": "training faces",
     "reconstructed": "reconstructions",
     "sampled": "new faces",
+    "mean_face": "mean face",
 }
 Metrics = dict[str, Any]
 
@@ -51,18 +51,18 @@ def summary(metrics: Metrics, out: Path) -> str:
 
 def headline(metrics: Metrics) -> str:
     """Which faces were held out, and whether they chose the epoch."""
-    text = f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}."
+    text = f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}"
     if metrics["part"] == "test":
-        return f"{text} They did not choose the epoch."
-    return f"{text} {HOLD_OTHERS}"
+        return f"{text}. These faces were not used to choose the epoch."
+    return f"{text}, chosen on the same faces (data.test_fraction=0.2 keeps others apart)."
 
 
 def quality(metrics: Metrics) -> list[str]:
     """The model beside PCA and the mean face."""
-    lines = [f"{'higher is better':24}{'PSNR':>10}{'SSIM':>10}"]
+    lines = [f"{'Reconstructions (higher is better)':36}{'PSNR':>10}{'SSIM':>10}"]
     for key, title in references(metrics).items():
         row = metrics[key]
-        lines.append(f"{title:24}{row['psnr']:7.1f} dB{row['ssim']:10.3f}")
+        lines.append(f"{title:36}{row['psnr']:7.1f} dB{row['ssim']:10.3f}")
     return lines
 
 
@@ -75,24 +75,24 @@ def references(metrics: Metrics) -> dict[str, str]:
 def loss_line(metrics: Metrics) -> str:
     """The loss and its parts."""
     line = f"Loss {metrics['loss']:.1f} (lower is better) = squared error {metrics['recon']:.1f}"
-    line += f" + beta {metrics['beta']:.4g} x KL {metrics['kl']:.1f}"
+    line += f" + beta ({metrics['beta']:.4g}) x KL ({metrics['kl']:.1f})"
     if metrics["active_units"] is None:
         return line
-    return f"{line}; {metrics['active_units']} of {metrics['latent_dim']} dimensions in use"
+    return f"{line}; {metrics['active_units']}/{metrics['latent_dim']} dimensions used"
 
 
 def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     """How far from real faces new ones are, and a warning of copies."""
-    order = ("reconstructed", "sampled", "training")
-    each = ", ".join(
-        f"{SETS[name]} {max(0, 1000 * table[name]['distance']):,.0f}" for name in order
-    )
-    lines = [f"Distance to real faces (lower is better): {each}."]
+    each = []
+    for name in ("reconstructed", "sampled"):
+        row = table[name]
+        distance = max(0, 1000 * row["distance"])
+        each.append(f"{SETS[name]} {distance:,.0f} ± {1000 * row['error']:,.0f}")
+    each.append(f"mean face {1000 * table['mean_face']['distance']:,.0f}")
+    lines = [f"Distance to real faces (0: as real): {', '.join(each)}."]
     copies = table["sampled"]["copies"]
     if copies > COPIES:
-        lines.append(
-            f"New faces are near to copies of training faces: {copies:.2f} (0.5 no, 1 all)."
-        )
+        lines.append(f"New faces are near to copies of training faces: {copies:.2f} (1: all are).")
     return lines
 
 
@@ -100,38 +100,43 @@ def edit_lines(metrics: Metrics) -> list[str]:
     """What the edit of the main attribute does, and what else can be edited."""
     name, scores = next(iter(metrics["edits"].items()))
     title = name[:1].upper() + name[1:].replace("_", " ")
-    num = scores["num_faces"]
     one = scores["intensities"].index(1.0)
+
+    # Two readers, before the edit, after it, and on real faces.
     lines = []
-    readers = {"success": "an independent classifier", "success_landmarks": "face landmarks"}
+    readers = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
     for key, reader in readers.items():
         if key in scores:
-            seen = f"{round(num * scores[key][one])} of {num} faces"
-            line = f"{title} at intensity 1: {reader} see{'s' if key == 'success' else ''} it on {seen}"
+            line = f"{title}, intensity 1: {reader} it on {scores[key][0]:.0%} before"
+            line += f", {scores[key][one]:.0%} after"
             if scores["reference"]:
-                line += f" (on real ones: {scores['reference']['real'][key]:.0%})"
+                line += f", on {scores['reference']['real'][key]:.0%} of real faces with it"
             lines.append(f"{line}.")
-    identity = f"{scores['identity'][one]:.2f}"
-    lines.append(
-        f"Change of the person: {identity} (1: another photo of the same person,"
-        f" {scores['other_person']:.2f}: another person)."
-    )
+    lines.append(person_line(scores["identity"][one], scores["other_person"]))
+
+    # The range, and what changes beside it.
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
-    beside = (
-        f"Also changed: {side}" if side else "Nothing else changes beyond the classifier's error"
-    )
-    lines.append(f"Edits follow and look real from {low:g} to {high:g}. {beside}.")
+    beside = f"Also changed: {side}" if side else "No other known attribute changes clearly"
+    lines.append(f"From {low:g} to {high:g} it follows and faces stay near real ones. {beside}.")
+
+    # Other attributes.
     others = [other for other in metrics["edits"] if other != name]
     refused = list(metrics["not_editable"])
     if others or refused:
         can = f"Also editable: {_listed(others)}."
-        lines.append(f"{can} Not, see the page: {_listed(refused)}.")
+        lines.append(f"{can} Not editable (the page says why): {_listed(refused)}.")
     return lines
 
 
-def _listed(names: list[str], width: int = 22) -> str:
+def person_line(change: float, other: float) -> str:
+    """How far an edited face is from the person; nobody has two photos where `other` is 2."""
+    photo = "" if other == 2 else ", 1: another photo of the person"
+    return f"Change of the person: {change:.2f} (0: none{photo}, {other:.2f}: another person)."
+
+
+def _listed(names: list[str], width: int = 16) -> str:
     """Names, as many as fit into so many characters, and how many more there are."""
     shown: list[str] = []
     for name in names:
@@ -156,47 +161,59 @@ def tables(metrics: Metrics) -> list[Table]:
 
 
 def quality_table(metrics: Metrics) -> Table:
+    """How like their images reconstructions are."""
     size = metrics["image_size"]
     native = metrics["native_size"]
-    columns = ["", "PSNR (dB)", "SSIM", "squared error a value"]
+    columns = ["", "PSNR (dB)", "SSIM", "mean squared error"]
     keys = [("psnr", 2), ("ssim", 4), ("mse", 5)]
-    note = f"Held-out faces of {size} px and their reconstructions from mu. PSNR, SSIM: higher is better."
+    note = (
+        f"How like held-out faces of {size} px their reconstructions are, from the mean code mu."
+        " PSNR and SSIM: higher is better; the error: lower."
+    )
     if native < size:
         columns += [f"PSNR at {native} px", f"SSIM at {native} px"]
         keys += [("native_psnr", 2), ("native_ssim", 4)]
-        note += f" The files have {native} px, so both are given for that size, too."
+        note += f" The image files have {native} px, so both are given for that size, too."
+    note += (
+        " PCA is fitted to the training faces with as many dimensions. It pays no KL, so it can be"
+        " ahead; a model should be well ahead of the mean face."
+    )
     rows = []
     for name, title in references(metrics).items():
-        rows.append([title, *(f"{metrics[name][key]:.{digits}f}" for key, digits in keys)])
-    note += " PCA is the best linear model of as many dimensions."
+        cells = [f"{metrics[name][key]:.{digits}f}" for key, digits in keys]
+        rows.append([title, *cells])
     return Table("Reconstructions in numbers", note, columns, rows)
 
 
 def loss_table(metrics: Metrics) -> Table:
+    """The loss and its parts."""
     note = (
-        "Means over held-out faces, with sampled codes; lower is better. The loss depends on beta:"
-        " nELBO, the negative evidence lower bound at the best decoder variance, compares models."
+        "Means over held-out faces, with codes drawn about mu; lower is better. KL: what a code"
+        " costs beside the prior. The loss depends on beta, so compare models of different beta, on"
+        " the same faces at one size, by nELBO: the negative evidence lower bound with the"
+        " decoder's variance at its best. It can be far below 0."
     )
+    study = "4 x squared error + beta x KL: the source study's loss, values in [-1, 1]"
     rows = [
-        ["squared error (sum over values in [0, 1])", f"{metrics['recon']:.2f}"],
+        ["squared error of a face (sum over values in [0, 1])", f"{metrics['recon']:.2f}"],
         ["KL (nats)", f"{metrics['kl']:.2f}"],
         ["beta", f"{metrics['beta']:.4g}"],
         ["loss = squared error + beta x KL", f"{metrics['loss']:.2f}"],
-        [
-            "the same in the source study's units, values in [-1, 1]",
-            f"{metrics['loss_study_units']:.1f}",
-        ],
+        [study, f"{metrics['loss_study_units']:.1f}"],
         ["nELBO (nats)", f"{metrics['nelbo']:.0f}"],
     ]
     return Table("Loss", note, ["", "mean"], rows)
 
 
 def realism_table(metrics: Metrics) -> Table:
+    """Reconstructions and new faces beside real ones."""
     note = (
-        "Distance: kernel distance x 1000 to faces of held-out people, lower is better, with its 95%"
-        " interval; training faces are the floor. Precision, density: do they look like real faces?"
-        " Recall, coverage: are all kinds of faces there? Copies of training faces: 0.5 none, 1 all."
-        " Own face: share of reconstructions nearer to their own face than to any other."
+        "Distance: kernel distance x 1000 between a set of faces and faces of held-out people, with"
+        " its 95% interval. 0: as real ones; below 0 is chance. Precision, density: high if faces"
+        " look real. Recall, coverage: high if all kinds of faces are there. Copies: chance that a"
+        " face is nearer to a training face than a held-out one is; 0.5 as unseen faces, 1 copies,"
+        " below 0.5 unlike training faces. Own face: share of reconstructions that are nearest to"
+        " their own face. Training faces show what real faces of other people reach."
     )
     keys = ("precision", "recall", "density", "coverage", "copies", "own_face")
     columns = ["", "distance", "±", *(key.replace("_", " ") for key in keys)]
@@ -210,21 +227,26 @@ def realism_table(metrics: Metrics) -> Table:
 
 
 def edit_table(metrics: Metrics) -> Table:
+    """The scores of every attribute at intensity 1."""
     note = (
-        "Held-out faces that lack an attribute, edited to intensity 1. Success: share that a classifier"
-        " of other people's faces, or their landmarks, call faces that have it; beside real faces that"
-        " have it. Person: 1 is another photo of the same person. Distance to real faces that have it"
-        " x 1000, beside that of reconstructions. Range: where edits follow and look real."
+        "Held-out faces that lack an attribute, edited to intensity 1. Classifier, landmarks: share"
+        " of faces that each calls faces that have it, before the edit, after it, and among real"
+        " faces that have it; after should be high. Both learnt from other people than calibrated"
+        " the edit; landmarks see shapes only. Person: 0 is no change, 1 another photo of the same"
+        " person. Distance x 1000 to real faces that have it, beside that of their reconstructions;"
+        " low is good. Range: where the score follows the intensity, few values are clipped, and the"
+        " distance is below 3 times that of reconstructions. Also changed: other attributes whose"
+        " reading changes by more than the classifier's own error; 1 is the step from without to"
+        " with."
     )
-    columns = ["attribute", "faces", "success", "real", "landmarks", "real", "person"]
-    columns += ["distance", "reconstr.", "range", "also changed"]
+    columns = ["attribute", "faces", "classifier: before", "after", "real"]
+    columns += ["landmarks: before", "after", "real", "person", "distance", "reconstructed"]
+    columns += ["range", "also changed"]
     rows = []
     for name, scores in metrics["edits"].items():
         rows.append(_edit_row(name, scores))
         if "mean_difference" in scores:
-            rows.append(
-                _edit_row(f"{name}, by the mean difference alone", scores["mean_difference"])
-            )
+            rows.append(_edit_row(f"{name}, plain mean difference", scores["mean_difference"]))
     return Table("Edits", note, columns, rows)
 
 
@@ -234,8 +256,9 @@ def _edit_row(name: str, scores: Metrics) -> list[str]:
     rebuilt = scores["reference"].get("reconstructed", {})
     row = [name, str(scores["num_faces"])]
     for key in ("success", "success_landmarks"):
-        row.append(f"{scores[key][one]:.0%}" if key in scores else "")
-        row.append(f"{real[key]:.0%}" if key in real else "")
+        shares = [scores[key][0], scores[key][one]] if key in scores else []
+        shares += [real[key]] if key in real else []
+        row += [*(f"{share:.0%}" for share in shares), "", "", ""][:3]
     row.append(f"{scores['identity'][one]:.2f}")
     row.append(f"{1000 * scores['distance'][one][0]:.1f}" if "distance" in scores else "")
     row.append(f"{1000 * rebuilt['distance'][0]:.1f}" if "distance" in rebuilt else "")
