@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smilevae.data.dataset import Faces
-from smilevae.data.encode import batches_of, encode
+from smilevae.data.encode import encode
 from smilevae.editing import directions
 from smilevae.editing.attributes import Attribute, mean_difference
 from smilevae.editing.calibration import decode
@@ -34,6 +34,7 @@ LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # intensities at which the main attribu
 SOME = (0.0, 1.0, 2.0)  # other attributes, and the mean difference
 MAX_EDITED = 100  # held-out faces that get the main attribute
 MAX_OTHERS = 40  # those that get another attribute
+MAX_HELD_OUT = 1000  # faces that are looked at once, for all attributes
 MIN_EDITED = 4  # of fewer faces no distance has an error
 SUBSETS = 30  # of a distance's jackknife
 REAL = 3.0  # times the distance of reconstructions: beyond it edits do not look real
@@ -126,6 +127,14 @@ class Scorer:
         self.same_person, self.other_person = persons(faces, self.classifier)
         self.errors = reading_errors(faces, self.classifier)
 
+        # What both readers see in held-out faces and in their reconstructions.
+        self.held_out = np.random.default_rng(1).permutation(faces.rows("val"))[:MAX_HELD_OUT]
+        codes = encode(vae, faces, self.held_out)[0]
+        self.looks = {
+            "real": self._look(faces.batch(self.held_out)),
+            "reconstructed": self._look(decode(vae, codes)),
+        }
+
     def score(
         self, attribute: Attribute, rows: np.ndarray, levels: tuple[float, ...]
     ) -> dict[str, Any]:
@@ -157,8 +166,7 @@ class Scorer:
         table: dict[str, list] = {key: [] for key in ("score", "success", "success_landmarks")}
         table |= {key: [] for key in ("distance", "identity", "changes")}
         for x in edited:
-            readings = self.classifier(x)
-            seen = self.space.look(x) if self.space else None
+            readings, seen = self._look(x)
             for key, value in self._readings(name, readings, seen).items():
                 table[key].append(value)
             if seen and target is not None:
@@ -206,29 +214,32 @@ class Scorer:
         return changes
 
     def _reference(self, name: str, rows: np.ndarray) -> tuple[Tensor | None, dict[str, Any]]:
-        """Features of real held-out faces that have an attribute; their scores and their reconstructions'.
+        """Features of real faces that have an attribute; their scores and their reconstructions'.
 
         Nothing where they are fewer than MIN_FACES.
         """
-        val = np.random.default_rng(1).permutation(self.faces.rows("val"))
-        has = val[self.faces.labels(name)[val] == 1]
+        has = self.held_out[self.faces.labels(name)[self.held_out] == 1]
         has = matched(self.faces, has, rows, self._confounders(name))[:MAX_REAL]
         if len(has) < MIN_FACES:
             return None, {}
-        real = torch.cat([small(x).cpu() for x in batches_of(self.vae, self.faces, has)])
-        codes = encode(self.vae, self.faces, has)[0]
-        rebuilt = small(decode(self.vae, codes).clamp(0, 1))
+        chosen = np.isin(self.held_out, has)
         reference: dict[str, dict[str, Any]] = {}
         features = {}
-        for kind, x in {"real": real, "reconstructed": rebuilt}.items():
-            seen = self.space.look(x) if self.space else None
-            reference[kind] = self._readings(name, self.classifier(x), seen)
+        for kind, (readings, seen) in self.looks.items():
+            own = {other: score[torch.from_numpy(chosen)] for other, score in readings.items()}
             if seen:
+                seen = Seen(seen.features[torch.from_numpy(chosen)], seen.points[chosen])
                 features[kind] = seen.features
+            reference[kind] = self._readings(name, own, seen)
         if features:
             floor = kernel_distance(features["real"], features["reconstructed"], SUBSETS)
             reference["reconstructed"]["distance"] = [*floor]
         return features.get("real"), reference
+
+    def _look(self, x: Tensor) -> tuple[dict[str, Tensor], Seen | None]:
+        """The classifier's scores of images (N, 3, S, S), and what the space sees in them."""
+        x = small(x.clamp(0, 1))
+        return self.classifier(x), self.space.look(x) if self.space else None
 
     def _confounders(self, name: str, most: int = 2) -> list[str]:
         """The editable attributes that correlate most with one."""
