@@ -15,6 +15,7 @@ from test_training import (
 from torch import nn
 
 from smilevae import runs
+from smilevae.evaluation.summary import SETS
 from smilevae.runs import checkpoint
 from smilevae.training import sharp
 from smilevae.training.module import VAEModule
@@ -75,7 +76,7 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     assert torch.equal(module.epoch.eval_model.decoder[0].weight, last["decoder.0.weight"])
     evaluated = read(inner, "evaluation/best/metrics.json")
     assert not (run / "evaluation").exists()
-    assert set(evaluated["realism"]) == {"training", "reconstructed", "sampled"}
+    assert set(evaluated["realism"]) == {*SETS}
     code, errors = call("train", f"resume={inner}")
     assert code == 2
     assert f"pass resume={runs.shell_path(run)}" in errors
