@@ -18,9 +18,11 @@ from smilevae import runs
 from smilevae.data import load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import fitting
+from smilevae.editing.attributes import mean_difference
 from smilevae.editing.calibration import decode
-from smilevae.editing.directions import mean_difference
-from smilevae.evaluation import edits, realism
+from smilevae.evaluation import realism
+from smilevae.evaluation.scoring import LEVELS, Scorer, lacking
+from smilevae.models import latents
 from smilevae.runs import checkpoint
 
 SHOWN = (-1, 0, 1, 2)
@@ -29,49 +31,50 @@ NUM_FACES = 3
 
 def main(run: str, out: Path) -> None:
     vae, settings, *_ = checkpoint.load(runs.find(run))
-    faces = load_faces(settings.data, settings.image_size)
-    fitted = fitting.fit_dials(vae, faces)
+    faces, _ = load_faces(settings.data, settings.image_size).reporting()
+    fitted = fitting.fit_edits(vae, faces)
     assert fitted
-    card = edits.score_edits(vae, faces, fitted, realism.spaces(faces))["attributes"]["smile"]
-    rows = np.random.default_rng(0).permutation(
-        faces.rows("val")[faces.smile[faces.rows("val")] == 0]
-    )
+    scorer = Scorer(vae, faces, fitted, realism.feature_space(faces))
+    smile = fitted.edits.main
+    known, _ = fitting.fitted_rows(faces, smile.name)
+    plain = mean_difference(encode(vae, faces, known)[0], smile.labels)
+    edits = {
+        "plain: z + k (mean smiling - mean not)": lambda mu, k: latents.shift(mu, plain, k),
+        "ours: transport, calibrated": smile.edit,
+    }
+
+    # Faces with short hair, where hair that comes with the smile is plainest.
+    rows = lacking(faces, smile.name)[:100]
     hair = faces.attributes["hair_length"][rows]
-    mu = encode(vae, faces, rows[hair <= np.quantile(hair, 1 / 3)][:NUM_FACES])[0]
-    levels, step = (
-        torch.tensor(SHOWN, dtype=torch.float32),
-        mean_difference(fitted.mu, fitted.labels["smile"]),
-    )
-    codes = {
-        edits.PLAIN: mu[:, None] + levels[:, None] * step,
-        card["best"]: fitted.dials.turn(vae, mu, levels),
-    }
-    titles = {
-        edits.PLAIN: "plain: z + k (mean smiling - mean not)",
-        card["best"]: f"ours: {card['best']}, calibrated",
-    }
+    mu = encode(vae, faces, rows)[0]
+    shown = mu[torch.from_numpy(hair <= np.quantile(hair, 1 / 3))][:NUM_FACES]
 
     figure = Figure(figsize=(11, 1.35 * NUM_FACES + 3.4), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=(1.35 * NUM_FACES, 3.0))
-    for part, (name, title) in zip(top.subfigures(1, 2), titles.items()):
+    for part, (title, edit) in zip(top.subfigures(1, 2), edits.items()):
         part.suptitle(title, fontsize=10)
-        shown = decode(vae, codes[name].flatten(0, 1)).clamp(0, 1)
+        codes = edit(shown, torch.tensor(SHOWN, dtype=torch.float32))
+        images = decode(vae, codes.flatten(0, 1)).clamp(0, 1)
         grid = part.subplots(NUM_FACES, len(SHOWN))
-        for index, (axes, picture) in enumerate(zip(grid.flat, shown)):
-            axes.imshow(picture.permute(1, 2, 0).numpy())
+        for index, (axes, image) in enumerate(zip(grid.flat, images)):
+            axes.imshow(image.permute(1, 2, 0).numpy())
             axes.set_axis_off()
             if index < len(SHOWN):
                 axes.set_title(f"{SHOWN[index]:+g}" if SHOWN[index] else "0", fontsize=9)
+
+    # The measured smile at every intensity, and the change of hair length that comes with 1.
     left, right = below.subplots(1, 2)
-    for number, (name, title) in enumerate(titles.items()):
-        numbers = card["directions"][name]
-        x, one = np.array(numbers["intensities"]), numbers["intensities"].index(1.0)
-        y, spread = (
-            np.array([at[key] for at in numbers["classifier"]]) for key in ("mean", "spread")
-        )
-        left.plot(x, y, f"C{number}", label=title.partition(":")[0])
-        left.fill_between(x, y - spread, y + spread, color=f"C{number}", alpha=0.2)
-        right.bar([number], [abs(numbers["drift"][one]["hair_length"])], color=f"C{number}")
+    for number, (title, edit) in enumerate(edits.items()):
+        readings = [
+            scorer.classifier(decode(vae, z).clamp(0, 1))
+            for z in edit(mu, torch.tensor(LEVELS)).unbind(1)
+        ]
+        mean = np.array([float(reading[smile.name].mean()) for reading in readings])
+        spread = np.array([float(reading[smile.name].std()) for reading in readings])
+        left.plot(LEVELS, mean, f"C{number}", label=title.partition(":")[0])
+        left.fill_between(LEVELS, mean - spread, mean + spread, color=f"C{number}", alpha=0.2)
+        change = readings[LEVELS.index(1.0)]["hair_length"] - readings[0]["hair_length"]
+        right.bar([number], [float(change.square().mean().sqrt())], color=f"C{number}")
     left.set(
         xlabel="intensity", ylabel="measured smile", title="mean and spread over 100 held-out faces"
     )

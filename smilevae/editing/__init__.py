@@ -1,1 +1,1 @@
-"""Edits of a face in latent space: directions, dials, the attribute classifier, the scorecard, face alignment."""
+"""Edits of a face in latent space: attributes, readers, calibration, face alignment."""
