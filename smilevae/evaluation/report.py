@@ -137,7 +137,7 @@ def evaluate_model(
     files = {page.NAME: page.page(metrics, drawn, strips, epochs).encode()}
     files |= {name: figures.png(image) for name, image in drawn.items()}
 
-    # What photo, app, export and Python use; the edits come last.
+    # What photo, app, export and Python use.
     files[compare.NAME] = compare.to_json(faces, per_face).encode()
     files[samplers.NAME] = samplers.to_bytes(sampler, metrics["weights"])
     files["metrics.json"] = (json.dumps(metrics, indent=2) + "\n").encode()
