@@ -1,7 +1,7 @@
 # make train      set up, train on synthetic faces, evaluate
 # make test       set up, run the tests
 # make slow       the long tests: minutes of training, TensorBoard, a browser
-# make scorecard  kills, full disks, damaged files: the table of docs/trust.md; about 28 minutes
+# make scorecard  kills, full disks, damaged files: the table of docs/trust.md; about 22 minutes
 # make check      lint, types, known holes in packages, secrets
 VENV ?= .venv
 PYTHON ?= python3
