@@ -134,6 +134,10 @@ def printed(**changes):
         ),
         ({"edits": {"smile": SMILE | {"reference": {}}}}, "before, 100% after.\n"),
         (
+            {"edits": {"smile": {k: v for k, v in SMILE.items() if k != "distance"}}},
+            "From -1 to 1.5 it follows. No other",
+        ),
+        (
             {"edits": {"smile": SMILE | {"other_person": 2.0}}},
             "person: 0.22 (0: none, 2.00: another person).",
         ),

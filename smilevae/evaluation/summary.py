@@ -119,7 +119,10 @@ def edit_lines(metrics: Metrics) -> list[str]:
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
     beside = f"Also changed: {side}" if side else "No other known attribute changes clearly"
-    lines.append(f"From {low:g} to {high:g} it follows and faces stay near real ones. {beside}.")
+    follows = f"From {low:g} to {high:g} it follows"
+    if "distance" in scores:
+        follows += " and faces stay near real ones"
+    lines.append(f"{follows}. {beside}.")
 
     # Other attributes.
     others = [other for other in metrics["edits"] if other != name]
