@@ -123,11 +123,10 @@ def task(config: "DictConfig") -> float | None:
     if job.mode != RunMode.RUN:
         from smilevae.sweeps import jobs
 
-        path = Path(job.runtime.output_dir)
         if jobs.ID in os.environ:
-            jobs.work(path)
+            jobs.work(folder)
             return None
-        return jobs.run_job(settings_from(config, job.overrides.task), path)
+        return jobs.run_job(settings_from(config, job.overrides.task), folder)
     with console.one_sentence():
         stop = runs.Stop()
         stop.install()

@@ -1,5 +1,6 @@
 """What a run costs: wall, CPU and GPU seconds, also over a resume."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -7,8 +8,9 @@ import time
 
 import pytest
 
+import smilevae
 from smilevae import runs
-from smilevae.runs.machine import CostMeter
+from smilevae.runs.machine import CostMeter, environment
 
 
 def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
@@ -33,6 +35,19 @@ def test_gpus_count_from_the_moment_they_are_held(tmp_path):
     meter.use_gpus(2)  # a second phase
     time.sleep(0.1)
     assert meter.read()["gpu_seconds"] == pytest.approx(2 * (time.perf_counter() - begin), abs=0.05)
+
+
+def test_a_checkout_that_is_not_installed_has_versions(monkeypatch):
+    assert environment()["versions"]["smilevae"] == smilevae.__version__
+    find = importlib.metadata.Distribution.from_name
+
+    def hide(name):
+        if name == "smilevae":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", hide)
+    assert {"torch", "python"} <= environment()["versions"].keys()
 
 
 def test_a_damaged_cost_counts_from_zero(tmp_path):

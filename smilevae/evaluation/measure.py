@@ -12,13 +12,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from smilevae.data.batches import hash64
 from smilevae.data.dataset import Faces
-from smilevae.data.encode import batches_of, encode
+from smilevae.data.encode import batches_of
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE
-
-__all__ = ["encode", "measure"]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Versions, machine and cost of a result; the allocator."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -8,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ PACKAGES = (
     "hydra-core",
     "numpy",
     "pillow",
-    "smilevae",
 )
 
 
@@ -58,6 +58,8 @@ def environment() -> dict[str, Any]:
 
     unit = 2**20 if sys.platform == "darwin" else 2**10
     versions = {name: version(name) for name in PACKAGES}
+    with contextlib.suppress(PackageNotFoundError):  # a checkout may not be installed
+        versions["smilevae"] = version("smilevae")
     return {
         "git": git(),
         "versions": versions | {"python": platform.python_version()},

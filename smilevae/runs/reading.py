@@ -32,9 +32,8 @@ def state(path: Path) -> dict[str, Any]:
     if (path / "result.json").exists():
         return status | {"status": "COMPLETED", "reason": None}
     here = status["host"] in (None, platform.node())
-    if (
-        status["status"] == "RUNNING" and here and not held and not in_use(path)
-    ):  # again: one may have begun
+    running = status["status"] == "RUNNING"
+    if running and here and not held and not in_use(path):  # asked again: one may have begun
         return status | {"status": "STALE", "reason": "its process is gone"}
     return status
 
@@ -46,9 +45,8 @@ def in_use(path: Path) -> bool:
     try:
         with FileLock(path / LOCK, timeout=LOCK_TIMEOUT):
             return False
-    except (
-        OSError
-    ) as error:  # other errors: a folder that may not be written holds no process of this user
+    except OSError as error:
+        # A folder that may not be written holds no process of this user.
         return isinstance(error, Timeout)
 
 

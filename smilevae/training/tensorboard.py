@@ -4,7 +4,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
@@ -13,10 +12,9 @@ from smilevae import runs
 from smilevae.config import STUDY as USUAL
 from smilevae.config import Settings
 from smilevae.data import Faces
-from smilevae.data.batches import gather, to_unit
+from smilevae.data.encode import encode
 from smilevae.evaluation import grids
 from smilevae.evaluation.figures import plain_samples, plain_strip
-from smilevae.evaluation.measure import encode
 from smilevae.training.record import Record
 
 MAX_ENCODED = 2000  # faces in the projector
@@ -34,7 +32,7 @@ class TensorBoard(pl.Callback):
         self.record = record
         self.faces = faces
         self.settings = settings
-        self.order = np.random.default_rng(0).permutation(faces.rows("val"))
+        self.order = faces.sample("val")
         self.board: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -67,7 +65,7 @@ class TensorBoard(pl.Callback):
 
     @torch.no_grad()
     def _draw(self, vae: Any, device: torch.device, epoch: int) -> None:
-        x = self._faces(self.order[:NUM_DRAWN]).to(device)
+        x = self.faces.batch(self.order[:NUM_DRAWN]).to(device)
         mu, _ = vae.encode(x)
         pictures = {
             "reconstructions": grids.pairs(x, vae.decode(mu)),
@@ -81,7 +79,7 @@ class TensorBoard(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         rows = self.order[:MAX_ENCODED]
         mu, _ = encode(module.epoch.eval_model, self.faces, rows)
-        thumbnails = F.interpolate(self._faces(rows), size=(32, 32), mode="area")
+        thumbnails = F.interpolate(self.faces.batch(rows), size=(32, 32), mode="area")
         labels = [self.faces.classes[int(smile)] for smile in self.faces.smile[rows]]
         self.board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
         self.board.close()
@@ -89,10 +87,6 @@ class TensorBoard(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         if self.board:
             self.board.close()
-
-    def _faces(self, rows: np.ndarray) -> torch.Tensor:
-        """(B, 3, S, S) in [0, 1]."""
-        return to_unit(torch.from_numpy(gather(self.faces.images, rows)))
 
 
 def _of_a_thread(error: threading.ExceptHookArgs) -> None:
