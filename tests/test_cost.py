@@ -24,7 +24,7 @@ def test_cpu_seconds_are_those_of_this_process_and_its_children(tmp_path):
     time.sleep(0.2)
     cost = meter.read()
     assert list(cost) == ["wall_seconds", "cpu_seconds"]
-    assert 0.8 <= cost["cpu_seconds"] < 1.6
+    assert 0.75 <= cost["cpu_seconds"] < 1.6  # os.times counts 10 ms at a time
 
 
 def test_gpus_count_from_the_moment_they_are_held(tmp_path):
