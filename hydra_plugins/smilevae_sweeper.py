@@ -263,7 +263,7 @@ class ResumableSweeper(BasicSweeper):
             num = min(len(left), most, self.max_batch_size or most)
             try:
                 for result in self.launcher.launch([worker] * num, initial_job_idx=0):
-                    _ = result.return_value  # raises what a worker has raised
+                    _ = result.return_value  # raises the error of a worker
             except Exception as error:  # also of the launcher: a worker was killed, a queue refused
                 reason = (str(error).strip().splitlines() or [""])[0]
                 queue.say(f"the launcher ended with {type(error).__name__}: {reason}")
