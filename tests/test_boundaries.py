@@ -179,9 +179,8 @@ def test_every_address_in_the_project_is_meant_to_be_there():
         pytest.skip("not a git checkout")
     found = set()
     for name in filter(None, tracked.stdout.split("\0")):
-        with contextlib.suppress(
-            UnicodeDecodeError, FileNotFoundError
-        ):  # pictures; files being renamed
+        # Pictures, and files that are being renamed, are left out.
+        with contextlib.suppress(UnicodeDecodeError, FileNotFoundError):
             found |= set(re.findall(r"https?://([\w.-]+)", (ROOT / name).read_text()))
     assert found - HOSTS == set()
     assert "semver.org" in found

@@ -87,9 +87,8 @@ def test_the_projector_has_codes_labels_and_thumbnails(tiny_run):
 def test_a_resumed_run_shows_each_epoch_once(train, call):
     run = train("epochs=2")
     second = next(run.glob("events.out.tfevents.*")).name.split(".")[3]
-    while (
-        str(int(time.time())) == second
-    ):  # files of one second and one process sort by a counter: 10 before 9
+    # Files of one second and one process sort by a counter: 10 before 9.
+    while str(int(time.time())) == second:
         time.sleep(0.02)
     assert call("train", f"resume={run}", "epochs=4")[0] == 0
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()

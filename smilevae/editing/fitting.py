@@ -26,14 +26,10 @@ from smilevae.errors import ConfigError, DataError
 from smilevae.models.vae import VAE
 
 MAX_TRAIN = 8000  # training faces of directions and classifiers
-MIN_LABELLED = (
-    20  # faces that have the attribute, and as many that lack it, in each half of the people
-)
+MIN_LABELLED = 20  # faces that have an attribute, and as many that lack it, in each half of people
 MAX_PLACED = 100  # training faces in which eyes and mouth are located
 MAX_READ = 500  # faces whose reconstructions are read
-MAX_CALIBRATED = (
-    40  # faces that gain and range of the main attribute are fitted to; half for others
-)
+MAX_CALIBRATED = 40  # faces that the main attribute's gain and range are fitted to; others: half
 SAME = 0.95  # correlation from which on two attributes count as one
 READABLE = 0.25  # of the smaller class, by which a classifier must beat guessing
 WEAK = 0.1  # of an average face's attribute, which a direction must change
@@ -119,9 +115,7 @@ def main_attribute(faces: Faces, wanted: str | None) -> str | None:
 
 
 def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
-    """Training faces of which `main` is known, MAX_TRAIN at most, and whether each is of the first half
-    of the people.
-    """
+    """Training faces of which `main` is known; which of them are of the first half of the people."""
     labels = faces.labels(main)
     rows = directions.some_of_both(faces.sample("train"), labels, MAX_TRAIN)
     rows = rows[labels[rows] >= 0]

@@ -41,9 +41,8 @@ def opencv() -> Any:
 @functools.cache
 def _network(model: Path) -> Any:
     dnn = opencv().dnn
-    if hasattr(
-        dnn, "ENGINE_CLASSIC"
-    ):  # OpenCV 5, whose new engine gives no inner layers and only the last output
+    if hasattr(dnn, "ENGINE_CLASSIC"):
+        # OpenCV 5. Its new engine gives no inner layers and only the last output.
         return dnn.readNetFromTFLite(str(model), engine=dnn.ENGINE_CLASSIC)
     return dnn.readNetFromTFLite(str(model))
 
