@@ -10,28 +10,13 @@ Importing this package costs no torch; `load` imports it.
 import os
 from typing import TYPE_CHECKING
 
-from smilevae.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    Diverged,
-    Interrupted,
-    UserError,
-)
+from smilevae.errors import CheckpointError, ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
     from smilevae.apps.model import Model
 
 __version__ = "0.1.0"
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "Diverged",
-    "Interrupted",
-    "UserError",
-    "load",
-]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "UserError", "load"]
 
 
 def load(ckpt: str | os.PathLike[str], attribute: str | None = None) -> "Model":

@@ -10,7 +10,6 @@
 smilevae COMMAND --help shows the options of each.
 """
 
-import functools
 import importlib.util
 import inspect
 import logging
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
     from smilevae.evaluation.options import EvaluateOptions
 
-CONF = next(
-    folder / "conf" for folder in [*Path(__file__).parents][:2] if (folder / "conf").is_dir()
-)
+PACKAGE = Path(__file__).parent
+CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir())
 COMMANDS = {  # options, which cost no torch, and the function that receives them
     "evaluate": ("smilevae.evaluation.options:EvaluateOptions", "smilevae.cli:evaluate"),
     "photo": ("smilevae.apps.options:PhotoOptions", "smilevae.apps.photo:main"),
@@ -84,27 +82,20 @@ def train(words: Sequence[str]) -> None:
     policy = {"version_base": "1.3"}
     if _hydra_1_4():
         policy = {"execution_whitelist": "hydra_plugins.smilevae_sweeper.*"}
-    register_settings()
-    register_resolvers()
+    register()
     hydra.main(**policy, config_path=str(CONF), config_name="train")(task)()
 
 
-@functools.cache
-def register_settings() -> None:
-    """Give Hydra every setting's default: `settings` in the defaults list of conf/train.yaml."""
+def register() -> None:
+    """Give Hydra what conf/ names: every setting's default, and functions."""
     from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store("settings", Settings().plain())
-
-
-def register_resolvers() -> None:
-    """Functions that conf/ calls; a launcher's process needs them, too."""
     from omegaconf import OmegaConf
 
-    register = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
+    ConfigStore.instance().store("settings", Settings().plain())
+    add = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
     for function in (runs.new_run_dir, runs.fast_precision):
         if not OmegaConf.has_resolver(function.__name__):
-            register(function.__name__, function, use_cache=True)
+            add(function.__name__, function, use_cache=True)
 
 
 def _hydra_1_4() -> bool:
@@ -154,7 +145,7 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register_resolvers()
+    register()  # in a launcher's process, too
     names = [str(key) for key in config if key not in NOT_SETTINGS]
     try:
         own = OmegaConf.masked_copy(config, names)
@@ -191,7 +182,3 @@ def evaluate(options: "EvaluateOptions") -> None:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
     print(report.compare_checkpoints(best, runs.evaluation_folder(folder), options))
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from os.path import abspath, expanduser
 from typing import Annotated, Any, Literal
 
@@ -27,11 +28,9 @@ NOT_KNOWN = "a knob; see --help"
 
 
 def _with_group(pattern: str) -> str:
-    try:
+    with suppress(re.error):
         if re.compile(pattern).groups:
             return pattern
-    except re.error:
-        pass
     raise ValueError("must be a regular expression with a group in brackets")
 
 
@@ -217,11 +216,10 @@ class Settings(Section):
             problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
         multiple = size_multiple(self.model.network, len(self.model.widths))
         if self.image_size % multiple:
-            sizes = [size for size in range(64, 257) if size % multiple == 0]
-            sizes.sort(key=lambda size: abs(size - self.image_size))
-            near = " and ".join(map(str, sorted(sizes[:2]))) or "none: fewer widths"
-            given = f"image_size={self.image_size}"
-            problems.append(f"{given} does not fit this network; the nearest are {near}")
+            sizes = range(max(64, multiple), 257, multiple)
+            nearest = sorted(sizes, key=lambda size: abs(size - self.image_size))[:2]
+            near = f"the nearest are {min(nearest)} and {max(nearest)}"
+            problems.append(f"image_size={self.image_size} does not fit this network; {near}")
         if problems:
             raise ValueError("\n".join(problems))
         return self

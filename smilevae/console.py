@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from smilevae import config
 from smilevae.errors import ConfigError, Interrupted, UserError, sentences, unknown
 
-HYDRA = ("hydra.", "omegaconf.", "antlr4")
+HYDRA = ("hydra.", "omegaconf.", "antlr4")  # raise errors that are the user's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning")
 TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer.fit` stopped", "Restor")
@@ -40,7 +40,9 @@ def one_sentence() -> Iterator[None]:
     except UserError as error:
         end(str(error), error.exit_code)
     except Exception as error:
-        if _is_hydras(error):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        origins = (type(error).__module__, frame.f_globals["__name__"])
+        if any(name.startswith(HYDRA) for name in origins):
             end(sentence(error), 2)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # data=NAME, a file
             end(f"...{str(error.filename)[-60:]} is too long for a name; choose a file of conf/", 2)
@@ -48,12 +50,6 @@ def one_sentence() -> Iterator[None]:
             place = error.filename or "writing"
             end(f"{place}: {error.strerror}; make room there, or choose another folder", 1)
         raise
-
-
-def _is_hydras(error: Exception) -> bool:
-    """Whether Hydra raised an error, or a library within it."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return type(error).__module__.startswith(HYDRA) or frame.f_globals["__name__"].startswith(HYDRA)
 
 
 def end(text: str, code: int) -> NoReturn:
@@ -101,7 +97,11 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
         elif not equals or key.startswith("-"):
             raise ConfigError(f"{word} is not understood; {usage}")
         elif value != "null":
-            given[key] = _unquoted(word, value)
+            given[key] = value
+            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+                from hydra.core.override_parser.overrides_parser import OverridesParser
+
+                given[key] = str(OverridesParser.create().parse_override(word).value())
     if rest and others:
         given[rest] = others
 
@@ -114,15 +114,6 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
     except ValidationError as error:
         not_known = f"an option; there are {', '.join(known)}"
         raise ConfigError("\n".join(sentences(error, known, not_known))) from None
-
-
-def _unquoted(word: str, value: str) -> str:
-    """The value of key=value, without the quotes that it may have for Hydra."""
-    if len(value) < 2 or value[0] != value[-1] or value[0] not in "'\"":
-        return value
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return str(OverridesParser.create().parse_override(word).value())
 
 
 def quiet_lightning() -> None:

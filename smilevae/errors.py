@@ -74,7 +74,8 @@ def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known:
         elif problem["type"] == "value_error":
             texts[name] = f"{name}={shown(value)} {problem['ctx']['error']}"
         else:
-            texts[name] = f"{name}={shown(value)} must be {allowed(known[name])}"
+            values = allowed(known[name].annotation, known[name].metadata)
+            texts[name] = f"{name}={shown(value)} must be {values}"
     return list(texts.values())
 
 
@@ -86,12 +87,8 @@ def unknown(name: str, known: Mapping[str, Any], not_known: str) -> str:
     return f"{shown(name)} is not {kind}; {remedy}"
 
 
-def allowed(field: FieldInfo) -> str:
-    """The values of a setting in words: "a number from 0 to 1000000 or auto"."""
-    return _in_words(field.annotation, field.metadata)
-
-
-def _in_words(kind: Any, limits: Sequence[Any]) -> str:
+def allowed(kind: Any, limits: Sequence[Any] = ()) -> str:
+    """The values of a type within limits, in words: "a number from 0 to 1000000 or auto"."""
     if get_origin(kind) is Annotated:
         kind, *limits = get_args(kind)
     bounds = {key: getattr(limit, key) for limit in limits for key in BOUNDS if hasattr(limit, key)}
@@ -103,12 +100,12 @@ def _in_words(kind: Any, limits: Sequence[Any]) -> str:
         words += [f"{BOUNDS[key]} {bounds[key]}" for key in ("ge", "le") if key in bounds]
         return " ".join(words)
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_in_words(part, limits) for part in parts)
+        return " or ".join(allowed(part, limits) for part in parts)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
     if get_origin(kind) is list:
         num = f"{bounds['min_length']} to {bounds['max_length']} values" if bounds else "a list"
-        return f"{num}, each {_in_words(parts[0], [])}"
+        return f"{num}, each {allowed(parts[0])}"
     return "a text"
 
 
