@@ -264,7 +264,7 @@ def test_orientation_is_applied_the_profile_kept_and_the_place_left_out(model, t
         ({"intensity": "11"}, "intensity=11 must be a number from -10 to 10"),
         ({"box": "1,2"}, "box=1,2 must be LEFT,TOP,SIDE"),
         ({"box": "nan,1,50"}, "box=nan,1,50 must be LEFT,TOP,SIDE"),
-        ({"face": 0}, "face=0 must be a number from 1, or all"),
+        ({"face": 0}, "face=0 must be a whole number from 1 or all"),
         ({"attribute": "up"}, "attribute=up cannot be edited; choose one of smile"),
         ({"colour": 1}, "colour is not an option"),
         ({"out": "x.txt"}, "is of no known kind"),

@@ -4,29 +4,28 @@ import math
 from contextlib import suppress
 from typing import Annotated, Literal
 
+from annotated_types import Ge
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 ATTRIBUTE = "the one that is changed; that of the evaluation unless given"
+INTENSITY = "0 as it is, 1 an average smile, negative less"
+FACE = "the number of a face, largest first, or all"
+BOX = "LEFT,TOP,SIDE of the face in pixels"
+Box = tuple[float, float, float]  # left, top, side
 
 
-def _face(word: str) -> int | str:
+def _box(word: str) -> Box:
     with suppress(ValueError):
-        if word == "all" or int(word) > 0:
-            return word
-    raise ValueError("must be a number from 1, or all")
-
-
-def _box(word: str) -> tuple[float, ...]:
-    with suppress(ValueError):
-        box = tuple(map(float, word.split(",")))
-        if len(box) == 3 and all(map(math.isfinite, box)):
-            return box
+        left, top, side = map(float, word.split(","))
+        if math.isfinite(left + top + side):
+            return left, top, side
     raise ValueError("must be LEFT,TOP,SIDE in pixels")
 
 
 class Common(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     ckpt: str = Field(description="an evaluated run folder or checkpoint, or an exported folder")
+    attribute: str | None = Field(None, description=ATTRIBUTE)
 
 
 class PhotoOptions(Common):
@@ -39,16 +38,9 @@ class PhotoOptions(Common):
 
     image: str = Field(description="a photo, or a folder of photos (then out is a folder)")
     out: str = Field(description="the new file: .png, .jpg or .webp")
-    attribute: str | None = Field(None, description=ATTRIBUTE)
-    intensity: float = Field(
-        1.0, ge=-10, le=10, description="0 as it is, 1 an average smile, negative less"
-    )
-    face: Annotated[int | Literal["all"], BeforeValidator(_face)] = Field(
-        1, description="the number of a face, largest first, or all"
-    )
-    box: Annotated[tuple[float, ...] | None, BeforeValidator(_box)] = Field(
-        None, description="LEFT,TOP,SIDE of the face in pixels"
-    )
+    intensity: float = Field(1.0, ge=-10, le=10, description=INTENSITY)
+    face: Annotated[int, Ge(1)] | Literal["all"] = Field(1, description=FACE)
+    box: Annotated[Box | None, BeforeValidator(_box)] = Field(None, description=BOX)
 
 
 class AppOptions(Common):
@@ -57,7 +49,6 @@ class AppOptions(Common):
     A smile and other attributes on sliders, in a browser on this machine. The page is served on 127.0.0.1 only.
     """
 
-    attribute: str | None = Field(None, description=ATTRIBUTE)
     port: int = Field(7860, ge=0, le=65535, description="0 chooses a free one")
 
 
@@ -67,5 +58,4 @@ class ExportOptions(Common):
     Writes a model to give away: safetensors, ONNX, calibrated edits and a model card.
     """
 
-    attribute: str | None = Field(None, description=ATTRIBUTE)
     out: str = Field(description="a new folder")

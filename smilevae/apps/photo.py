@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +15,13 @@ from PIL import Image
 
 from smilevae import runs
 from smilevae.apps.model import Model
-from smilevae.apps.options import PhotoOptions
+from smilevae.apps.options import Box, PhotoOptions
 from smilevae.data import images
 from smilevae.editing import alignment, detector, mesh
 from smilevae.editing.alignment import Face
 from smilevae.errors import ConfigError, DataError
 
 FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-QUALITY: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
 
 
 def main(options: PhotoOptions) -> None:
@@ -66,8 +64,8 @@ def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> s
         raise DataError(f"{source}: {reason}; pass another photo") from None
     except OSError as error:
         raise DataError(f"{source}: {error.strerror}; pass image=FILE or image=FOLDER") from None
-    photo = np.asarray(picture)
     attribute = model.edits.main
+    photo = np.asarray(picture)
     try:
         faces = locate(model, photo, str(source), options.box, options.face)
         for face in faces:
@@ -93,30 +91,25 @@ def edit(model: Model, photo: np.ndarray, face: Face, amounts: Mapping[str, floa
 
 
 def locate(
-    model: Model,
-    photo: np.ndarray,
-    name: str,
-    box: tuple[float, ...] | None = None,
-    face: int | str = 1,
+    model: Model, photo: np.ndarray, name: str, box: Box | None = None, face: int | str = 1
 ) -> list[Face]:
     """The selected faces. Raises DataError, which calls the photo `name`."""
+    size = model.vae.image_size
     if box:
-        return [boxed(photo, name, box, model.vae.image_size)]
+        return [boxed(photo, name, box, size)]
     faces = detector.find_faces(photo)
     if not faces:
         remedy = "pass box=LEFT,TOP,SIDE, or a photo with a larger, more frontal face"
         raise DataError(f"{name}: no face was detected with certainty; {remedy}")
-    if face != "all":
-        if int(face) > len(faces):
-            raise DataError(
-                f"{name}: face={face}, but only {len(faces)} detected; pass a smaller number or all"
-            )
-        faces = [faces[int(face) - 1]]
-    size = model.vae.image_size
+    if isinstance(face, int):
+        if face > len(faces):
+            few = f"face={face}, but only {len(faces)} detected"
+            raise DataError(f"{name}: {few}; pass a smaller number or all")
+        faces = [faces[face - 1]]
     return [alignment.face_at(marks, size, model.edits.points) for marks in faces]
 
 
-def boxed(photo: np.ndarray, name: str, box: tuple[float, ...], size: int) -> Face:
+def boxed(photo: np.ndarray, name: str, box: Box, size: int) -> Face:
     """The face in a square LEFT, TOP, SIDE of a photo. Raises DataError if it does not lie in it."""
     left, top, side = box
     height, width = photo.shape[:2]
@@ -129,25 +122,20 @@ def boxed(photo: np.ndarray, name: str, box: tuple[float, ...], size: int) -> Fa
     return Face(matrix, alignment.soft_mask(size))
 
 
-def middle(photo: np.ndarray) -> tuple[float, ...]:
-    """The largest square in the middle of a photo: LEFT, TOP, SIDE."""
-    height, width = photo.shape[:2]
-    side = min(width, height)
-    return (width - side) / 2, (height - side) / 2, side
-
-
 def save(photo: np.ndarray, out: Path, profile: bytes | None) -> None:
     """Write a photo (H, W, 3) with its colour profile. Raises ConfigError for a format that cannot."""
     form = FORMS.get(out.suffix.lower())
     if not form:
         raise ConfigError(f"out={out} is of no known kind; end it in .png, .jpg or .webp")
     image = Image.fromarray(photo)
-    write = partial(image.save, format=form, icc_profile=profile, **QUALITY.get(form, {}))
+    # Each format takes the options that it has.
+    write = partial(
+        image.save, format=form, icc_profile=profile, quality=95, subsampling=0, lossless=True
+    )
     try:
         runs.replace_file(out, write)
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None):  # of the system
             raise
-        raise ConfigError(
-            f"out={out}: {error}, as a side is too long for {form}; end it in .png"
-        ) from None
+        reason = f"{error}, as a side is too long for {form}"
+        raise ConfigError(f"out={out}: {reason}; end it in .png") from None

@@ -1,7 +1,6 @@
 """Attributes on sliders: a web page, and its server on 127.0.0.1 only. Photos stay in memory."""
 
 import contextlib
-import html
 import io
 import os
 import secrets
@@ -33,9 +32,8 @@ try:
     from starlette.responses import HTMLResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    raise ConfigError(
-        f"the slider needs {error.name}, which is not installed: pip install -e '.[app]'"
-    ) from None
+    missing = f"the slider needs {error.name}, which is not installed"
+    raise ConfigError(f"{missing}: pip install -e '.[app]'") from None
 
 PAGE = Path(__file__).with_name("slider.html")
 MAX_BYTES = 10_000_000  # of an upload
@@ -53,21 +51,21 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+# The answer to a picture or an attribute that cannot be used.
+REFUSED: dict[type[Exception], tuple[int, str]] = {
+    images.TooLarge: (413, "this picture is too large: {}; shrink it first"),
+    images.Unreadable: (415, "not opened: {}; choose a picture"),
+    DataError: (422, "{}"),
+    ConfigError: (400, "{}"),
+}
 
 
 class View(NamedTuple):
-    """A photo (H, W, 3) and the face in it."""
+    """A photo (H, W, 3), the face in it and its colour profile."""
 
     pixels: np.ndarray
     face: Face
-
-
-class Kept(NamedTuple):
-    """A photo of the page: its colour profile, a preview and the full size."""
-
     profile: bytes | None
-    preview: View
-    full: View
 
 
 class Studio:
@@ -77,39 +75,27 @@ class Studio:
         self.model = model
         self.edits = model.edits
         self.lock = threading.Lock()
-        self.photos: OrderedDict[str, Kept] = OrderedDict()
+        self.photos: OrderedDict[str, tuple[View, View]] = OrderedDict()  # preview, full size
 
     def open(self, data: bytes, middle: bool) -> Response:
         """Keep a photo, with its face or its middle square. Answers its id and preview size."""
-        try:
-            picture = images.read(data, MAX_PIXELS)
-            full = np.asarray(picture)
-            box = photo.middle(full) if middle else None
-            face = photo.locate(self.model, full, "this picture", box)[0]
-        except images.TooLarge as reason:
-            raise HTTPException(
-                413, f"this picture is too large: {reason}; shrink it first"
-            ) from None
-        except images.Unreadable as reason:
-            raise HTTPException(415, f"not opened: {reason}; choose a picture") from None
-        except DataError as error:
-            raise HTTPException(422, str(error).partition(";")[0]) from None
-        preview = picture.copy()
-        preview.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS, reducing_gap=None)
-        width, height = preview.size
+        picture = images.read(data, MAX_PIXELS)
+        pixels = np.asarray(picture)
+        side = min(picture.size)
+        box = ((picture.width - side) / 2, (picture.height - side) / 2, side) if middle else None
+        face = photo.locate(self.model, pixels, "this picture", box)[0]
+        full = View(pixels, face, picture.info.get("icc_profile"))
+        picture.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS, reducing_gap=None)
+        height, width = pixels.shape[:2]
         matrix = face.matrix.copy()
-        matrix[:, :2] /= [width / picture.width, height / picture.height]
+        matrix[:, :2] /= [picture.width / width, picture.height / height]
+        preview = View(np.asarray(picture), face._replace(matrix=matrix), full.profile)
         name = secrets.token_urlsafe(12)
-        kept = Kept(
-            picture.info.get("icc_profile"),
-            View(np.asarray(preview), face._replace(matrix=matrix)),
-            View(full, face),
-        )
         with self.lock:
-            self.photos[name] = kept
+            self.photos[name] = (preview, full)
             while len(self.photos) > KEPT:
                 self.photos.popitem(last=False)
-        return JSONResponse({"id": name, "width": width, "height": height})
+        return JSONResponse({"id": name, "width": picture.width, "height": picture.height})
 
     def edit(self, request: Request) -> Response:
         """A kept photo at the intensities of a request."""
@@ -118,14 +104,12 @@ class Studio:
         whole = "full" in request.query_params
         with self.lock:
             if name not in self.photos:
-                raise HTTPException(
-                    410, f"only the last {KEPT} pictures are kept; drop yours again"
-                )
+                limit = f"only the last {KEPT} pictures are kept"
+                raise HTTPException(410, f"{limit}; drop yours again")
             self.photos.move_to_end(name)
-            kept = self.photos[name]
-            view = kept.full if whole else kept.preview
+            view = self.photos[name][whole]
             after = photo.edit(self.model, view.pixels, view.face, amounts)
-        return _picture(after, "PNG" if whole else "JPEG", kept.profile)
+        return _picture(after, "PNG" if whole else "JPEG", view.profile)
 
     def new(self, request: Request) -> Response:
         """New faces at the intensities of a request."""
@@ -142,11 +126,6 @@ class Studio:
         for name in request.query_params:
             if name.startswith(OTHER):
                 amounts[name.removeprefix(OTHER)] = _number(request, name, 10)
-        try:
-            for name in amounts:
-                self.edits.find(name)
-        except ConfigError:
-            raise HTTPException(400, "there is no such attribute") from None
         return amounts
 
 
@@ -158,18 +137,16 @@ def application(studio: Studio) -> TrustedHostMiddleware:
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
-            return other(request)
-        return await anyio.to_thread.run_sync(
-            studio.open, await _body(request), "middle" in request.query_params
-        )
-
-    def other(request: Request) -> Response:
-        if request.method == "POST":
             raise HTTPException(403, "pictures come from this page only")
-        raise HTTPException(404, f"there is no {html.escape(request.url.path[:80])} here")
+        data = await _body(request)
+        return await anyio.to_thread.run_sync(studio.open, data, "middle" in request.query_params)
 
-    def failed(request: Request, error: Exception) -> Response:
-        return Response(f"that failed: {error}", 500, media_type="text/plain")
+    def refused(request: Request, error: Exception) -> Response:
+        status, words = REFUSED.get(type(error), (500, "that failed: {}"))
+        reason = str(error)
+        if isinstance(error, DataError):  # its remedy is an option of the command line
+            reason = reason.partition(";")[0]
+        return Response(words.format(reason), status, media_type="text/plain")
 
     routes = [
         Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
@@ -177,9 +154,9 @@ def application(studio: Studio) -> TrustedHostMiddleware:
         Route("/edit", studio.edit),
         Route("/new", studio.new),
         Route("/photo", upload, methods=["POST"]),
-        Route("/{path:path}", other, methods=["GET", "POST"]),
     ]
-    pages = Starlette(routes=routes, exception_handlers={Exception: failed})
+    handlers = dict.fromkeys([*REFUSED, Exception], refused)
+    pages = Starlette(routes=routes, exception_handlers=handlers)
     return TrustedHostMiddleware(pages, ["127.0.0.1", "localhost"])  # against DNS rebinding
 
 
@@ -192,7 +169,9 @@ def _picture(pixels: np.ndarray, form: str, profile: bytes | None) -> Response:
 
 async def _body(request: Request) -> bytes:
     """The raw body: Starlette's forms would write to the disk. Raises HTTPException."""
-    data, size, stream = bytearray(), 0, request.stream()
+    data = bytearray()
+    size = 0
+    stream = request.stream()
     try:
         while size <= 10 * MAX_BYTES:
             with anyio.fail_after(TIMEOUT):
@@ -204,33 +183,28 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise HTTPException(408, f"nothing arrived for {TIMEOUT} seconds; try again") from None
     if size > MAX_BYTES:
-        raise HTTPException(
-            413, f"this file is over the limit of {MAX_BYTES // 10**6} MB; choose a smaller one"
-        )
+        limit = f"over the limit of {MAX_BYTES // 10**6} MB"
+        raise HTTPException(413, f"this file is {limit}; choose a smaller one")
     return bytes(data)
 
 
 def _number(request: Request, name: str, bound: float) -> float:
-    value = np.nan
     with contextlib.suppress(ValueError):
         value = float(request.query_params.get(name, "0"))
-    if not -bound <= value <= bound:
-        raise HTTPException(400, f"a number from {-bound:g} to {bound:g} is needed")
-    return value
+        if -bound <= value <= bound:
+            return value
+    raise HTTPException(400, f"a number from {-bound:g} to {bound:g} is needed")
 
 
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # `smilevae app &` starts with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` ignores it
     app = application(Studio(Model(options.ckpt, options.attribute)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:
-        raise ConfigError(
-            f"port={options.port}: {os.strerror(error.errno or 0)}; choose another"
-        ) from None
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"port={options.port}: {reason}; choose another") from None
     config = uvicorn.Config(
         app, http="h11", ws="none", lifespan="off", log_config=None, log_level="critical", access_log=False,
         headers=list(HEADERS.items()), server_header=False, timeout_graceful_shutdown=1,
