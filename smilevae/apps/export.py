@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
+from safetensors.torch import save
 
 from smilevae import runs
 from smilevae.apps.options import ExportOptions
@@ -29,56 +31,49 @@ def main(options: ExportOptions) -> None:
     out = Path(os.path.expanduser(options.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out={out} exists and is not an empty folder; name a new one")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-        from safetensors.torch import save
-    except ImportError as error:
-        raise ConfigError(
-            f"exporting needs {error.name}, which is not installed: pip install -e '.[export]'"
-        ) from None
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            missing = f"exporting needs {package}, which is not installed"
+            raise ConfigError(f"{missing}: pip install -e '.[export]'")
     path = runs.find(options.ckpt)
     vae, settings, fingerprint, epoch = checkpoint.load(path)
     digest = checkpoint.digest(vae)
     metrics = runs.read_evaluation(path, "metrics.json", digest)
-    evaluation = {"metrics.json": (json.dumps(metrics) + "\n").encode()}
     sampler = samplers.load_sampler(path, vae.latent_dim, digest)
-    evaluation[samplers.NAME] = samplers.to_bytes(sampler, digest)
-    try:
-        edits = attributes.read(path, vae).with_main(options.attribute)
-        evaluation[attributes.NAME] = attributes.to_bytes(vae, edits)
-    except NotEvaluated:  # without labels there are no edits
-        if options.attribute:
-            raise
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
         "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),
         "fingerprint": fingerprint,
         "epoch": epoch,
     }
+    contents = {
+        "evaluation/metrics.json": (json.dumps(metrics) + "\n").encode(),
+        f"evaluation/{samplers.NAME}": samplers.to_bytes(sampler, digest),
+        "README.md": model_card(model, metrics, runs.run_of(path)).encode(),
+        "model.json": (json.dumps(model, indent=2) + "\n").encode(),
+        runs.EXPORTED: save({n: tensor.contiguous() for n, tensor in vae.state_dict().items()}),
+    }
+    try:
+        edits = attributes.read(path, vae).with_main(options.attribute)
+        contents[f"evaluation/{attributes.NAME}"] = attributes.to_bytes(vae, edits)
+    except NotEvaluated:  # without labels there are no edits
+        if options.attribute:
+            raise
     for left in out.parent.glob(f".{out.name}.[0-9]*{files.TEMPORARY}"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     with runs.replacing(out) as work:
-        for name, content in evaluation.items():
-            runs.write_bytes(work / "evaluation" / name, content)
-        for name, half in onnx_halves(vae).items():
-            runs.write_bytes(work / name, half)
-        runs.write_text(work / "README.md", model_card(model, metrics, runs.run_of(path)))
-        runs.write_text(work / "model.json", json.dumps(model, indent=2) + "\n")
-        weights = {name: tensor.contiguous() for name, tensor in vae.state_dict().items()}
-        runs.write_bytes(work / runs.EXPORTED, save(weights))
-        if out.exists():
-            out.rmdir()  # Windows renames no folder to one that exists
+        for name, content in (contents | onnx_halves(vae)).items():
+            runs.write_bytes(work / name, content)
     print(f"exported: {runs.shell_path(out)}/")
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
     """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
-    x, z = torch.rand(2, 3, vae.image_size, vae.image_size), torch.randn(2, vae.latent_dim)
+    size = vae.image_size
     files = {}
     for method, example, inputs, outputs in (
-        ("encode", x, ["x"], ["mu", "logvar"]),
-        ("decode", z, ["z"], ["x_hat"]),
+        ("encode", torch.rand(2, 3, size, size), ["x"], ["mu", "logvar"]),
+        ("decode", torch.randn(2, vae.latent_dim), ["z"], ["x_hat"]),
     ):
         half = copy.deepcopy(vae)
         half.forward = getattr(half, method)  # type: ignore[method-assign]

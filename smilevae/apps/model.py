@@ -85,11 +85,10 @@ class Model:
     def _batch(self, images: Images) -> Tensor:
         side = self.vae.image_size
         if not isinstance(images, Tensor | np.ndarray):
-            fitted = [
-                ImageOps.fit(to_rgb8(i), (side, side), Image.Resampling.BICUBIC) for i in images
-            ]
+            size = (side, side)
+            fitted = [ImageOps.fit(to_rgb8(i), size, Image.Resampling.BICUBIC) for i in images]
             images = np.array([np.asarray(image) for image in fitted], np.uint8)
-        x = images if isinstance(images, Tensor) else torch.from_numpy(images)
+        x = torch.as_tensor(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             x = x.movedim(-1, 1).float() / 255
         if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
