@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 sys.stdout.flush()  # at the interpreter's end nothing would catch its error
     except BrokenPipeError:  # as `| head` causes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)  # SIGPIPE, which Windows has not
+        sys.exit(128 + 13)  # SIGPIPE
 
 
 def _run(command: str, words: Sequence[str]) -> None:
