@@ -3,7 +3,7 @@
 import colorsys
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,21 +29,16 @@ class SyntheticFaces:
     """Factors (N,) each, int8 labels smile (N,) and flags test (N,): a function of the seed."""
 
     def __init__(
-        self,
-        num_smiling: int,
-        num_not_smiling: int,
-        num_test: int,
-        seed: int = 0,
-        confound: float = 0.0,
+        self, num_smiling: int, num_calm: int, num_test: int, seed: int = 0, confound: float = 0.0
     ):
         rng = np.random.default_rng(seed)
-        counts = num_smiling, num_not_smiling, num_test // 2, (num_test + 1) // 2
+        counts = num_smiling, num_calm, num_test // 2, (num_test + 1) // 2
         self.smile = np.repeat(np.array([1, 0, 1, 0], np.int8), counts)
         num = len(self.smile)
-        self.test = np.arange(num) >= num_smiling + num_not_smiling
+        self.test = np.arange(num) >= num_smiling + num_calm
         smiling = rng.uniform(0.45, 1, num)
-        others = rng.uniform(-0.3, 0.35, num)
-        factors = {"smile": np.where(self.smile == 1, smiling, others)}
+        calm = rng.uniform(-0.3, 0.35, num)
+        factors = {"smile": np.where(self.smile == 1, smiling, calm)}
         own = (1 - confound**2) ** 0.5 * rng.standard_normal(num)
         hair_length = confound * (2 * self.smile - 1) + own
         factors[CONFOUNDED] = np.clip(0.5 + 0.22 * hair_length, 0, 1)
@@ -69,27 +64,28 @@ class SyntheticFaces:
 
 def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
     """One face of given FACTORS as uint8 (S, S, 3)."""
-    svg, side = face_svg(face), NATIVE_SIZE
-    png = resvg_py.svg_to_bytes(svg, width=side, height=side, skip_system_fonts=True)
+    sides = {"width": NATIVE_SIZE, "height": NATIVE_SIZE}
+    png = resvg_py.svg_to_bytes(face_svg(face), **sides, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def face_svg(face: Mapping[str, float]) -> str:
     """The drawing as SVG text, back to front, in percent of the side."""
-    f, smile = SimpleNamespace(**face), face["smile"]
-    up, big = max(0.0, smile), max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
-    skin, hair, iris = _pick(SKINS, f.skin), _pick(HAIRS, f.hair), _pick(EYES, f.eye_colour)
-    shade, glow, dark_hair = (
-        _mix(skin, "#3a1408", 0.38),
-        _mix(skin, "#fff2e0", 0.35),
-        _mix(hair, BLACK, 0.45),
-    )
+    f = SimpleNamespace(**face)
+    smile = f.smile
+    up = max(0.0, smile)
+    big = max(0.0, (smile - TEETH_FROM) / (1 - TEETH_FROM))
+    skin = _pick(SKINS, f.skin)
+    shade = _mix(skin, "#3a1408", 0.38)
+    glow = _mix(skin, "#fff2e0", 0.35)
+    hair = _pick(HAIRS, f.hair)
+    dark_hair = _mix(hair, BLACK, 0.45)
+    iris = _pick(EYES, f.eye_colour)
     lip = _mix(skin, "#a8283c", 0.45)
     dark_lip = _mix(lip, BLACK, 0.55)
-    back = "#" + "".join(
-        f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(0.7 * f.background, 0.35, 0.72)
-    )
+    back = _hex(255 * c for c in colorsys.hsv_to_rgb(0.7 * f.background, 0.35, 0.72))
+    sides = (-1, 1)
 
     wide, jaw = 27 + 4 * f.face_width, 15 + 8 * f.jaw  # half widths of the head and of the chin
     west, east = 50 - wide, 50 + wide
@@ -101,16 +97,14 @@ def face_svg(face: Mapping[str, float]) -> str:
     flare = wide + 3 + 6 * f.hair_length
     behind = f"M{50 - flare} {hang} C{44 - flare} 30 {west} 3 50 3"
     behind += f" C{east} 3 {56 + flare} 30 {50 + flare} {hang} Q50 {hang + 6} {50 - flare} {hang}Z"
+    shirt = "M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z"
     parts = [
         f'<rect width="100" height="100" fill="url(#back)"/><g transform="rotate({6 * f.roll:.2f} 50 90)">',
         _path(behind, dark_hair),
         _path("M38 78 L38 100 L62 100 L62 78Z", shade),
-        _path(
-            "M5 104 C20 92 36 91 40 91 Q50 99 60 91 C64 91 80 92 95 104Z",
-            _mix(back, "#202840", 0.6),
-        ),
+        _path(shirt, _mix(back, "#202840", 0.6)),
     ]
-    add, sides = parts.append, (-1, 1)
+    add = parts.append
 
     # ears and head
     parts += [_ellipse(50 + side * (wide + 0.5), 53, 4, 7, shade) for side in sides]
@@ -120,23 +114,17 @@ def face_svg(face: Mapping[str, float]) -> str:
 
     if f.beard:
         line = mouth_y - 9
-        beard = (
-            f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96 C{50 + jaw} 96 {east - 1} 74 {east} 56"
-        )
-        beard += (
-            f" C{east - 5} 68 {cx + 18} {line} {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
-        )
+        beard = f"M{west} 56 C{west + 1} 74 {50 - jaw} 96 50 96"
+        beard += f" C{50 + jaw} 96 {east - 1} 74 {east} 56 C{east - 5} 68 {cx + 18} {line}"
+        beard += f" {cx + 8} {line} Q{cx} {line - 3} {cx - 8} {line}"
         beard += f" C{cx - 18} {line} {west + 5} 68 {west} 56Z"
         add(_path(beard, dark_hair, f'opacity="{0.25 + 0.6 * f.beard:.2f}"'))
 
     # cheeks, with a fold from the nose
     for side in sides:
-        x, y = cx + side * (16 - 0.3 * side * turn), 63 - 3.5 * up
-        add(
-            _ellipse(
-                x, y, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", f'opacity="{0.25 + 0.65 * up:.2f}"'
-            )
-        )
+        x = cx + side * (16 - 0.3 * side * turn)
+        faint = f'opacity="{0.25 + 0.65 * up:.2f}"'
+        add(_ellipse(x, 63 - 3.5 * up, 8 + 2 * up, 6 + 1.5 * up, "url(#cheek)", faint))
         if up > 0.1:
             end_x = cx + side * (14 + 3 * up)
             fold = f"M{cx + side * 7} 60 Q{cx + side * 14} {63 - up} {end_x} {mouth_y - 1}"
@@ -149,7 +137,8 @@ def face_svg(face: Mapping[str, float]) -> str:
         open_ = (3.0 + 1.5 * f.eye_size) * (1 - 0.5 * up)
         lid = f"M{x - half} {eye_y + 0.6} Q{x} {eye_y - 2 * open_} {x + half} {eye_y}"
         almond = f"{lid} Q{x} {eye_y + 1.6 * open_ - 2.4 * up} {x - half} {eye_y + 0.6}Z"
-        clip, look = f"eye{side + 1}", x + 1.2 * f.yaw
+        clip = f"eye{side + 1}"
+        look = x + 1.2 * f.yaw
         parts += [
             _ellipse(x, eye_y - 1, half + 3, open_ + 4, shade, 'opacity="0.28"'),
             f'<clipPath id="{clip}"><path d="{almond}"/></clipPath>{_path(almond, "#f4f1ec")}',
@@ -167,10 +156,10 @@ def face_svg(face: Mapping[str, float]) -> str:
         brow += f" {x + side * (half + 2.2)} {lift + 2}"
         add(_line(brow, dark_hair, 1.6 + 1.9 * f.brow_weight))
 
-    nose, tip = 4 + 2.4 * f.nose_width + 0.6 * up, cx + 1.3 * turn / 5 * 2
-    bridge = (
-        f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62 Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
-    )
+    nose = 4 + 2.4 * f.nose_width + 0.6 * up
+    tip = cx + 1.3 * turn / 5 * 2
+    bridge = f"M{cx} 44 Q{tip - 3} 58 {tip - nose} 62"
+    bridge += f" Q{tip} 66 {tip + nose} 62 Q{tip + 3} 58 {cx} 44Z"
     nostrils = f"M{tip - nose} 61.5 Q{tip - nose + 1} 64 {tip - 1.5} 63.6"
     nostrils += f" M{tip + nose} 61.5 Q{tip + nose - 1} 64 {tip + 1.5} 63.6"
     parts += [_path(bridge, "url(#nose)"), _line(nostrils, shade, 1.2)]
@@ -182,10 +171,9 @@ def face_svg(face: Mapping[str, float]) -> str:
     left, right = cx - half, cx + half
     start, end = f"{left} {corner}", f"{right} {corner}"
     between = f"M{start} Q{cx} {dip} {end}"  # the line along which the lips meet
-    upper = f"M{left - 0.6} {corner} Q{cx - 4} {dip - 2.2 * full} {cx} {dip - 1.2 * full}"
-    upper += (
-        f" Q{cx + 4} {dip - 2.2 * full} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
-    )
+    arch = dip - 2.2 * full
+    upper = f"M{left - 0.6} {corner} Q{cx - 4} {arch} {cx} {dip - 1.2 * full}"
+    upper += f" Q{cx + 4} {arch} {right + 0.6} {corner} Q{cx} {dip} {left - 0.6} {corner}Z"
     lower = f"M{start} Q{cx} {dip + 2 * gap} {end} Q{cx} {dip + 2 * gap + 3.4 * full} {start}Z"
     if big:
         inside = f"{between} Q{cx} {dip + 2 * gap + 0.4} {start}Z"
@@ -200,44 +188,36 @@ def face_svg(face: Mapping[str, float]) -> str:
 
     # hair in front, light over the head, glasses
     low = 20 + 13 * f.fringe
-    front = f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4 C{50 + wide / 2} 4 {east + 5} 14"
-    front += (
-        f" {east + 2} 50 C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
-    )
+    front = f"M{west - 2} 50 C{west - 5} 14 {50 - wide / 2} 4 50 4"
+    front += f" C{50 + wide / 2} 4 {east + 5} 14 {east + 2} 50"
+    front += f" C{east - 1} 40 {east - 4} {low + 4} {cx + 8} {low} Q{cx - 6} {low - 6}"
     front += f" {cx - 14} {low + 2} C{west + 3} {low + 6} {west + 1} 40 {west - 2} 50Z"
     parts += [_path(front, "url(#hair)"), _path(head, "url(#light)")]
     if f.glasses:
         ring = 'fill="#dfe8f0" fill-opacity="0.13" stroke="#1c1a1a"'
         ring += f' stroke-width="{0.8 + 1.4 * f.glasses:.2f}"'
         for side in sides:
-            add(
-                f'<rect x="{cx + side * 13.5 - 9.5:.2f}" y="39" width="19" height="15" rx="6" {ring}/>'
-            )
-        arms = (
-            f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45 M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
-        )
+            x = cx + side * 13.5 - 9.5
+            add(f'<rect x="{x:.2f}" y="39" width="19" height="15" rx="6" {ring}/>')
+        arms = f"M{cx - 4} 45 Q{cx} 43 {cx + 4} 45"
+        arms += f" M{cx - 23} 45 L{west} 47 M{cx + 23} 45 L{east} 47"
         add(_line(arms, "#1c1a1a", 0.8 + f.glasses))
 
-    lit, dark, bright = 50 + 30 * f.light, "#180808", _mix(hair, WHITE, 0.25)
-    red, rose = _mix(skin, "#e0554a", 0.5), _mix(skin, "#e0554a", 0.4)
-    ends = (0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))
+    red = _mix(skin, "#e0554a", 0.5)
+    rose = _mix(skin, "#e0554a", 0.4)
+    bright = _mix(hair, WHITE, 0.25)
+    dark = "#180808"
+    down = [(0, _mix(back, BLACK, 0.35)), (1, _mix(back, WHITE, 0.25))]
     across = 'x1="0" x2="1"' if f.light > 0 else 'x1="1" x2="0"'  # the shadow falls on the far side
+    lit = f'cx="{50 + 30 * f.light}%" cy="38%" r="75%"'
+    shadow = (0, dark, 0.5 * abs(f.light))
     defs = [
-        _gradient("back", "linear", f'{across} y2="1"', *ends),
-        _gradient(
-            "skin", "radial", f'cx="{lit}%" cy="38%" r="75%"', (0, glow), (0.45, skin), (1, shade)
-        ),
+        _gradient("back", "linear", f'{across} y2="1"', *down),
+        _gradient("skin", "radial", lit, (0, glow), (0.45, skin), (1, shade)),
         _gradient("hair", "linear", across, (0, dark_hair), (0.75, hair), (1, bright)),
         _gradient("nose", "linear", across, (0, shade, 0.75), (0.6, skin, 0.5), (1, glow, 0.55)),
         _gradient("cheek", "radial", "", (0, red, 0.9), (0.6, rose, 0.4), (1, skin, 0)),
-        _gradient(
-            "light",
-            "linear",
-            across,
-            (0, dark, 0.5 * abs(f.light)),
-            (0.6, dark, 0),
-            (1, WHITE, 0.12),
-        ),
+        _gradient("light", "linear", across, shadow, (0.6, dark, 0), (1, WHITE, 0.12)),
     ]
     content = f"<defs>{''.join(defs)}</defs>{''.join(parts)}</g>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">{content}</svg>'
@@ -253,21 +233,22 @@ def _line(d: str, stroke: str, width: float, more: str = "") -> str:
 
 
 def _ellipse(cx: float, cy: float, rx: float, ry: float, fill: str, more: str = "") -> str:
-    return (
-        f'<ellipse cx="{cx:.2f}" cy="{cy:.2f}" rx="{rx:.2f}" ry="{ry:.2f}" fill="{fill}" {more}/>'
-    )
+    shape = f'cx="{cx:.2f}" cy="{cy:.2f}" rx="{rx:.2f}" ry="{ry:.2f}"'
+    return f'<ellipse {shape} fill="{fill}" {more}/>'
 
 
 def _gradient(name: str, kind: str, attributes: str, *stops: tuple) -> str:
-    inner, stop = "", '<stop offset="{}" stop-color="{}" stop-opacity="{:.2f}"/>'
-    for at, colour, *opacity in stops:
-        inner += stop.format(at, colour, *opacity, 1)
+    stop = '<stop offset="{}" stop-color="{}" stop-opacity="{:.2f}"/>'
+    inner = "".join(stop.format(*values, 1) for values in stops)
     return f'<{kind}Gradient id="{name}" {attributes}>{inner}</{kind}Gradient>'
 
 
 def _mix(a: str, b: str, t: float) -> str:
-    pairs = ((int(a[i : i + 2], 16), int(b[i : i + 2], 16)) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(x + (y - x) * t):02x}" for x, y in pairs)
+    return _hex(x + (y - x) * t for x, y in zip(bytes.fromhex(a[1:]), bytes.fromhex(b[1:])))
+
+
+def _hex(rgb: Iterable[float]) -> str:
+    return "#" + "".join(f"{round(value):02x}" for value in rgb)
 
 
 def _pick(palette: Sequence[str], at: float) -> str:
