@@ -40,8 +40,8 @@ def load(root, image_size=64, **more):
 def test_a_fifth_is_held_out_and_a_test_part_takes_people_from_training_alone():
     names = np.array([f"P{index}" for index in range(3000)])
     smile, train = np.arange(3000) % 2, np.full(3000, "train")
-    without = split_parts(names, smile, train, 0, 0.2)
-    part = split_parts(names, smile, train, 0, 0.2, 0.3)
+    without = split_parts(names, smile, train, 0, (0.2, 0))
+    part = split_parts(names, smile, train, 0, (0.2, 0.3))
     assert ((part == "val") == (without == "val")).all()
     for label in (0, 1):  # four standard errors of a binomial share of 1500 people
         share = (part[smile == label] == "val").mean()
@@ -78,7 +78,7 @@ def parts_of(people: dict, seed: int, fractions: tuple, order=sorted) -> dict:
     """The part of each person, of whom every file must be in the same one."""
     names = order([name for name, (_, num) in people.items() for _ in range(num)])
     smile = np.array([people[name][0] for name in names])
-    part = split_parts(names, smile, np.full(len(names), "train"), seed, *fractions)
+    part = split_parts(names, smile, np.full(len(names), "train"), seed, fractions)
     pairs = set(zip(names, part.tolist()))
     assert len(pairs) == len(people)
     return dict(pairs)

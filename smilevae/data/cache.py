@@ -37,13 +37,11 @@ def cached(key: str, shape: tuple[int, ...], build: Build, cache: bool) -> tuple
             notes = json.loads((entry / "notes.json").read_text())
             return np.load(entry / "images.npy", mmap_mode="r"), notes
         except ValueError:  # half-written before a power failure
-            raise DataError(
-                f"the image cache {entry} is damaged; remove it, and it is built again"
-            ) from None
+            problem = f"the image cache {entry} is damaged; remove it, and it is built again"
+            raise DataError(problem) from None
     except OSError as error:
-        raise DataError(
-            f"the image cache {entry} cannot be used ({error.strerror}); {advice}"
-        ) from None
+        problem = f"the image cache {entry} cannot be used ({error.strerror}); {advice}"
+        raise DataError(problem) from None
 
 
 def _build(entry: Path, shape: tuple[int, ...], build: Build, advice: str) -> None:

@@ -12,19 +12,13 @@ import torch
 from torch import Tensor
 
 from smilevae.config import Data
+from smilevae.data import sources
 from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import Notes, cached
 from smilevae.data.images import Unreadable, decode_all
-from smilevae.data.sources import (
-    SMILE,
-    UNKNOWN,
-    UNLABELLED,
-    celeba_attributes,
-    list_faces,
-    read_attributes,
-)
+from smilevae.data.sources import SMILE, UNKNOWN, UNLABELLED
 from smilevae.data.split import merge_people, split_parts
-from smilevae.data.synthetic import NATIVE_SIZE, SyntheticFaces
+from smilevae.data.synthetic import SIDE, SyntheticFaces
 from smilevae.errors import DataError
 from smilevae.models.axes import Axes, mirrored_axes, spectrum, streamed_axes
 from smilevae.models.linear import Spectrum
@@ -95,29 +89,26 @@ class Faces:
         That is the test part, without the people of other parts, if MIN_TEST faces with both
         labels remain; else "val".
         """
+        people = np.array(self.people)
         others = np.isin(self.part, ("train", "val"))
-        known = {self.people[row] for row in np.flatnonzero(others)}
-        fresh = (self.part == "test") & [person not in known for person in self.people]
+        fresh = (self.part == "test") & ~np.isin(people, people[others])
         if fresh.sum() < MIN_TEST or not {0, 1} <= set(self.smile[fresh].tolist()):
             return self, "val"
-        part = np.where(self.part == "train", "train", UNLABELLED)
-        part = np.where(fresh, "val", part)
+        part = np.select([fresh, self.part == "train"], ["val", "train"], UNLABELLED)
         return dataclasses.replace(self, part=part), "test"
 
     def axes(self, least: int = NUM_AXES) -> Axes:
         """Principal axes of up to MAX_FITTED training faces and their mirror images; kept."""
         num = max(least, NUM_AXES)
         if num not in self._axes:
-            self._axes[num] = self._fitted_axes(num)
+            rows = np.sort(self.sample("train", MAX_FITTED))
+            at_once = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
+            if len(rows) <= at_once:
+                self._axes[num] = mirrored_axes(self.batch(rows), num)
+            else:
+                chunks = np.array_split(rows, math.ceil(4 * len(rows) / at_once))
+                self._axes[num] = streamed_axes(lambda: map(self._with_mirror_images, chunks), num)
         return self._axes[num]
-
-    def _fitted_axes(self, num_axes: int) -> Axes:
-        rows = np.sort(self.sample("train", MAX_FITTED))
-        at_once = max(1, AT_ONCE // math.prod(self.images.shape[1:]))
-        if len(rows) <= at_once:
-            return mirrored_axes(self.batch(rows), num_axes)
-        chunks = np.array_split(rows, math.ceil(4 * len(rows) / at_once))
-        return streamed_axes(lambda: map(self._with_mirror_images, chunks), num_axes)
 
     def _with_mirror_images(self, rows: np.ndarray) -> Tensor:
         """Some faces, then their mirror images: (2 B, 3 S^2)."""
@@ -129,28 +120,26 @@ def load_faces(data: Data, image_size: int) -> Faces:
     """The faces of a source, split. Raises DataError if a part is empty or files are unreadable."""
     load = _synthetic if data.source == "synthetic" else _decoded
     faces = load(data, image_size)
-    faces.cache = data.cache
     if data.source == "celeba":
-        faces.attributes |= celeba_attributes(data.root, faces.names)
+        faces.attributes |= sources.celeba_attributes(data.root, faces.names)
     if data.attributes:
-        faces.attributes |= read_attributes(data.attributes, faces.names)
+        faces.attributes |= sources.read_attributes(data.attributes, faces.names)
     fractions = (data.val_fraction, data.test_fraction)
-    faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, *fractions)
+    faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, fractions)
     for part, least in (("train", 2), ("val", 1)):  # a batch of one has no variance for BatchNorm
         num = len(faces.rows(part))
         if num < least:
             images = (faces.part != "test").sum()
-            split = f"{images} usable training images of {len(set(faces.people))} people"
-            raise DataError(
-                f"{data.place}: {split} leave {num or 'no'} image in the {part} part; add images"
-                " of more people; if each image shows another person, pass"
-                " data.person_pattern='(.+)'"
-            )
+            people = len(set(faces.people))
+            problem = f"{images} usable training images of {people} people leave {num or 'no'}"
+            remedy = "add images of more people; if each image shows another person, pass"
+            remedy += " data.person_pattern='(.+)'"
+            raise DataError(f"{data.place}: {problem} image in the {part} part; {remedy}")
     return faces
 
 
 def _decoded(data: Data, size: int) -> Faces:
-    files = [file._replace(digest=_digest(file.path)) for file in list_faces(data)]
+    files = [file._replace(digest=_digest(file.path)) for file in sources.list_faces(data)]
     content = "".join(f"{file.name}\0{file.digest}\n" for file in files)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -175,10 +164,9 @@ def _decoded(data: Data, size: int) -> Faces:
     skipped = notes["skipped"]
     if len(skipped) > data.max_skipped * len(files):
         first = "; ".join(f"{name}: {reason}" for name, reason in [*skipped.items()][:3])
-        raise DataError(
-            f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped="
-            f"{data.max_skipped:g} ({first}); repair or remove them, or raise data.max_skipped"
-        )
+        problem = f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped="
+        remedy = "repair or remove them, or raise data.max_skipped"
+        raise DataError(f"{problem}{data.max_skipped:g} ({first}); {remedy}")
 
     # Describe those that could be read.
     files = [file for file in files if file.name not in skipped]
@@ -194,6 +182,7 @@ def _decoded(data: Data, size: int) -> Faces:
         fingerprint=fingerprint,
         duplicates=[names for names in same_content.values() if len(names) > 1],
         label=Path(data.positive).name if data.positive else SMILE,
+        cache=data.cache,
         **notes,
     )
 
@@ -216,9 +205,10 @@ def _synthetic(data: Data, size: int) -> Faces:
         part=np.where(drawn.test, "test", "train"),
         names=names,
         people=names,
-        native_size=NATIVE_SIZE,
+        native_size=SIDE,
         fingerprint=drawn.fingerprint,
         attributes=drawn.factors,
+        cache=data.cache,
     )
 
 

@@ -27,11 +27,8 @@ def encode(
     """mu and logvar of faces, or of their mirror images, in eval mode, on the CPU: (N, D) twice."""
     was_training = vae.training
     vae.eval()
-    mu = []
-    logvar = []
-    for x in batches_of(vae, faces, rows):
-        code = vae.encode(x.flip(3) if mirrored else x)
-        mu.append(code[0].cpu())
-        logvar.append(code[1].cpu())
+    batches = batches_of(vae, faces, rows)
+    codes = [vae.encode(x.flip(3) if mirrored else x) for x in batches]
     vae.train(was_training)
-    return torch.cat(mu), torch.cat(logvar)
+    mu, logvar = (torch.cat(parts).cpu() for parts in zip(*codes))
+    return mu, logvar

@@ -29,7 +29,7 @@ class ImageFile(NamedTuple):
     name: str  # the POSIX path below the root
     smile: int
     part: str  # "train", "test" or UNLABELLED
-    person: str = ""  # by default from the name
+    person: str = ""  # else data.person_pattern finds it in the name
     digest: str = ""  # of the content
 
 
@@ -43,9 +43,12 @@ def list_faces(data: Data) -> list[ImageFile]:
     if data.unlabelled:
         more = _listed("unlabelled", data.unlabelled, UNKNOWN)
         files += [file._replace(part=UNLABELLED) for file in more]
-    return [
-        f if f.person else f._replace(person=person(data.person_pattern, f.name)) for f in files
-    ]
+    named = []
+    for file in files:
+        match = re.match(data.person_pattern, basename(file.name))
+        person = file.person or (match[1] if match else file.name)
+        named.append(file._replace(person=person))
+    return named
 
 
 def folder(root: str | None) -> list[ImageFile]:
@@ -59,8 +62,7 @@ def folder(root: str | None) -> list[ImageFile]:
         train = base / "train" if (base / "train").is_dir() else base
         test = list_images(base / "test") if (base / "test").is_dir() else []
         by_class = {c: list_images(train / c) for c in CLASS_FOLDERS if (train / c).is_dir()}
-        tested = set(test)
-        plain = [] if by_class else [path for path in list_images(train) if path not in tested]
+        plain = [] if by_class else sorted(set(list_images(train)) - set(test))
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; make the folder readable") from None
     nums = {c: len(by_class.get(c, [])) for c in CLASS_FOLDERS}
@@ -73,10 +75,9 @@ def folder(root: str | None) -> list[ImageFile]:
         raise DataError(f"{train} holds no images; {expected}")
 
     # Name the class and the part of each.
-    files = []
-    for name, label in CLASS_FOLDERS.items():
-        files += [(path, label, "train") for path in by_class.get(name, [])]
-    files += [(path, UNKNOWN, "train") for path in plain]
+    files = [(path, UNKNOWN, "train") for path in plain]
+    for name, paths in by_class.items():
+        files += [(path, CLASS_FOLDERS[name], "train") for path in paths]
     files += [(path, CLASS_FOLDERS.get(path.parent.name, UNKNOWN), "test") for path in test]
     return [ImageFile(p, _text(p.relative_to(base)), label, part) for p, label, part in files]
 
@@ -131,12 +132,9 @@ def _celeba(root: str | None, split: str) -> "CelebA":
         return CelebA(base, split, ["attr", "identity"], download=not root)
     except Exception as error:  # of many libraries
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
-        remedy = (
-            "pip install -e '.[data]' and go online, or unpack it there and pass data.root=PATH"
-        )
-        raise DataError(
-            f"CelebA was not found in {base}/celeba and not downloaded ({reason}); {remedy}"
-        ) from None
+        problem = f"CelebA was not found in {base}/celeba and not downloaded ({reason})"
+        remedy = "pip install -e '.[data]' and go online, or unpack it there and pass"
+        raise DataError(f"{problem}; {remedy} data.root=PATH") from None
 
 
 def _listed(knob: str, root: str, label: int) -> list[ImageFile]:
@@ -170,10 +168,9 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
     # Find the row of each image: by its name, or by a file name that occurs once.
     files = table.get("file", pd.Series(dtype=str)).dropna()
     by_name = {name: row for row, name in files.items()}
-    ends = files.map(basename)
-    by_end = {end: row for row, end in ends[~ends.duplicated(keep=False)].items()}
+    ends = files.map(basename).drop_duplicates(keep=False)
     num_ends = Counter(map(basename, names))
-    by_end = {end: row for end, row in by_end.items() if num_ends[end] == 1}
+    by_end = {end: row for row, end in ends.items() if num_ends[end] == 1}
     rows = [by_name.get(name, by_end.get(basename(name), -1)) for name in names]
     if max(rows, default=-1) < 0:
         problem = f"a column `file`, separated by commas, names none of the {len(names)} images"
@@ -193,12 +190,6 @@ def read_attributes(path: str | Path, names: list[str]) -> dict[str, np.ndarray]
         if len(np.unique(values[np.isfinite(values)])) > 1:
             columns[str(column)] = values
     return columns
-
-
-def person(pattern: str, name: str) -> str:
-    """The pattern's first group in a file name, or the name."""
-    match = re.match(pattern, basename(name))
-    return match[1] if match else name
 
 
 def _text(path: Path) -> str:

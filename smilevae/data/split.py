@@ -5,6 +5,8 @@ import numpy as np
 from smilevae.data.batches import hash64
 from smilevae.data.sources import UNLABELLED, ImageFile
 
+Fractions = tuple[float, float]  # of the people: held out, tested
+
 
 def merge_people(files: list[ImageFile]) -> list[str]:
     """The person of each file. People who share an identical file become one."""
@@ -26,12 +28,7 @@ def merge_people(files: list[ImageFile]) -> list[str]:
 
 
 def split_parts(
-    people: list[str],
-    smile: np.ndarray,
-    part: np.ndarray,
-    seed: int,
-    val_fraction: float,
-    test_fraction: float = 0,
+    people: list[str], smile: np.ndarray, part: np.ndarray, seed: int, fractions: Fractions
 ) -> np.ndarray:
     """Splits the part "train" into "train", "val" and "test" by a hash of (seed, person).
 
@@ -39,6 +36,7 @@ def split_parts(
     changes sides. UNLABELLED faces become "train", but not those of held-out people.
     """
     # Draw a number for each person: low ones are held out, high ones are tested.
+    val_fraction, test_fraction = fractions
     train = part == "train"
     draw = {p: hash64("split", seed, p) / 2**64 for p, own in zip(people, train) if own}
     in_val = {p for p, u in draw.items() if u < val_fraction}
@@ -52,9 +50,7 @@ def split_parts(
         elif len(members) >= 2 and members <= in_val:
             in_val.remove(ranked[-1])
     # Give each face the part of its person.
-    in_test = {p for p, u in draw.items() if 1 - test_fraction <= u} - in_val
-    held_out = np.array([p in in_val for p in people])
-    tested = np.array([p in in_test for p in people])
-    part = np.where(train & held_out, "val", part)
-    part = np.where(train & tested, "test", part)
-    return np.where((part == UNLABELLED) & ~held_out & ~tested, "train", part)
+    others = {p: "test" for p, u in draw.items() if 1 - test_fraction <= u}
+    others |= dict.fromkeys(in_val, "val")
+    by_person = np.array([others.get(p, "train") for p in people])
+    return np.where(train | ((part == UNLABELLED) & (by_person == "train")), by_person, part)

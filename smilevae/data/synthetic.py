@@ -16,7 +16,7 @@ UNIFORM += ["jaw", "nose_width", "lip_fullness", "background", "fringe"]
 SIGNED = ["yaw", "roll", "light"]
 CONFOUNDED = "hair_length"  # `confound` correlates it with the smile
 FACTORS = ("smile", CONFOUNDED, "glasses", "beard", *UNIFORM, *SIGNED)
-NATIVE_SIZE = 64  # pixels on a side
+SIDE = 64  # pixels, before a drawing is resized
 TEETH_FROM = 0.5  # a larger smile parts the lips
 
 SKINS = ("#4a2a1c", "#7d4a30", "#b57a52", "#dba67e", "#f2cdb0", "#f8dcc8")
@@ -64,8 +64,7 @@ class SyntheticFaces:
 
 def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
     """One face of given FACTORS as uint8 (S, S, 3)."""
-    sides = {"width": NATIVE_SIZE, "height": NATIVE_SIZE}
-    png = resvg_py.svg_to_bytes(face_svg(face), **sides, skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(face_svg(face), width=SIDE, height=SIDE, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 

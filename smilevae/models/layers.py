@@ -29,18 +29,14 @@ class _NormReluDrop(torch.autograd.Function):
     """Dropout works in place. Its scale s is in the weights: relu(s x) = s relu(x)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any, rate: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any, rate: float) -> Any:
         ctx.norm = norm
         ctx.scale = 1 / (1 - rate)
         norm.num_batches_tracked.add_(1)
         weight = weight * ctx.scale
         bias = bias * ctx.scale
-        moving = (norm.running_mean, norm.running_var)
-        y, mean, rstd = torch.native_batch_norm(
-            x, weight, bias, *moving, True, norm.momentum, norm.eps
-        )
+        moving = (norm.running_mean, norm.running_var, True, norm.momentum, norm.eps)
+        y, mean, rstd = torch.native_batch_norm(x, weight, bias, *moving)
         y.relu_()
         if rate:
             y.mul_(x.new_empty(*x.shape[:2], 1, 1).bernoulli_(1 - rate))
@@ -52,11 +48,10 @@ class _NormReluDrop(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, mean, rstd, y = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, y, 0)  # 0 where a channel was dropped, too
-        statistics = (ctx.norm.running_mean, ctx.norm.running_var, mean, rstd)
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, *statistics, True, ctx.norm.eps, [True] * 3
-        )
-        return of_x, of_weight * ctx.scale, of_bias * ctx.scale, None, None
+        moving = (ctx.norm.running_mean, ctx.norm.running_var)
+        rest = (*moving, mean, rstd, True, ctx.norm.eps, [True] * 3)
+        of_x, of_w, of_b = torch.ops.aten.native_batch_norm_backward(grad, x, weight, *rest)
+        return of_x, of_w * ctx.scale, of_b * ctx.scale, None, None
 
 
 class ToColours(nn.ConvTranspose2d):
@@ -104,7 +99,6 @@ class ToPatches(nn.Conv2d):
     """A convolution to PatchesToPixels' values; its weights have PixelShuffle's order."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (
-            part.unflatten(0, (3, -1)).transpose(0, 1).flatten(0, 1) for part in self.parameters()
-        )
+        parts = (part.unflatten(0, (3, -1)).transpose(0, 1) for part in self.parameters())
+        weight, bias = (part.flatten(0, 1) for part in parts)
         return F.conv2d(x, weight, bias, padding=self.padding)
