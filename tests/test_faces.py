@@ -3,13 +3,8 @@ import pytest
 
 from smilevae.data.synthetic import FACTORS, TEETH_FROM, SyntheticFaces, draw_face
 
-PLAIN = dict.fromkeys(FACTORS, 0.5) | {
-    "yaw": 0.0,
-    "roll": 0.0,
-    "light": 0.0,
-    "glasses": 0.0,
-    "beard": 0.0,
-}
+PLAIN = dict.fromkeys(FACTORS, 0.5)
+PLAIN |= dict.fromkeys(("yaw", "roll", "light", "glasses", "beard"), 0.0)
 
 
 def test_the_same_seed_draws_the_same_faces_and_another_seed_others():
@@ -25,11 +20,8 @@ def test_counts_labels_and_factors_agree():
     assert (faces.smile[:70] == 1).sum() == 30
     assert faces.test.sum() == 11
     assert set(faces.factors) == set(FACTORS)
-    assert (
-        faces.factors["smile"][faces.smile == 1].min()
-        > 0.4
-        > faces.factors["smile"][faces.smile == 0].max()
-    )
+    smile = faces.factors["smile"]
+    assert smile[faces.smile == 1].min() > 0.4 > smile[faces.smile == 0].max()
 
 
 @pytest.mark.parametrize("confound", [0.0, 0.36, -0.6])
@@ -49,9 +41,8 @@ def test_every_factor_shows_in_the_picture(factor):
 
 
 def test_a_smile_moves_the_mouth_more_than_the_background():
-    change = np.abs(
-        draw_face(PLAIN | {"smile": 1.0}, 64).astype(int) - draw_face(PLAIN | {"smile": 0.0}, 64)
-    ).mean(2)
+    smiling, calm = (draw_face(PLAIN | {"smile": smile}, 64).astype(int) for smile in (1.0, 0.0))
+    change = np.abs(smiling - calm).mean(2)
     assert change[40:56, 18:46].mean() > 10 * change[:8].mean() + 5
 
 

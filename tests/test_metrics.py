@@ -16,9 +16,8 @@ SPECTRUM = Spectrum([9.0, 4.0, 1.0], [8.0, 5.0, 1.0], 15.0, 48)
 
 def test_psnr_agrees_with_scikit_image():
     a, b = np.random.default_rng(0).random((2, 16, 16, 3))
-    assert psnr(((a - b) ** 2).mean()) == pytest.approx(
-        peak_signal_noise_ratio(a, b, data_range=1.0)
-    )
+    oracle = peak_signal_noise_ratio(a, b, data_range=1.0)
+    assert psnr(((a - b) ** 2).mean()) == pytest.approx(oracle)
     assert psnr(0.0) == math.inf
 
 
@@ -37,11 +36,6 @@ def test_negative_elbo_is_the_bound_at_the_best_decoder_variance():
 
     best = minimize_scalar(cost, bounds=(-6, 1), method="bounded", options={"xatol": 1e-9})
     assert negative_elbo(recon, kl, 48) == pytest.approx(best.fun, rel=1e-6)
-
-
-def test_negative_elbo_orders_rate_and_distortion():
-    assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(110.0, 50.0, 12288)
-    assert negative_elbo(100.0, 50.0, 12288) < negative_elbo(100.0, 60.0, 12288)
 
 
 def test_at_beta_zero_the_forecast_is_pca_and_names_no_kl():
@@ -65,13 +59,11 @@ def test_the_forecast_nears_pca_as_beta_falls_to_zero():
 def test_the_settled_beta_is_the_one_with_the_lowest_bound():
     """Against scipy, over beta, on a spectrum like that of faces."""
     variances = 200 / np.arange(1, 101) ** 1.5
-    spectrum = Spectrum(
-        variances.tolist(), (0.9 * variances).tolist(), 1.2 * float(variances.sum()), 12288
-    )
+    held_out = (0.9 * variances).tolist()
+    spectrum = Spectrum(variances.tolist(), held_out, 1.2 * float(variances.sum()), 12288)
     settled = settled_beta(spectrum, "auto", 60)
-    assert settled == pytest.approx(
-        2 * linear_vae(spectrum, settled, 60)["recon"] / 12288, rel=1e-6
-    )
+    fixed_point = 2 * linear_vae(spectrum, settled, 60)["recon"] / 12288
+    assert settled == pytest.approx(fixed_point, rel=1e-6)
 
     def bound(log_beta):
         found = linear_vae(spectrum, math.exp(log_beta), 60)
