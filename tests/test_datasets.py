@@ -15,18 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smilevae.config import Data
-from smilevae.data import (
-    UNKNOWN,
-    batches,
-    cache,
-    data_card,
-    dataset,
-    format_card,
-    load_faces,
-    sources,
-    spectrum_of,
-)
-from smilevae.data.batches import EpochBatches, FaceBatches, hash64, in_order, to_unit
+from smilevae.data import cache, data_card, dataset, format_card, load_faces, sources, spectrum_of
+from smilevae.data.batches import EpochBatches, FaceBatches, gather, hash64, in_order, to_unit
 from smilevae.data.split import split_parts
 from smilevae.errors import DataError
 
@@ -35,6 +25,11 @@ laws = settings(deadline=None, derandomize=True)
 
 def load(root, image_size=64, **more):
     return load_faces(Data(source="folder", root=root and str(root), **more), image_size)
+
+
+def drawn(num=20, **more):
+    """Synthetic faces, `num` of each class."""
+    return load_faces(Data(num_smiling=num, num_not_smiling=num, **{"num_test": 1} | more), 64)
 
 
 def test_a_fifth_is_held_out_and_a_test_part_takes_people_from_training_alone():
@@ -51,8 +46,7 @@ def test_a_fifth_is_held_out_and_a_test_part_takes_people_from_training_alone():
 
 def test_a_report_is_of_the_test_part_where_nobody_was_trained_on():
     for num_test, expected in ((4, "val"), (24, "test")):
-        drawn = Data(num_smiling=30, num_not_smiling=30, num_test=num_test)
-        faces = load_faces(drawn, 64)
+        faces = drawn(30, num_test=num_test)
         reported, part = faces.reporting()
         assert part == expected
         assert set(reported.rows("val")) == set(faces.rows(expected))
@@ -95,10 +89,8 @@ def parts_of(people: dict, seed: int, fractions: tuple, order=sorted) -> dict:
 def test_a_person_has_one_part_and_keeps_it(people, others, seed, fractions, random):
     before = parts_of(people, seed, fractions)
     for label in (0, 1):
-        of_class = {part for name, part in before.items() if people[name][0] == label}
-        members = [name for name in before if people[name][0] == label]
-        assert "val" in of_class or len(members) < 2
-        assert of_class != {"val"} or len(members) < 2
+        of_class = [part for name, part in before.items() if people[name][0] == label]
+        assert len(of_class) < 2 or 0 < of_class.count("val") < len(of_class)
     shuffled = parts_of(people, seed, fractions, lambda names: random.sample(names, len(names)))
     assert shuffled == before
     photos = {name: (label, num + 1) for name, (label, num) in people.items()}
@@ -110,7 +102,7 @@ def test_a_person_has_one_part_and_keeps_it(people, others, seed, fractions, ran
 
 
 def test_a_sample_is_a_fixed_random_choice_and_a_batch_is_its_pixels():
-    faces = load_faces(Data(num_smiling=20, num_not_smiling=20, num_test=0, cache=False), 64)
+    faces = drawn(cache=False)
     assert not faces.cache
     every, some = faces.sample("train"), faces.sample("train", 5)
     assert sorted(every) == faces.rows("train").tolist() != every.tolist()
@@ -147,32 +139,36 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     people = [held_out, trained, "Somebody_Else"]
     draw(tmp_path / "more", *(f"{person}_0009.png" for person in people))
     faces = load(pictures, unlabelled=str(tmp_path / "more"))
-    assert [faces.names[row] for row in faces.rows("val")] == [
-        plain.names[row] for row in plain.rows("val")
-    ]
+    held_out, again = ([f.names[row] for row in f.rows("val")] for f in (plain, faces))
+    assert held_out == again
     added = faces.rows("train")[-2:]
     assert {faces.people[row] for row in added} == {trained, "Somebody_Else"}
-    assert set(faces.smile[added]) == {UNKNOWN}
+    assert set(faces.smile[added]) == {sources.UNKNOWN}
     card = data_card(faces)
     assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
     assert "left out of data.unlabelled: 1 images" in format_card(card)
     assert faces.fingerprint != plain.fingerprint
 
 
-def test_a_folder_of_one_knob_that_is_not_there_or_empty_is_refused(pictures, tmp_path):
-    missing = "nowhere: No such file or directory; name a folder of images"
-    with pytest.raises(DataError, match=missing):
-        load(pictures, unlabelled=str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("knob", ["unlabelled", "negative"])
+def test_a_folder_of_one_knob_that_is_not_there_or_empty_is_refused(pictures, tmp_path, knob):
+    other = {"positive": str(pictures)} if knob == "negative" else {}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no images; name a folder"):
-        load(pictures, unlabelled=str(tmp_path / "empty"))
+    for name, why in (("nowhere", ": No such file or directory"), ("empty", " holds no images")):
+        with pytest.raises(DataError, match=f"data.{knob}=.*{name}{why}; name a folder of images"):
+            load(pictures, **{knob: str(tmp_path / name)}, **other)
+
+
+def flatten(root):
+    """The classes directly below the root."""
+    for name in ("smile", "non_smile"):
+        (root / "train" / name).rename(root / name)
+    (root / "train").rmdir()
 
 
 def test_the_bare_layout_gives_the_same_faces(pictures):
     nested = load(pictures)
-    for name in ("smile", "non_smile"):
-        (pictures / "train" / name).rename(pictures / name)
-    (pictures / "train").rmdir()
+    flatten(pictures)
     bare = load(pictures)
     for name in ("images", "smile", "part"):
         np.testing.assert_array_equal(getattr(nested, name), getattr(bare, name))
@@ -180,7 +176,7 @@ def test_the_bare_layout_gives_the_same_faces(pictures):
 
 def test_labels_and_people_follow_from_folders_and_names(pictures):
     faces = load(pictures / "train" / "smile")  # without classes
-    assert set(faces.smile) == {UNKNOWN}
+    assert set(faces.smile) == {sources.UNKNOWN}
     assert set(faces.part) == {"train", "val"}
     draw(pictures / "test" / "smile", "Test_0099.png")
     draw(pictures / "train" / "smile", "me1x.png", "me2x.png")  # no number: a person each
@@ -198,9 +194,7 @@ def test_a_picture_under_two_names_lies_on_one_side(pictures, tmp_path):
         path.rename(path.with_name(f"{number}.png"))
     faces = load(pictures, unlabelled=str(tmp_path / "more"))
     train, val = ({faces.images[row].tobytes() for row in faces.rows(p)} for p in ("train", "val"))
-    assert train
-    assert val
-    assert not train & val
+    assert min(len(train), len(val)) > 0 == len(train & val)
     card = data_card(faces)
     assert card["left_out"] > 0
     assert len(card["duplicates"]) == 48
@@ -225,39 +219,26 @@ def test_unreadable_files_are_listed_or_refused_in_numbers(pictures):
         load(pictures)
 
 
-def no_smile(root):
-    shutil.rmtree(root / "train" / "smile")
-
-
-def no_class(root):
-    for name in ("smile", "non_smile"):
-        shutil.rmtree(root / "train" / name)
-
-
-def one_person(root):
-    shutil.rmtree(root)
-    draw(root, *(f"Me_{index}.png" for index in range(5)))
-
-
-def two_images(root):
-    shutil.rmtree(root)
-    draw(root, "P1_1.png", "P2_1.png")  # BatchNorm has no variance of one value
+ONE_PERSON = [f"Me_{index}.png" for index in range(5)]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("names", "sentence"),
     [
-        (shutil.rmtree, "is not a folder"),
-        (no_smile, r"one class is empty \(.*smile: 0 images"),
-        (no_class, "holds no images"),
-        (one_person, r"of 1 people leave no image in the (val|train) part; .*data.person_pattern"),
-        (two_images, "leave 1 image in the train part"),
+        ([], "is not a folder"),
+        (["train/smile/", "train/non_smile/A_1.png"], r"one class is empty \(.*smile: 0 images"),
+        (["train/"], "holds no images"),
+        (ONE_PERSON, r"of 1 people leave no image in the (val|train) part; .*data.person_pattern"),
+        (["P1_1.png", "P2_1.png"], "leave 1 image in the train part"),  # no variance for BatchNorm
     ],
 )
-def test_a_folder_that_cannot_train_is_refused_with_counts(pictures, spoil, sentence):
-    spoil(pictures)
+def test_a_folder_that_cannot_train_is_refused_with_counts(tmp_path, names, sentence):
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        (tmp_path / "root" / folder).mkdir(parents=True, exist_ok=True)
+        draw(tmp_path / "root" / folder, *filter(None, [file]))
     with pytest.raises(DataError, match=sentence):
-        load(pictures)
+        load(tmp_path / "root")
 
 
 def test_a_cameras_name_for_many_faces_is_said(tmp_path):
@@ -277,8 +258,8 @@ def test_listing_compares_each_file_once(tmp_path, monkeypatch):
         for folder in (tmp_path, tmp_path / "test"):
             (folder / f"P{index}_0001.png").touch()
     compared = []
-    counted = lambda path: compared.append(1) or hash(str(path))  # noqa: E731
-    monkeypatch.setattr(type(tmp_path), "__hash__", counted)
+    kind = type(tmp_path)
+    monkeypatch.setattr(kind, "__hash__", lambda path: compared.append(1) or hash(str(path)))
     assert len(sources.folder(str(tmp_path))) == 100
     assert len(compared) < 1000
 
@@ -321,10 +302,14 @@ def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
     np.testing.assert_array_equal(one.images, two.images)
 
 
-def test_a_full_disk_is_one_sentence(pictures, monkeypatch):
+def test_a_full_or_unwritable_disk_is_one_sentence(pictures, monkeypatch, tmp_path):
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(DataError, match=r"image cache needs .* GB in .*data.cache=false"):
         load(pictures, image_size=80)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot be used \(Not a directory\).*data.cache=false"):
+        load(pictures)
 
 
 @pytest.mark.parametrize("torn", ["notes.json", "images.npy"])
@@ -334,13 +319,6 @@ def test_a_torn_cache_is_one_sentence(pictures, tmp_path, monkeypatch, torn):
     (path,) = (tmp_path / "smilevae").glob(f"*/{torn}")
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(DataError, match="is damaged; remove it, and it is built again"):
-        load(pictures)
-
-
-def test_an_unwritable_cache_is_one_sentence(pictures, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot be used \(Not a directory\).*data.cache=false"):
         load(pictures)
 
 
@@ -355,22 +333,25 @@ small = st.integers(0, 9)
 def test_batches_follow_from_seed_and_epoch_and_processes_share_them(num, size, seed, epoch, skip):
     rows = np.arange(100, 100 + num)
 
-    def batches_of(**more):
-        return [(r.tolist(), f.tolist()) for r, f in EpochBatches(rows, size, seed, **more)]
+    def epoch_batches(epoch, **more):
+        return EpochBatches(rows, size, seed, flip=True, epoch=epoch, **more)
 
-    whole = batches_of(flip=True, epoch=epoch)
+    def plain(batches):
+        return [(r.tolist(), f.tolist()) for r, f in batches]
+
+    whole = plain(epoch_batches(epoch))
     assert len(whole) == max(1, num // size)
     seen = [row for batch, _ in whole for row in batch]
     assert len(seen) == len(set(seen)) == len(whole) * min(size, num)
     assert set(seen) <= set(rows.tolist())
 
     # A resume skips batches of its first epoch only.
-    rest = EpochBatches(rows, size, seed, flip=True, epoch=epoch, skip=skip)
-    assert [(r.tolist(), f.tolist()) for r, f in rest] == whole[skip:]
+    rest = epoch_batches(epoch, skip=skip)
+    assert plain(rest) == whole[skip:]
     rest.set_epoch(epoch + 1)
-    assert [(r.tolist(), f.tolist()) for r, f in rest] == batches_of(flip=True, epoch=epoch + 1)
+    assert plain(rest) == plain(epoch_batches(epoch + 1))
 
-    shares = [batches_of(flip=True, epoch=epoch, rank=rank, world=2) for rank in (0, 1)]
+    shares = [plain(epoch_batches(epoch, rank=rank, world=2)) for rank in (0, 1)]
     for (batch, _), (one, _), (two, _) in zip(whole, *shares):
         assert sorted(batch) == sorted(one + two)
 
@@ -414,9 +395,7 @@ def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
     version = tmp_path / "hub" / "datasets" / sources.KAGGLE_HANDLE
     version.parent.mkdir(parents=True)
     shutil.copytree(pictures, version)
-    for name in ("smile", "non_smile"):
-        (version / "train" / name).rename(version / name)
-    (version / "train").rmdir()
+    flatten(version)
     mark = f"{version.name}.complete"  # kagglehub's, of a whole download
     (version.parent.parent / mark).touch()
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
@@ -425,7 +404,9 @@ def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
     np.testing.assert_array_equal(np.sort(faces.smile), np.sort(load(pictures).smile))
 
 
-def test_smiling_or_not_offline_or_without_the_extra_is_one_sentence(monkeypatch, tmp_path):
+def test_a_public_set_offline_or_without_the_extra_is_one_sentence(monkeypatch, tmp_path):
+    with pytest.raises(DataError, match=r"CelebA was not found in .*data.root=PATH"):
+        load_faces(Data(source="celeba", root=str(tmp_path)), 64)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     hub = pytest.importorskip("kagglehub")
 
@@ -436,7 +417,7 @@ def test_smiling_or_not_offline_or_without_the_extra_is_one_sentence(monkeypatch
     sentence = r"Kaggle could not be reached.*go online once.*data.root=PATH"
     with pytest.raises(DataError, match=sentence):
         load_faces(Data(source="smiling_or_not"), 64)
-    monkeypatch.setitem(__import__("sys").modules, "kagglehub", None)
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(DataError, match=r"needs kagglehub: pip install -e '.\[data\]'"):
         load_faces(Data(source="smiling_or_not"), 64)
 
@@ -476,23 +457,16 @@ def test_two_folders_of_anything_are_two_classes(pictures, tmp_path):
     assert (faces.label, faces.classes[1], faces.classes[0]) == ("smile", "smiling", "not smiling")
     glasses = glasses.rename(tmp_path / "glasses")
     moved = load(None, positive=str(glasses), negative=str(none))
-    assert [moved.label, *moved.classes.values()] == [
-        "glasses",
-        "glasses",
-        "not glasses",
-        "no label",
-    ]
+    names = ["glasses", "glasses", "not glasses", "no label"]
+    assert [moved.label, *moved.classes.values()] == names
     assert moved.fingerprint == faces.fingerprint  # the folders' names are not the images'
     assert (moved.labels("glasses") == moved.smile).all()
     assert {name.partition("/")[0] for name in moved.names} == {"positive", "negative"}
     assert " glasses, " in format_card(data_card(moved))
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(DataError, match=r"data.negative=.*nothing holds no images; name a folder"):
-        load(None, positive=str(glasses), negative=str(tmp_path / "nothing"))
 
 
 def test_a_face_has_a_continuous_attribute_above_the_median_of_the_training_faces():
-    faces = load_faces(Data(num_smiling=60, num_not_smiling=60, num_test=40), 64)
+    faces = drawn(60, num_test=40)
     skin, glasses = faces.labels("skin"), faces.labels("glasses")
     train = faces.rows("train")
     assert abs(int(skin[train].sum()) - len(train) / 2) <= 1
@@ -503,21 +477,16 @@ def test_a_face_has_a_continuous_attribute_above_the_median_of_the_training_face
     assert faces.labels("hat")[:4].tolist() == [-1, 1, 0, -1]
 
 
-def test_celeba_missing_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"CelebA was not found in .*data.root=PATH"):
-        load_faces(Data(source="celeba", root=str(tmp_path)), 64)
-
-
 @pytest.mark.skipif(not SMILES.is_dir(), reason="the real faces are not here")
 def test_the_real_faces_have_the_counts_that_their_notes_give():
     card = data_card(load(SMILES))
     # of 1121 names one stands on a picture that is among the test faces under another
     assert (card["people"] - card["parts"]["test"]["people"], card["skipped"]) == (1120, {})
     assert card["people_in_train_and_val"] == 0
-    parts = card["parts"]
-    assert parts["train"]["smiling"] + parts["val"]["smiling"] == 600
-    assert parts["train"]["not_smiling"] + parts["val"]["not_smiling"] == 603
-    assert 0.17 < parts["val"]["images"] / 1203 < 0.23
+    train, val, _ = card["parts"].values()
+    assert train["smiling"] + val["smiling"] == 600
+    assert train["not_smiling"] + val["not_smiling"] == 603
+    assert 0.17 < val["images"] / 1203 < 0.23
     json.dumps(card)
 
 
@@ -525,32 +494,30 @@ def test_rows_read_from_the_file_are_those_of_the_map(pictures, tmp_path):
     faces = load(pictures)
     assert isinstance(faces.images, np.memmap)
     rows = np.array([5, 0, 51, 5])
-    assert np.array_equal(batches.gather(faces.images, rows), np.asarray(faces.images)[rows])
+    assert np.array_equal(gather(faces.images, rows), np.asarray(faces.images)[rows])
     array = np.arange(24).reshape(6, 4)
-    assert np.array_equal(batches.gather(array, np.array([3, 1])), array[[3, 1]])
+    assert np.array_equal(gather(array, np.array([3, 1])), array[[3, 1]])
     short = tmp_path / "short.npy"
     np.lib.format.open_memmap(short, "w+", np.uint8, (4, 8, 8, 3)).flush()
     mapped = np.load(short, mmap_mode="r")
     with open(short, "r+b") as file:
         file.truncate(400)
     with pytest.raises(DataError, match="was cut short"):
-        batches.gather(mapped, np.array([3]))
+        gather(mapped, np.array([3]))
 
 
 def test_a_cached_spectrum_is_of_its_own_training_part():
     """With other people in training a shared entry would leak the test part."""
-    drawn = Data(num_smiling=40, num_not_smiling=40, num_test=1)
-    spectrum_of(load_faces(drawn, 64))
+    spectrum_of(drawn(40))
     for other in ({"test_fraction": 0.5}, {"val_fraction": 0.4}, {"split_seed": 1}):
-        faces = load_faces(drawn.model_copy(update=other), 64)
+        faces = drawn(40, **other)
         assert spectrum_of(faces) == spectrum_of(dataclasses.replace(faces, cache=False))
 
 
 def test_what_torch_computes_is_cached_for_its_version_and_threads(monkeypatch):
-    faces = load_faces(Data(num_smiling=20, num_not_smiling=20, num_test=1), 64)
+    faces = drawn()
     rows = faces.rows("train")
-    more = np.append(rows, rows[:1])
-    parts = [(rows,), (rows[:-1],), (rows, rows[:1]), (more,)]
+    parts = [(rows,), (rows[:-1],), (rows, rows[:1]), (np.append(rows, rows[:1]),)]
     keys = [dataset.derived_key(faces, "x", *part) for part in parts]
     monkeypatch.setattr(dataset.torch, "get_num_threads", lambda: 77)
     keys.append(dataset.derived_key(faces, "x", rows))

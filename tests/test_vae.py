@@ -17,7 +17,10 @@ def build(model, image_size=64, latent_dim=5, **more):
     return VAE(model, image_size, latent_dim, **more)
 
 
-@pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+both = pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+
+
+@both
 @pytest.mark.parametrize("image_size", [64, 96, 128])
 def test_shapes_and_gradients_reach_every_weight(model, image_size):
     vae, x = build(model, image_size=image_size), torch.rand(4, 3, image_size, image_size)
@@ -48,12 +51,11 @@ def plain(module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    "model", [CONV, PATCH, PATCH.model_copy(update={"dropout": 0.3})], ids=["conv", "patch", "drop"]
-)
-def test_our_layers_give_pytorchs_results_and_gradients(model, training):
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@both
+def test_our_layers_give_pytorchs_results_and_gradients(model, dropout, training):
     """In float64: outputs, gradients of inputs and weights, running statistics, dropout's masks."""
-    ours = VAE(model, 64, 5).double().train(training)
+    ours = build(model.model_copy(update={"dropout": dropout})).double().train(training)
     theirs = copy.deepcopy(ours)
     theirs.encoder, theirs.decoder = plain(theirs.encoder), plain(theirs.decoder)
     results = []
@@ -89,7 +91,7 @@ def test_patch_has_no_layer_of_three_channels_at_full_resolution():
             assert min(module.in_channels, module.out_channels) >= 32
 
 
-@pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+@both
 def test_settings_refuse_the_image_sizes_that_the_layers_cannot_halve(model):
     multiple = size_multiple(model.network, len(model.widths))
     Settings(model=model, image_size=64 + multiple)
