@@ -28,9 +28,8 @@ class Case:
 
     people: int
     photos: tuple[int, int]  # least and most of a person in a class
-    classes: str = (
-        "both"  # one: each person is in one class; single: there is one class; none: no classes
-    )
+    # one: each person is in one class; single: there is one class; none: no classes
+    classes: str = "both"
     unlabelled: str = ""  # same or other: more photos of the same people, or of others
     attributes: bool = False  # a table of two more attributes
     seed: int = 0  # of the numbers of photos and of the split
@@ -86,31 +85,27 @@ KNOWN = {
 def pool():
     """Faces that smile, then as many that do not: (2, NUM_DRAWN, 64, 64, 3)."""
     faces = SyntheticFaces(NUM_DRAWN, NUM_DRAWN, 0, seed=7)
-    by_class = {label: np.flatnonzero(faces.smile == label) for label in (1, 0)}
-    return np.stack([[faces.draw(row, 64) for row in by_class[label]] for label in (1, 0)])
+    drawn = [faces.draw(row, 64) for row in range(len(faces))]
+    return np.array(drawn).reshape(2, NUM_DRAWN, 64, 64, 3)
 
 
 def photos_of(case: Case) -> list[tuple[str, str, int]]:
     """Folder, name and class of every photo."""
     rng = np.random.default_rng(case.seed)
-    folders = {"single": ("smile", "smile"), "none": (".", ".")}.get(
-        case.classes, ("non_smile", "smile")
-    )
+    folders = ["non_smile", "smile"]
+    if case.classes in ("single", "none"):
+        folders = ["smile" if case.classes == "single" else "."] * 2
     photos = []
     for number in range(case.people):
         person = f"P{rng.integers(10**6):06}"
         for label in [number % 2] if case.classes == "one" else (0, 1):
-            num = rng.integers(case.photos[0], case.photos[1] + 1)
-            photos += [
-                (f"labelled/{folders[label]}", f"{person}_{label}{photo:02d}", label)
-                for photo in range(num)
-            ]
+            for photo in range(rng.integers(case.photos[0], case.photos[1] + 1)):
+                name = f"{person}_{label}{photo:02d}"
+                photos.append((f"labelled/{folders[label]}", name, label))
         if case.unlabelled:
             more = person if case.unlabelled == "same" else f"P{rng.integers(10**6):06}"
-            photos += [
-                ("unlabelled", f"{more}_9{photo:02d}", number % 2)
-                for photo in range(rng.integers(1, 11))
-            ]
+            for photo in range(rng.integers(1, 11)):
+                photos.append(("unlabelled", f"{more}_9{photo:02d}", number % 2))
     return photos
 
 
@@ -135,10 +130,6 @@ def write_photos(case: Case, pool: np.ndarray, root: Path) -> list[str]:
     return words
 
 
-def not_finite(text: str):
-    raise AssertionError(f"{text} in a JSON file")
-
-
 @pytest.fixture
 def quick(monkeypatch):
     """Less of what takes long; the face mesh is a random projection of the pixels."""
@@ -153,12 +144,11 @@ def quick(monkeypatch):
         return mesh.Seen(small @ to_features, points, np.ones(len(x)))
 
     monkeypatch.setattr(mesh, "see", see)
+    fewer = {"SUBSETS": 4, "MAX_EDITED": 10, "MAX_OTHERS": 5, "LEVELS": (0.0, 1.0, 2.0)}
+    for name, value in fewer.items():
+        monkeypatch.setattr(scoring, name, value)
     monkeypatch.setattr(realism, "SUBSETS", 4)
-    monkeypatch.setattr(scoring, "SUBSETS", 4)
     monkeypatch.setattr(fitting, "MAX_CALIBRATED", 6)
-    monkeypatch.setattr(scoring, "MAX_EDITED", 10)
-    monkeypatch.setattr(scoring, "MAX_OTHERS", 5)
-    monkeypatch.setattr(scoring, "LEVELS", (0.0, 1.0, 2.0))
 
 
 def check(case: Case, call, pool, folder) -> str:
@@ -177,7 +167,7 @@ def check(case: Case, call, pool, folder) -> str:
     text = report.report(EvaluateOptions(ckpt=str(run)))
     assert not re.search(r"\b(nan|inf|None)\b", text), text
     for path in run.rglob("*.json"):
-        json.loads(path.read_text(), parse_constant=not_finite)
+        json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN, Infinity
     if (run / "evaluation" / "best" / attributes.NAME).exists():
         path = runs.find(str(run))
         attributes.read(path, checkpoint.load(path).vae)
