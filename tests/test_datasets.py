@@ -241,6 +241,12 @@ def test_a_folder_that_cannot_train_is_refused_with_counts(tmp_path, names, sent
         load(tmp_path / "root")
 
 
+def test_a_folder_without_a_readable_file_is_refused_with_counts(tmp_path):
+    (tmp_path / "A_1.png").touch()
+    with pytest.raises(DataError, match="0 usable training images of 0 people leave no image"):
+        load(tmp_path, max_skipped=1)
+
+
 def test_a_cameras_name_for_many_faces_is_said(tmp_path):
     names = [f"{'IMG' if index % 2 else 'DSC'}_{index:04d}.png" for index in range(120)]
     draw(tmp_path, *names)
