@@ -80,10 +80,8 @@ class ResumableSweeper(BasicSweeper):
         plan.argv = sys.argv[1:]
         seconds = spent(folder)
         if options.seconds and seconds >= options.seconds:
-            raise ConfigError(
-                f"sweep.budget={options.budget} is spent: {runs.shell_path(folder)} has run for"
-                f" {seconds:.0f} s; pass a larger one"
-            )
+            used = f"{runs.shell_path(folder)} has run for {seconds:.0f} s"
+            raise ConfigError(f"sweep.budget={options.budget} is spent: {used}; pass a larger one")
         if plan.search or self.config.retry_failed or not all(map(plan.ended, plan.jobs)):
             code = jobs.in_process(jobs.forecast, points).exitcode
             if code:
@@ -94,11 +92,11 @@ class ResumableSweeper(BasicSweeper):
         if self.config.retry_failed:
             plan.retry_failed()
         queue = open_queue(folder, secrets.token_hex(4))
-        what = f"{len(queue.jobs)} jobs in {runs.shell_path(folder)}"
+        place = runs.shell_path(folder)
         if queue.search:
-            what = f"a search of {options.trials} points in {runs.shell_path(folder)}"
+            what = f"a search of {options.trials} points in {place}"
         else:
-            what += f", {len(queue.left())} to run"
+            what = f"{len(queue.jobs)} jobs in {place}, {len(queue.left())} to run"
         print(f"{what}; each logs to its train.log")
         if isinstance(queue, Halving):
             print(queue.describe())
@@ -209,15 +207,7 @@ class ResumableSweeper(BasicSweeper):
             try:
                 config = loader.load_sweep_config(self.config, overrides)
                 settings = cli.settings_from(config, overrides)
-                if settings.resume:
-                    raise ConfigError(
-                        f"resume={settings.resume} is a run; a sweep goes on with the line that it"
-                        " printed"
-                    )
-                if settings.trainer.devices != 1:
-                    raise ConfigError(
-                        "trainer.devices must be 1 in a sweep: jobs are spread over the devices"
-                    )
+                refuse_in_sweep(settings)
             except UserError as error:
                 problems += str(error).splitlines()
             except (HydraException, OmegaConfBaseException) as error:
@@ -274,6 +264,15 @@ class ResumableSweeper(BasicSweeper):
     def _left(self, queue: Queue) -> list[tuple[str, int]]:
         with lock_of(queue.folder):
             return open_queue(queue.folder, queue.sweep).left()
+
+
+def refuse_in_sweep(settings: Settings) -> None:
+    """Raise ConfigError for what only a single run may have."""
+    if settings.resume:
+        remedy = "a sweep goes on with the line that it printed"
+        raise ConfigError(f"resume={settings.resume} is a run; {remedy}")
+    if settings.trainer.devices != 1:
+        raise ConfigError("trainer.devices must be 1 in a sweep: jobs are spread over the devices")
 
 
 class Capacity(NamedTuple):

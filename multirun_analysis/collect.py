@@ -16,13 +16,11 @@ from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, pca_psnr
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
+COST = ("wall_seconds", "peak_memory_mb", *runs.COST)
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a run folder has one of them
 HIDDEN = {*NOT_RESULT} - {"data.unlabelled", "data.attributes"}
-# Runs that are equal in these hold out the same people.
-PEOPLE = (
-    *("data_fingerprint", "data.split_seed", "data.val_fraction"),
-    *("data.test_fraction", "data.person_pattern"),
-)
+SPLIT = ("split_seed", "val_fraction", "test_fraction", "person_pattern")
+PEOPLE = ("data_fingerprint", *(f"data.{name}" for name in SPLIT))  # equal: the same people
 
 
 @dataclass
@@ -68,8 +66,7 @@ def _members(folder: Path) -> dict[Path, dict[str, Any]]:
     """The runs of a folder, and those planned, with their settings as far as the plan has them."""
     if _is_run(folder):
         return {folder: {}}
-    paths = (path for path in sorted(folder.iterdir()) if path.name != "analysis")
-    members: dict[Path, dict[str, Any]] = {path: {} for path in paths if _is_run(path)}
+    members: dict[Path, dict[str, Any]] = {p: {} for p in sorted(folder.iterdir()) if _is_run(p)}
     for name, job in runs.read_json(folder / "sweep.json").get("jobs", {}).items():
         members[folder / name] = _plain(job.get("settings", {}))
     return members
@@ -149,13 +146,10 @@ def _completed(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "checkpoint": checkpoint,
         "epoch": int(best["epoch"]),
         "used_beta": float(beta),
-        "latent_dim": int(settings["latent_dim"]),
         "mean_face_psnr": pca_psnr(own, 0) if own else math.nan,
         "code": printable(str(result.get("code", ""))),
         "data_fingerprint": printable(str(result["data_fingerprint"])),
-        "wall_seconds": float(result["wall_seconds"]),
         "images_per_second": float(result["final"].get("images_per_second", math.nan)),
-        "peak_memory_mb": float(result["peak_memory_mb"]),
     }
     return settings, facts | metrics | _cost(result)
 
@@ -163,21 +157,22 @@ def _completed(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _unfinished(path: Path) -> dict[str, Any]:
     state = runs.state(path)
     status = str(state["status"]).lower()
-    if status == "new":
-        status = "planned"
     if status == "failed" and state["error"] == "Diverged":
         status = "diverged"
     if status == "completed":
         raise ValueError("status.json says COMPLETED, and there is no result.json")
     reason = str(state["reason"] or "").partition("\n")[0]
-    facts: dict[str, Any] = {"status": status, "reason": printable(reason)[:300]}
-    facts["data_fingerprint"] = runs.read_json(path / "data_card.json").get("fingerprint")
+    facts = {
+        "status": "planned" if status == "new" else status,
+        "reason": printable(reason)[:300],
+        "data_fingerprint": runs.read_json(path / "data_card.json").get("fingerprint"),
+    }
     return facts | _cost(runs.read_json(path / "cost.json"))
 
 
 def _cost(content: dict[str, Any]) -> dict[str, float]:
     """The cost in a result.json or cost.json, as far as it was measured."""
-    return {name: float(content[name]) for name in runs.COST if content.get(name) is not None}
+    return {name: float(content[name]) for name in COST if content.get(name) is not None}
 
 
 def plain(value: Any) -> Any:

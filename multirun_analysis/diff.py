@@ -6,6 +6,7 @@ from typing import Any
 
 from multirun_analysis import collect
 from smilevae import runs
+from smilevae.config import flatten
 from smilevae.errors import ConfigError
 
 GROUPS = {  # of the entries of result.json
@@ -44,14 +45,18 @@ def diff(folders: list[str]) -> str:
 def _facts(path: Path) -> dict[tuple[str, str], Any]:
     """(group, name) -> value. A run without a result has its settings, best epoch and cost."""
     result = runs.read_result(path)
+    settings = {}
+    try:
+        settings = flatten(runs.read_settings(path).plain())  # result.json lacks the trainer's
+    except ConfigError:
+        if not result:
+            raise
     if not result:
         lines = [line for line in runs.read_metrics(path) if "val/loss" in line]
         best = min(lines, key=runs.rank_of, default={})
-        result = {"settings": runs.read_settings(path).flat(), "best": best}
-        result |= runs.read_json(path / "cost.json")
-    facts: dict[tuple[str, str], Any] = {}
-    for name, value in (result["settings"] | _trainer(path)).items():
-        facts["settings", name] = value
+        result = {"best": best} | runs.read_json(path / "cost.json")
+    settings |= result.pop("settings", {})
+    facts: dict[tuple[str, str], Any] = {("settings", name): v for name, v in settings.items()}
     facts["status", "status"] = runs.state(path)["status"]
     for group, keys in GROUPS.items():
         for key in keys:
@@ -59,15 +64,6 @@ def _facts(path: Path) -> dict[tuple[str, str], Any]:
             inner = value if isinstance(value, dict) else {key: value}
             facts |= {(group, name): v for name, v in inner.items()}
     return facts
-
-
-def _trainer(path: Path) -> dict[str, Any]:
-    """The settings of Lightning's trainer, which result.json lacks."""
-    try:
-        settings = runs.read_settings(path).trainer.model_dump()
-    except ConfigError:
-        return {}
-    return {f"trainer.{name}": value for name, value in settings.items()}
 
 
 def _equal(one: Any, two: Any) -> bool:

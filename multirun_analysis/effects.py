@@ -19,7 +19,8 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
     frame = sweep.completed
     rows = []
     for knob in sweep.swept:
-        values = sorted(map(plain, frame[knob].dropna().unique()), key=_order)
+        levels = map(plain, frame[knob].dropna().unique())
+        values = sorted(levels, key=lambda value: (isinstance(value, str), value))
         drawn = MIN_REPEATED < len(values) == len(frame)  # as a search draws them
         if knob in REPEATS or drawn or len(values) > MAX_VALUES:
             continue
@@ -31,10 +32,6 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
                 verdict = _verdict(metric, effect["change"], effect["half_width"])
                 rows.append(key | effect | {"verdict": verdict})
     return pd.DataFrame(rows)
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value
 
 
 def _effect(

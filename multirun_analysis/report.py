@@ -17,14 +17,8 @@ from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
 
 MAX_PREVIEWS = 12
-NOTHING = {
-    "warnings": [],
-    "explanation": [],
-    "verdict": "No run completed, so nothing is ranked.",
-    "configurations": [],
-    "effects": [],
-    "conclusions": [],
-}
+EMPTY: Any = ("warnings", "explanation", "configurations", "effects", "conclusions")
+NOTHING = dict.fromkeys(EMPTY, ()) | {"verdict": "No run completed, so nothing is ranked."}
 
 
 def main(options: AnalyseOptions) -> None:
@@ -98,7 +92,7 @@ def _ranking(
     metrics = [*dict.fromkeys([rank_by, "val/psnr", "val/kl"])]
     commands = (ranked["path"] / ranked["checkpoint"]).map(text.evaluate_command)
     return {
-        "warnings": text.warnings(sweep, rank_by, ranked),
+        "warnings": [*text.warnings(sweep, rank_by, ranked)],
         "explanation": text.explanation(rank_by, len(ranked)),
         "verdict": configurations.verdict(ranked),
         "configurations": _records(ranked.drop(columns="path").assign(evaluate=commands)),
@@ -130,12 +124,7 @@ def _base64(content: bytes) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = text.number
-    environment.filters["with_interval"] = text.with_interval
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True)
+    environment.filters |= {"number": text.number, "with_interval": text.with_interval}
     return environment.get_template("page.html")

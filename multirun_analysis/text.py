@@ -1,7 +1,7 @@
 """The sentences of the analysis, and its lines for a terminal."""
 
-import itertools
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,52 +41,42 @@ def with_interval(shown: str, half_width: float | None) -> str:
 
 
 def evaluate_command(checkpoint: Path) -> str:
-    return collect.printable(
-        f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', checkpoint)}"
-    )
+    argument = runs.hydra_argument("ckpt", checkpoint)
+    return collect.printable(f"{runs.command_name('evaluate')} {argument}")
 
 
-def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> list[str]:
+def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:
     """What limits a ranking of these runs."""
     done = sweep.completed
-    lines = []
     if people := collect.differing(done, collect.PEOPLE):
         reason = ", ".join(people).replace("data_fingerprint", "other images")
-        lines.append(
+        yield (
             f"Runs hold out different people ({reason}), and some people are easier: compare means"
             " over several data.split_seed, not single runs."
         )
     if collect.differing(done, ["image_size"]):
-        lines.append(
-            f"Runs have different image sizes, on which {rank_by} depends: compare runs of one size."
-        )
+        depends = f"on which {rank_by} depends: compare runs of one size."
+        yield f"Runs have different image sizes, {depends}"
     if collect.differing(done, ["code"]):
-        lines.append(
-            "Runs were trained by different programs (column code), so their differences may come"
-            " from the code."
-        )
+        differences = "so their differences may come from the code."
+        yield f"Runs were trained by different programs (column code), {differences}"
     if second := [knob for knob in sweep.swept if knob.startswith("sharpen.")]:
-        lines.append(
-            f"The numbers are of the first phase; {' and '.join(second)} acts in the second, in"
-            " RUN/sharp."
-        )
+        phase = f"{' and '.join(second)} acts in the second, in RUN/sharp."
+        yield f"The numbers are of the first phase; {phase}"
     leaders = ranked.head(2)
     behind = [
         f"{own.configuration} ({own.psnr:.2f} dB, the mean face {own.mean_face_psnr:.2f} dB)"
         for own in leaders[leaders["behind_mean_face"]].itertuples()
     ]
     if behind:
-        lines.append(
+        yield (
             f"Behind the mean face by PSNR: {'; '.join(behind)}. They have learnt less than an"
             " average of all faces. Train longer, or lower beta."
         )
-    improving = sum(map(_still_improving, done["path"]))
-    if improving:
-        lines.append(
-            f"{improving} of {len(done)} runs were still improving at their end: train longer"
-            " before trusting small differences."
-        )
-    return lines
+    if improving := sum(map(_still_improving, done["path"])):
+        num = f"{improving} of {len(done)} runs"
+        remedy = "train longer before trusting small differences."
+        yield f"{num} were still improving at their end: {remedy}"
 
 
 def _still_improving(path: Path) -> bool:
@@ -134,10 +124,8 @@ def terminal(summary: dict[str, Any], page: Path) -> str:
     counts = ", ".join(f"{num} {status}" for status, num in summary["counts"].items())
     lines = [f"{counts}. {summary['cost']}"]
     failures = [run for run in summary["unfinished"] if run["status"] != "paused"]
-    for run in failures[:MAX_NAMED]:
-        lines.append(f"  {run['run']}: {run['status']}, {run['reason']}".removesuffix(", "))
-    if len(failures) > MAX_NAMED:
-        lines.append(f"  and {len(failures) - MAX_NAMED} more in runs.csv")
+    texts = [f"  {run['run']}: {run['status']}, {run['reason']}" for run in failures]
+    lines += _first([text.removesuffix(", ") for text in texts], MAX_NAMED, "in runs.csv")
 
     # The best two configurations.
     rank_by = summary["rank_by"]
@@ -168,16 +156,19 @@ def _numbers(own: dict[str, Any], rank_by: str) -> str:
 
 def _effects(effects: list[dict[str, Any]], rank_by: str) -> list[str]:
     """A line for each value: what it does to the ranking metric and to PSNR."""
-    lines = []
-    shown = [effect for effect in effects if effect["metric"] in (rank_by, "val/psnr")]
-    for _, group in itertools.groupby(shown, key=lambda e: (e["knob"], e["value"])):
-        first, *more = group
-        changes = ", ".join(map(_change, [first, *more]))
-        name = f"{first['knob']}={first['value']} instead of {first['instead_of']}"
-        lines.append(f"  {name}: {changes}; {first['n']}")
-    if len(lines) > MAX_EFFECTS:
-        lines = [*lines[:MAX_EFFECTS], f"  and {len(lines) - MAX_EFFECTS} more on the page"]
-    return lines
+    changes: dict[tuple[str, str], list[str]] = {}
+    for effect in effects:
+        if effect["metric"] in (rank_by, "val/psnr"):
+            name = f"{effect['knob']}={effect['value']} instead of {effect['instead_of']}"
+            changes.setdefault((name, effect["n"]), []).append(_change(effect))
+    lines = [f"  {name}: {', '.join(texts)}; {n}" for (name, n), texts in changes.items()]
+    return _first(lines, MAX_EFFECTS, "on the page")
+
+
+def _first(lines: list[str], most: int, place: str) -> list[str]:
+    """The first lines; if there are more, a line says where the others are."""
+    more = [f"  and {len(lines) - most} more {place}"] if len(lines) > most else []
+    return [*lines[:most], *more]
 
 
 def _change(effect: dict[str, Any]) -> str:

@@ -31,8 +31,7 @@ def claim(folder: Path, sweep: str) -> tuple[Queue, runs.Run, int] | None:
     """The queue, the run folder of the next job, locked, and the epoch until which it trains."""
     with lock_of(folder):
         queue = open_queue(folder, sweep)
-        task = queue.next()
-        if task is None:
+        if not (task := queue.next()):
             return None
         name, until = task
         run = runs.Run(folder / name)

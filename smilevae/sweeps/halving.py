@@ -75,12 +75,12 @@ class Halving(Queue):
         for number, (epochs, _) in enumerate(self.rungs[:-1], start=1):
             allowed = set(self.allowed(number))
             num = sum(allowed.issuperset(self.settings[one]) for one in self._behind(number))
+            behind = (
+                f"{num} of {len(self.settings)} settings were behind the mean face by {RANK_BY}"
+            )
             if num:
-                lines.append(
-                    f"after epoch {epochs} {num} of {len(self.settings)}"
-                    f" settings were behind the mean face by {RANK_BY}; they had learnt nothing"
-                    " yet and went on"
-                )
+                text = f"after epoch {epochs} {behind}; they had learnt nothing yet and went on"
+                lines.append(text)
         return lines
 
     def _means(self, epochs: int) -> dict[str, float]:
@@ -122,25 +122,20 @@ class Halving(Queue):
 
     def total_epochs(self) -> float:
         """The epochs of all trainings if each rung drops all but its `num` settings."""
-        each = len(self.jobs) / len(self.settings)
-        total = 0
-        before = 0
-        for epochs, num in self.rungs:
-            total += num * (epochs - before)
-            before = epochs
-        return each * total
+        starts = [0, *(epochs for epochs, _ in self.rungs)]
+        total = sum(num * (end - start) for (end, num), start in zip(self.rungs, starts))
+        return total * len(self.jobs) / len(self.settings)
 
     def describe(self) -> str:
         """The rungs, with a warning where a job's first epochs say little about its last."""
-        if len(self.rungs) == 1:
+        (first, _), *others = self.rungs
+        if not others:
             text = "rungs: none, the sweep is too short for them"
-            return f"{text}; every setting trains to epoch {self.rungs[0][0]}"
+            return f"{text}; every setting trains to epoch {first}"
         text = ", ".join(f"{num} settings to epoch {epochs}" for epochs, num in self.rungs)
         if any(settings.schedule == "cosine" for settings in self.jobs.values()):
-            text += (
-                "; schedule=cosine keeps each job's own full schedule, and lr is still high at"
-                " the first rungs"
-            )
+            text += "; schedule=cosine keeps each job's own full schedule,"
+            text += " and lr is still high at the first rungs"
         return f"rungs: {text}"
 
 

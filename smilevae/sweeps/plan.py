@@ -46,13 +46,11 @@ class Plan:
         """The plan of a sweep folder, empty for a new one. Raises ConfigError."""
         try:
             content = json.loads((folder / FILE).read_text())
-            jobs = {
-                name: Settings().with_values(job["settings"])
-                for name, job in content.pop("jobs").items()
-            }
+            planned = content.pop("jobs").items()
+            jobs = {name: Settings().with_values(job["settings"]) for name, job in planned}
             return cls(folder, jobs, **content)
         except FileNotFoundError:
-            if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            if any(not path.name.startswith(".") for path in folder.glob("*")):
                 raise ConfigError(
                     f"{folder} is not empty and holds no sweep; choose another hydra.sweep.dir"
                 ) from None
@@ -103,7 +101,7 @@ class Plan:
     def begin(self) -> None:
         """Create the folder, or join the sweep that it holds. Raises ConfigError."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=self.folder.exists())
+            self.folder.mkdir(parents=True, exist_ok=True)
             with lock_of(self.folder):
                 if Plan.read(self.folder).jobs.keys() - self.jobs.keys():
                     raise FileExistsError
@@ -173,11 +171,9 @@ def refuse_changes(folder: Path, before: Iterable[Settings], after: Iterable[Set
     olds = _values(before)
     news = _values(after)
     for knob in sorted(olds.keys() | news.keys()) if olds else ():
-        old = olds.get(knob, {"null"})
-        new = news.get(knob, {"null"})
-        if len(old) == len(new) == 1 and old != new:
-            (then,) = old
-            (now,) = new
+        then, *more = olds.get(knob, ["null"])
+        now, *new = news.get(knob, ["null"])
+        if then != now and not more and not new:
             problems.append(
                 f"{knob}={now} would change the results of {folder}, which has {knob}={then};"
                 f" leave it, start a new sweep, or add to this one with {knob}={then},{now}"

@@ -50,11 +50,10 @@ class Search(Queue):
         """The jobs that wait. It proposes new points where fewer than `at_once` are open."""
         for trial in self._open():
             self._settle(trial.number, trial.params)
-        while (
-            len(self._open()) < self.search["at_once"]
-            and len(self.study.trials) < self.search["trials"]
-        ):
-            trial = self._propose(len(self.study.trials))
+        for number in range(len(self.study.trials), self.search["trials"]):
+            if len(self._open()) >= self.search["at_once"]:
+                break
+            trial = self._propose(number)
             self._settle(trial.number, trial.params)
         return super().left()
 
@@ -136,10 +135,9 @@ def point(search: dict[str, Any], values: dict[str, Any]) -> Settings:
 
 def ends(search: dict[str, Any]) -> list[Settings]:
     """The settings at the lower and at the upper ends of all intervals. Raises ConfigError."""
-    space = search["space"].items()
-    lower = {knob: one["low"] for knob, one in space if "low" in one}
-    upper = {knob: one["high"] for knob, one in space if "high" in one}
-    return [point(search, lower), point(search, upper)]
+    intervals = {knob: one for knob, one in search["space"].items() if "low" in one}
+    corners = [{knob: one[end] for knob, one in intervals.items()} for end in ("low", "high")]
+    return [point(search, values) for values in corners]
 
 
 def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:

@@ -92,12 +92,9 @@ class Watch:
         for name, state in self.states.items():
             if state["status"] != before.get(name, {"status": "NEW"})["status"]:
                 self._tell(name, state)
-        running = [
-            f"{name} {state['done']}/{state['epochs']} epochs"
-            for name, state in self.states.items()
-            if state["status"] == "RUNNING"
-        ]
-        self.line.update(f"{', '.join(running) or 'between jobs'} | {self.summary()}")
+        running = {n: state for n, state in self.states.items() if state["status"] == "RUNNING"}
+        texts = [f"{n} {state['done']}/{state['epochs']} epochs" for n, state in running.items()]
+        self.line.update(f"{', '.join(texts) or 'between jobs'} | {self.summary()}")
 
     def _read_all(self) -> None:
         """Each job's state, `best` epoch, planned `epochs` and those `done`: all if it failed."""
@@ -117,20 +114,21 @@ class Watch:
 
     def _tell(self, name: str, state: dict[str, Any]) -> None:
         """Print a job's new status."""
+        status = state["status"]
         text = state["reason"]
-        if state["status"] == "RUNNING":
+        program = last_program(state)
+        if status == "RUNNING":
             self.queue.say(f"{name} started")
-        if last_program(state) not in self.programs:
-            self.programs.add(last_program(state))
-            self.queue.say(self.queue.changed_program(last_program(state)))
-        if state["status"] == "PAUSED" and isinstance(self.queue, Halving):
-            score = self.queue.score(name, state["done"])
-            text = f"{text}, {RANK_BY[4:]} {score:.5g}"
-        if state["status"] == "COMPLETED":
+        if program not in self.programs:
+            self.programs.add(program)
+            self.queue.say(self.queue.changed_program(program))
+        if status == "PAUSED" and isinstance(self.queue, Halving):
+            text += f", {RANK_BY[4:]} {self.queue.score(name, state['done']):.5g}"
+        if status == "COMPLETED":
             best = state["best"]
             text = ", ".join(f"{term[4:]} {best.get(term, math.inf):.5g}" for term in PRINTED)
-        if state["status"] in ENDED:
-            self.queue.say(f"{name} {state['status']}: {text} | {self.summary()}")
+        if status in ENDED:
+            self.queue.say(f"{name} {status}: {text} | {self.summary()}")
 
     def summary(self) -> str:
         """The number of jobs by status, the best so far, and the expected end."""
@@ -141,10 +139,9 @@ class Watch:
         if counts.total():
             parts.append(f"{counts.total()} left")
         sizes = {settings.image_size for settings in self.queue.jobs.values()}
-        scores = {name: state["best"].get(RANK_BY) for name, state in self.states.items()}
-        ranked = sorted((score, name) for name, score in scores.items() if score is not None)
-        if ranked and len(sizes) == 1:
-            parts.append(f"best {ranked[0][1]}")
+        best = {n: state["best"] for n, state in self.states.items() if RANK_BY in state["best"]}
+        if best and len(sizes) == 1:
+            parts.append(f"best {min(best, key=lambda name: (best[name][RANK_BY], name))}")
 
         # The rest takes as long an epoch as the epochs since the start.
         epochs = self._epochs_done()
@@ -166,5 +163,4 @@ def last_program(state: dict[str, Any]) -> str:
 
 def spent(folder: Path) -> float:
     """The seconds that a sweep has run, pauses excluded."""
-    seconds = runs.read_json(folder / SPENT).get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) else 0.0
+    return float(runs.read_json(folder / SPENT).get("seconds", 0))
