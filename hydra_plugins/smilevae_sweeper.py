@@ -122,7 +122,8 @@ class ResumableSweeper(BasicSweeper):
     ) -> tuple[Queue, list[Settings]]:
         """The plan with its old and new jobs, and the points to check. Raises ConfigError."""
         assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        self.loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=self.loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         self.varied = {one.get_key_element() for one in overrides if one.is_sweep_override()}
         if any(one.is_interval_sweep() for one in overrides):
@@ -196,8 +197,6 @@ class ResumableSweeper(BasicSweeper):
 
         Raises ConfigError with every problem of every point.
         """
-        assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
         threads = self.capacity.threads
         points = []
         problems = []
@@ -205,7 +204,7 @@ class ResumableSweeper(BasicSweeper):
             if threads and not any(text.startswith("threads=") for text in overrides):
                 overrides = [*overrides, f"threads={threads}"]
             try:
-                config = loader.load_sweep_config(self.config, overrides)
+                config = self.loader.load_sweep_config(self.config, overrides)
                 settings = cli.settings_from(config, overrides)
                 refuse_in_sweep(settings)
             except UserError as error:

@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 from matplotlib.figure import Figure
 from scipy import stats
 
 from multirun_analysis import __main__ as analysis
-from multirun_analysis import collect, configurations, effects, plots
+from multirun_analysis import collect, configurations, effects, plots, rungs
+from smilevae.config import Settings
 from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, linear_vae, pca_psnr
 
@@ -49,14 +51,17 @@ def write_run(
         "peak_memory_mb": 900,
     }
     (folder / "result.json").write_text(json.dumps(result | (more or {})))
-    (folder / "status.json").write_text('{"status": "COMPLETED"}')
-    write_metrics(
-        folder,
-        {
-            e: {"val/psnr": psnr - 3 / e, "val/loss": loss + 100 / e**4}
-            for e in range(1, epochs + 1)
-        },
-    )
+    write_status(folder, "COMPLETED")
+    every = range(1, epochs + 1)
+    curve = {e: {"val/psnr": psnr - 3 / e, "val/loss": loss + 100 / e**4} for e in every}
+    write_metrics(folder, curve)
+    return folder
+
+
+def write_status(folder: Path, status: str, **more) -> Path:
+    """A run folder without a result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status.json").write_text(json.dumps({"status": status} | more))
     return folder
 
 
@@ -120,12 +125,9 @@ def test_paired_effects_agree_with_scipy_from_the_csv(tmp_path, analyse):
     others = {"beta": ["batch_size", "seed"], "batch_size": ["beta", "seed"]}
     for effect in found["effects"]:
         knob = effect["knob"]
-        one, two = (
-            table[table[knob] == effect[side]]
-            .sort_values(others[knob])[effect["metric"]]
-            .to_numpy()
-            for side in ("value", "instead_of")
-        )
+        ordered = table.sort_values(others[knob])
+        sides = [ordered[ordered[knob] == effect[side]] for side in ("value", "instead_of")]
+        one, two = (side[effect["metric"]].to_numpy() for side in sides)
         assert effect["n"] == f"{len(one)} pairs"
         if np.ptp(one - two) == 0:  # KL depends on beta alone here
             assert effect["half_width"] == 0
@@ -177,10 +179,8 @@ def test_noise_alone_is_called_an_effect_about_one_time_in_twenty():
         knob, seed = (axis.ravel() for axis in np.indices((2, 6)))
         frame = pd.DataFrame({"knob": knob, "seed": seed, "val/psnr": rng.standard_normal(12)})
         frame = frame.assign(status="completed", data_fingerprint="f")
-        (verdict,) = effects.effects(collect.Sweep(frame, ["knob", "seed"]), ["val/psnr"])[
-            "verdict"
-        ]
-        told += verdict != "cannot tell"
+        found = effects.effects(collect.Sweep(frame, ["knob", "seed"]), ["val/psnr"])
+        told += found["verdict"].item() != "cannot tell"
     assert 4 <= told <= 30  # 15 expected
 
 
@@ -240,35 +240,24 @@ def test_every_kind_of_run_is_counted_and_named_and_none_is_ranked(tmp_path, ana
     root = grid(tmp_path / "s", beta=[1, 10])
     whole = (root / "beta-1" / "result.json").read_text()
     broken = {
-        "torn": ("result.json", '{"best": {'),
-        "list": ("result.json", "[]"),
-        "nan": ("result.json", whole.replace("9.0", "NaN")),
-        "bytes": ("result.json", "\udcff"),
-        "lost": ("status.json", '{"status": "COMPLETED"}'),
-        "sick": (
-            "status.json",
-            '{"status": "FAILED", "reason": "the loss became nan", "error": "Diverged"}',
-        ),
-        "bad": ("status.json", '{"status": "FAILED", "reason": "ValueError: no"}'),
-        "cut": ("status.json", '{"status": "INTERRUPTED", "reason": "stopped by signal 15"}'),
-        "gone": ("status.json", '{"status": "RUNNING"}'),
+        "torn": '{"best": {',
+        "list": "[]",
+        "nan": whole.replace("9.0", "NaN"),
+        "bytes": "\udcff",
     }
-    for name, (file, content) in broken.items():
+    for name, content in broken.items():
         (root / name).mkdir()
-        (root / name / file).write_bytes(content.encode(errors="surrogateescape"))
+        (root / name / "result.json").write_bytes(content.encode(errors="surrogateescape"))
+    write_status(root / "lost", "COMPLETED")
+    write_status(root / "sick", "FAILED", reason="the loss became nan", error="Diverged")
+    write_status(root / "bad", "FAILED", reason="ValueError: no")
+    write_status(root / "cut", "INTERRUPTED", reason="stopped by signal 15")
+    write_status(root / "gone", "RUNNING")
     (root / "sweep.json").write_text(json.dumps({"jobs": {"beta-1": {}, "later": {}}}))
     (root / "notes").mkdir()  # no run
     printed, found, table = analyse(root)
-    assert found["counts"] == {
-        "runs": 12,
-        "completed": 2,
-        "corrupt": 5,
-        "diverged": 1,
-        "failed": 1,
-        "interrupted": 1,
-        "stale": 1,
-        "planned": 1,
-    }
+    ones = dict.fromkeys(("diverged", "failed", "interrupted", "stale", "planned"), 1)
+    assert found["counts"] == {"runs": 12, "completed": 2, "corrupt": 5} | ones
     assert table["status"].value_counts().to_dict() | {"runs": 12} == found["counts"]
     assert printed.startswith("12 runs, 2 completed, 5 corrupt, 1 ")
     reasons = {run["run"]: run["reason"] for run in found["unfinished"]}
@@ -279,8 +268,7 @@ def test_every_kind_of_run_is_counted_and_named_and_none_is_ranked(tmp_path, ana
 
 
 def test_a_sweep_without_a_completed_run_has_a_page_too(tmp_path, analyse):
-    (tmp_path / "s" / "a").mkdir(parents=True)
-    (tmp_path / "s" / "a" / "status.json").write_text('{"status": "FAILED", "reason": "no"}')
+    write_status(tmp_path / "s" / "a", "FAILED", reason="no")
     assert configurations.candidates(collect.collect([tmp_path / "s"]), "val/nelbo").empty
     printed, _, _ = analyse(tmp_path / "s")
     assert "a: failed, no" in printed
@@ -318,9 +306,8 @@ def test_the_cost_of_a_sweep_is_that_of_its_runs_and_says_of_how_many(tmp_path, 
     write_run(tmp_path / "a", more={"cpu_seconds": 5400})
     write_run(tmp_path / "b", more={"cpu_seconds": 1800, "gpu_seconds": 7200})
     write_run(tmp_path / "c")
-    (tmp_path / "cut").mkdir()
-    (tmp_path / "cut" / "status.json").write_text('{"status": "INTERRUPTED"}')
-    (tmp_path / "cut" / "cost.json").write_text(json.dumps({"cpu_seconds": 3600}))
+    cut = write_status(tmp_path / "cut", "INTERRUPTED")
+    (cut / "cost.json").write_text(json.dumps({"cpu_seconds": 3600}))
     printed, _, table = analyse(tmp_path)
     assert "Cost of 3 runs: 3 CPU hours, 2 GPU hours." in printed
     assert table.set_index("run").loc["cut", "cpu_seconds"] == 3600
@@ -328,13 +315,11 @@ def test_the_cost_of_a_sweep_is_that_of_its_runs_and_says_of_how_many(tmp_path, 
 
 # references and warnings
 
-SPECTRUM = {"eigenvalues": [3.0, 2.0], "held_out": [3.0, 2.0], "total": 9.0, "num_pixels": 100}
-
 
 def with_spectrum(folder, held_out=(3.0, 2.0), total=9.0):
     """A run folder with the spectrum of its faces, 100 pixels each."""
-    content = {"eigenvalues": list(held_out), "held_out": list(held_out)}
-    (folder / "spectrum.json").write_text(json.dumps(content | {"total": total, "num_pixels": 100}))
+    spectrum = Spectrum([*held_out], [*held_out], total, 100)
+    (folder / "spectrum.json").write_text(json.dumps(spectrum._asdict()))
     return folder
 
 
@@ -399,8 +384,7 @@ def test_runs_that_hold_out_different_people_are_not_compared_without_a_word(
         with_spectrum(write_run(tmp_path / name, **{knob: value}))
     reason = "other images" if knob == "faces" else knob
     sentence = f"Runs hold out different people ({reason})"
-    printed, _, _ = analyse(tmp_path)
-    assert sentence in printed
+    assert sentence in analyse(tmp_path)[0]
     page = page_of(tmp_path)
     assert page.index(sentence) < page.index("<h2>Configurations")
     assert plots.reference(collect.collect([tmp_path]).completed) is None
@@ -428,17 +412,13 @@ def test_a_leader_behind_the_mean_face_is_said_to_be(tmp_path, analyse):
     assert "beta=30: val/nelbo -30 ± 0 nats, PSNR 10.50 dB, KL 3.2 nats, 2 runs " in printed
 
 
-def test_the_second_phase_is_not_in_the_numbers(tmp_path, analyse):
-    for weight in (0.1, 0.5):
-        write_run(tmp_path / f"{weight}", **{"sharpen.weight": weight})
-    assert "sharpen.weight acts in the second, in RUN/sharp" in analyse(tmp_path)[0]
-
-
-def test_runs_of_two_programs_are_named(tmp_path, analyse):
-    for name, code in {"a": "1111", "b": "2222", "c": "1111 2222"}.items():
-        write_run(tmp_path / "s" / name, more={"code": code})
+def test_runs_of_two_programs_and_of_a_second_phase_are_named(tmp_path, analyse):
+    for weight, code in enumerate(("1111", "2222", "1111 2222")):
+        knobs = {"sharpen.weight": weight, "more": {"code": code}}
+        write_run(tmp_path / "s" / f"{weight}", **knobs)
     printed, _, table = analyse(tmp_path / "s")
     assert "trained by different programs (column code)" in printed
+    assert "sharpen.weight acts in the second, in RUN/sharp" in printed
     assert table["code"].tolist() == ["1111", "2222", "1111 2222"]
     write_run(tmp_path / "one" / "x")
     assert "different programs" not in analyse(tmp_path / "one")[0]
@@ -449,8 +429,7 @@ def test_runs_of_two_programs_are_named(tmp_path, analyse):
 
 def test_the_result_is_short_and_names_the_best_two_configurations(tmp_path, capsys):
     root = grid(tmp_path / "s", beta=[1, 10, 50], batch_size=[32, 64, 128], seed=[0, 1, 2])
-    (root / "cut").mkdir()
-    (root / "cut" / "status.json").write_text('{"status": "INTERRUPTED", "reason": "signal 15"}')
+    write_status(root / "cut", "INTERRUPTED", reason="signal 15")
     assert run_analysis(root) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 22
@@ -493,16 +472,19 @@ def test_a_closed_pipe_ends_the_analysis_quietly(tmp_path):
     assert (root / "analysis" / "index.html").exists()
 
 
-def test_help_says_how(capsys):
-    assert run_analysis("--help") == 0
-    printed = capsys.readouterr().out
-    assert all(word in printed for word in ("rank_by", "out", "folders", "val/nelbo"))
-
-
-@pytest.mark.parametrize("words", [[], ["/nowhere"], ["README.md"], ["--what"], ["x=1"], ["tests"]])
-def test_mistakes_are_one_sentence(capsys, words):
-    assert run_analysis(*words) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        *[("", "folders is not set"), ("/nowhere", "is not a folder"), ("--what", "--what is not")],
+        *[("README.md", "is not a folder"), ("x=1", "folders is not set"), ("tests", "no runs")],
+        *[("diff", "diff RUN RUN"), ("diff a", "diff RUN RUN"), ("diff a b c", "diff RUN RUN")],
+        ("diff docs tests", "not a run folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys, words, sentence):
+    assert run_analysis(*words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
 
 
 def test_nothing_from_a_run_folder_is_markup(tmp_path, analyse):
@@ -513,8 +495,7 @@ def test_nothing_from_a_run_folder_is_markup(tmp_path, analyse):
         knobs = {"model.network": HOSTILE, "data.source": f"{index}{HOSTILE}"}
         folder = write_run(root / name, psnr=20 + index, nelbo=-index, **knobs)
         (folder / "preview.png").write_bytes(b"\x89PNG damaged")
-    (root / "bad").mkdir()
-    (root / "bad" / "status.json").write_text(json.dumps({"status": "FAILED", "reason": HOSTILE}))
+    write_status(root / "bad", "FAILED", reason=HOSTILE)
     analyse(root)
     page = page_of(root)
     assert page.count("<script") == 1
@@ -531,7 +512,7 @@ def test_five_thousand_runs_take_seconds(tmp_path):
         folder = write_run(root / f"{index}", psnr=20 + index % 13, nelbo=-index, **knobs)
         if index % 5 == 0:
             (folder / "result.json").unlink()
-            (folder / "status.json").write_text(json.dumps({"status": "INTERRUPTED"}))
+            write_status(folder, "INTERRUPTED")
         elif index % 20 == 1:
             (folder / "result.json").write_text('{"best"')
     begin = time.monotonic()
@@ -571,3 +552,152 @@ def test_the_linear_references_are_pca_and_monte_carlo():
     assert found["loss"] == pytest.approx(found["recon"] + beta * found["kl"])
     left = (held[:, 2:] ** 2).sum(1).mean() / 5
     assert pca_psnr(spectrum, 2) == pytest.approx(-10 * np.log10(left))
+
+
+# sweeps with rungs
+
+
+def metrics(nelbo: float) -> dict:
+    ones = dict.fromkeys(collect.METRICS, 1.0)
+    return ones | {"val/loss": nelbo, "val/nelbo": nelbo, "val/psnr": -nelbo}
+
+
+def write_paused(folder, nelbo: list[float], **knobs) -> None:
+    """A run that is paused after epoch 2."""
+    write_status(folder, "PAUSED", reason="after epoch 2 of 6")
+    settings = Settings().with_values({"image_size": 64} | knobs).plain()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "data_card.json").write_text('{"fingerprint": "f"}')
+    write_metrics(folder, {epoch: metrics(value) for epoch, value in enumerate(nelbo, 1)})
+
+
+@pytest.fixture
+def halved(tmp_path):
+    """Four runs to epoch 2, the best two to epoch 6. `late` is the best only after epoch 2."""
+    for name, beta, nelbo in [("a", 1, [9, 8, 3, 3, 3, 3]), ("b", 2, [9, 7, 6, 5, 5, 5])]:
+        folder = write_run(tmp_path / name, nelbo=nelbo[-1], epochs=6, beta=beta)
+        write_metrics(folder, {epoch: metrics(value) for epoch, value in enumerate(nelbo, 1)})
+    write_paused(tmp_path / "late", [9, 9.5], beta=3)
+    write_paused(tmp_path / "d", [8.5, 8.6], beta=4)
+    jobs = {name: {"overrides": [], "settings": {}} for name in ("a", "b", "late", "d")}
+    (tmp_path / "sweep.json").write_text(json.dumps({"rungs": [[2, 4], [6, 2]], "jobs": jobs}))
+    return tmp_path
+
+
+def test_a_paused_run_has_its_place_and_effects_are_those_of_the_first_rung(halved, analyse):
+    printed, top, _ = analyse(halved)
+    assert "4 runs, 2 completed, 2 paused" in printed
+    assert "Successive halving trained 4 configurations: 4 to epoch 2, 2 to epoch 6." in printed
+    reasons = {run["run"]: run["reason"] for run in top["unfinished"]}
+    assert reasons["late"] == (
+        "after epoch 2: place 4 of 4 configurations by val/nelbo; the best 2, now or by their"
+        " trend, go on"
+    )
+    assert "after epoch 2: place 3 of 4 configurations" in reasons["d"]
+    assert reasons["late"] in page_of(halved)
+    first = rungs.after(collect.collect([halved]), 2)
+    expected = {"a": 8, "b": 7, "late": 9, "d": 8.5}
+    assert dict(zip(first.runs["run"], first.runs["val/nelbo"])) == expected
+    found = effects.effects(first, ["val/nelbo"])
+    assert dict(zip(found["value"], found["change"])) == {2: -1, 3: 1, 4: 0.5}
+    assert [own["best_run"] for own in top["configurations"]] == ["a", "b"]
+
+
+def test_a_rung_takes_the_best_epoch_by_val_loss_as_a_run_does(halved):
+    values = {1: (5, 3), 2: (9, 1), 3: (7, 2)}
+    lines = {e: metrics(nelbo) | {"val/loss": loss} for e, (nelbo, loss) in values.items()}
+    write_metrics(halved / "a", lines)
+    for epochs, expected in {1: 5, 2: 9, 3: 9}.items():
+        reached = rungs.after(collect.collect([halved]), epochs).runs.set_index("run")
+        assert reached.loc["a", "val/nelbo"] == expected
+
+
+def test_the_place_of_a_paused_run_is_that_of_its_configuration(halved, analyse):
+    """The best run of a configuration of two seeds is paused with it: its mean is last."""
+    for seed, nelbo in {0: 1.0, 1: 99.0}.items():
+        write_paused(halved / f"e{seed}", [nelbo, nelbo], beta=5, seed=seed)
+    reasons = analyse(halved)[2].set_index("run")["reason"]
+    for run in ("e0", "e1"):
+        assert reasons[run].startswith("after epoch 2: place 5 of 5 configurations by val/nelbo")
+
+
+def test_a_damaged_plan_has_no_rungs(halved):
+    (halved / "sweep.json").write_text("{")
+    assert rungs.of(halved) == []
+    assert run_analysis(halved) == 0
+
+
+# the differences between two runs
+
+
+def test_a_diff_names_what_differs_and_nothing_else(tmp_path, capsys):
+    more = {"machine": "Linux", "versions": {"torch": "2.1"}, "code": "abc"}
+    one = write_run(tmp_path / "one", beta=1, more=more)
+    more = {"machine": "Linux", "versions": {"torch": "2.2"}}
+    two = write_run(tmp_path / "two", beta=10, psnr=21.5, faces=HOSTILE, more=more)
+    for folder, clip in {one: 1.0, two: 500.0}.items():  # result.json lacks it
+        settings = Settings.model_validate({"trainer": {"gradient_clip_val": clip}})
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings.plain()))
+    assert run_analysis("diff", one, two) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.split() == ["one", "two"]
+    start = title.index("one")
+    rows = [(line[:start].strip(), *line[start:].split()) for line in lines]
+    assert rows == [
+        ("settings beta", "1", "10"),
+        ("settings trainer.gradient_clip_val", "1.0", "500.0"),
+        ("code code", '"abc"', "-"),
+        ("data data_fingerprint", '"f"', f'"{HOSTILE}"'),
+        ("versions torch", '"2.1"', '"2.2"'),
+        ("metrics val/kl", "50.0", "9.090909090909092"),
+        ("metrics val/psnr", "20.0", "21.5"),
+    ]
+    assert run_analysis("diff", one, f"{one}/") == 0
+    groups = "settings, status, code, data, versions, machine, metrics, cost"
+    assert f"equal in all of {groups}" in capsys.readouterr().out
+
+
+def test_a_run_without_a_result_is_compared_by_its_settings_and_epochs(tmp_path, capsys):
+    for name, epochs in {"one": 3, "two": 5}.items():
+        path = write_status(write_run(tmp_path / name, epochs=epochs), "INTERRUPTED")
+        (path / "result.json").unlink()
+        (path / "config.yaml").write_text(yaml.safe_dump(Settings(epochs=epochs).plain()))
+    assert run_analysis("diff", tmp_path / "one", tmp_path / "two") == 0
+    printed = capsys.readouterr().out
+    assert "settings epochs" in printed
+    assert "metrics epoch" in printed
+    assert "status" not in printed
+
+
+LONG = "/data/" + "x" * 57
+PAIRS = {  # and whether they are equal
+    "whole numbers": (1, 1.0, True),
+    "not a number": (math.nan, math.nan, True),
+    "lists": ([1, {"a": 2}], [1.0, {"a": 2.0}], True),
+    "a float": (0.002, 0.0020000001, False),
+    "a text": (f"{LONG}/set-one", f"{LONG}/set-two", False),
+    "a list": ([1, 2, [0.1]], [1, 2, [0.1 + 1e-12]], False),
+    "a number and a text": (1, "1", False),
+    "a number and true": (1, True, False),
+    "a text and nothing": ("none", None, False),
+    "control characters": ("a\x01", "a\x02", False),
+}
+
+
+@pytest.mark.parametrize("place", ["settings", "versions", "best"])
+@pytest.mark.parametrize(("one", "two", "equal"), PAIRS.values(), ids=PAIRS)
+def test_a_diff_compares_and_shows_whole_values(tmp_path, one, two, equal, place, capsys):
+    folders = []
+    for name, value in {"one": one, "two": two}.items():
+        folders.append(write_run(tmp_path / name, more={"versions": {}}))
+        result = json.loads((folders[-1] / "result.json").read_text())
+        result[place]["entry"] = value
+        (folders[-1] / "result.json").write_text(json.dumps(result))
+    assert run_analysis("diff", *folders) == 0
+    printed = capsys.readouterr().out
+    if equal:
+        assert "the two runs are equal in all of" in printed
+        return
+    title, row = printed.splitlines()
+    shown = [row[title.index("one") : title.index("two")], row[title.index("two") :]]
+    assert list(map(json.loads, shown)) == [one, two]

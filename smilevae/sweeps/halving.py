@@ -26,13 +26,12 @@ class Halving(Queue):
     Several jobs at a time are asynchronous (ASHA, Li et al. 1810.05934).
 
     A setting is all jobs that differ in seed or split only. It goes on if it is among the best
-    `num` of those that finished a rung. It also goes on if its trend puts it among the best `num`
-    at the end of the next rung: a setting that learns slowly is often the best at the end. A
-    setting behind the mean face goes on after the first rung, and after any rung with fewer than
-    `num` settings ahead of the mean face: it has learnt nothing that could be compared.
+    `num` of those that finished a rung, now or by its trend: what learns slowly is often the best
+    at the end. A setting behind the mean face goes on after the first rung, and after any rung with
+    fewer than `num` settings ahead of the mean face: nothing is learnt that could be compared.
 
-    The lowest rung comes first: one job at a time, a rung is full before the next begins. Several
-    jobs at a time do not wait for each other, so a few settings more can go on.
+    The lowest rung comes first. Several jobs at a time do not wait for each other, so a few
+    settings more can go on.
     """
 
     @functools.cached_property

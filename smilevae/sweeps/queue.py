@@ -3,19 +3,15 @@
 The queue is the sweep's folder: `sweep.json` names the jobs, and the files in their run folders say
 how far each has come. There is no other state, so a kill at any moment loses no decision.
 
-A worker forks one process a job until nothing is left for it (jobs.work). The process of a job
-claims it: under the lock of the queue it asks the strategy who is next, and locks that run folder.
-The lock of a run folder ends with its process, so a job whose worker is killed is next again, and
-two sweeps that are started on one folder share its jobs and run none twice.
+The process of a job claims it: under the lock of the queue it asks the strategy who is next, and
+locks that run folder until it ends. So a job that is killed is next again, and none runs twice.
 
     Queue     queue.py     every job to its end; one that begins with a shorter job comes after it
     Halving   halving.py   the jobs of the lowest rung that is not full
     Search    search.py    the points that Optuna proposes
 
-A strategy has two methods: `left()` gives the jobs that wait, the first one first, and the epoch
-until which each trains; `total_epochs()` gives the epochs of the whole sweep. A closed queue is
-empty for the workers of its sweep, and their jobs end with a checkpoint. A signal closes it, and
-the end of the budget does.
+A strategy has two methods, `left()` and `total_epochs()`. A closed queue is empty for the workers
+of its sweep, and their jobs end with a checkpoint. A signal closes it, and the end of the budget.
 """
 
 import contextlib
