@@ -27,7 +27,7 @@ from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs, open_queue
 from smilevae.sweeps.halving import Halving, plan_rungs
 from smilevae.sweeps.options import SweepOptions, parse
-from smilevae.sweeps.plan import changes, job_name, lock_of
+from smilevae.sweeps.plan import ONE_VALUE, changes, job_name, lock_of
 from smilevae.sweeps.queue import Queue
 from smilevae.sweeps.watch import Watch, spent
 
@@ -53,9 +53,8 @@ class CheckBeforeStart(Callback):
                 if not settings.resume:
                     runs.refuse_used(Path(folder))
             except OSError as error:
-                raise ConfigError(
-                    f"hydra.run.dir={folder} cannot be a run folder: {error.strerror}"
-                ) from None
+                text = f"hydra.run.dir={folder} cannot be a run folder: {error.strerror}"
+                raise ConfigError(text) from None
             with read_write(config.hydra):
                 config.hydra.run.dir = folder
 
@@ -132,14 +131,12 @@ class ResumableSweeper(BasicSweeper):
             plan.add_search(search)
             return plan, points
         if options.trials:
-            raise ConfigError(
-                "sweep.trials is for a search; give a knob an interval, such as beta=interval(1,50)"
-            )
+            remedy = "give a knob an interval, such as beta=interval(1,50)"
+            raise ConfigError(f"sweep.trials is for a search; {remedy}")
         grid = [point for batch in self.split_arguments(overrides, None) for point in batch]
         if len(grid) > MAX_JOBS and not options.yes:
-            raise ConfigError(
-                f"{len(grid)} jobs, more than {MAX_JOBS}; if you mean it, add sweep.yes=true"
-            )
+            remedy = "if you mean it, add sweep.yes=true"
+            raise ConfigError(f"{len(grid)} jobs, more than {MAX_JOBS}; {remedy}")
         named = self._points(grid)
         plan = Queue.read(folder)
         plan.add_grid(named)
@@ -154,10 +151,8 @@ class ResumableSweeper(BasicSweeper):
         from smilevae.sweeps.search import ends, interval  # needs Optuna
 
         if not options.trials or options.halving:
-            raise ConfigError(
-                "an interval is a search: say how many points with sweep.trials=N, without"
-                " sweep.halving"
-            )
+            remedy = "say how many points with sweep.trials=N, without sweep.halving"
+            raise ConfigError(f"an interval is a search: {remedy}")
         space: dict[str, Any] = {}
         fixed: dict[str, str] = {}
         choices: list[tuple[str, str]] = []
@@ -165,9 +160,7 @@ class ResumableSweeper(BasicSweeper):
             knob = override.get_key_element()
             value = override.value()
             if override.is_sweep_override() and knob in NOT_RESULT:
-                raise ConfigError(
-                    f"{knob} cannot be searched, because it tells no jobs apart; give it one value"
-                )
+                raise ConfigError(f"{knob} cannot be searched, {ONE_VALUE}")
             if isinstance(value, IntervalSweep):
                 log = "log" in value.tags
                 space[knob] = interval(knob, value.start or 0.0, value.end or 0.0, log)

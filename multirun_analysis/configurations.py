@@ -23,9 +23,8 @@ def check_rank_by(sweep: Sweep, metric: str) -> None:
     if metric not in BETTER:
         raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(BETTER)}")
     if metric == "val/loss" and differing(sweep.completed, ("used_beta", "image_size", *PEOPLE)):
-        raise ConfigError(
-            "rank_by=val/loss does not compare runs of different beta, data or size; use val/nelbo"
-        )
+        runs = "runs of different beta, data or size"
+        raise ConfigError(f"rank_by=val/loss does not compare {runs}; use val/nelbo")
 
 
 def usable(sweep: Sweep, metric: str) -> str:
@@ -175,9 +174,8 @@ def verdict(ranked: pd.DataFrame) -> str:
     if len(ranked) == 1:
         return "All runs have the same configuration."
     if ranked["runs"].max() == 1:
-        return (
-            "Each configuration has one run, so a difference may be luck: repeat with seed=0,1,2."
-        )
+        remedy = "repeat with seed=0,1,2"
+        return f"Each configuration has one run, so a difference may be luck: {remedy}."
     best, *alike = ranked.loc[~ranked["apart"], "configuration"]
     if not alike:
         return f"{best} is better than every other configuration."

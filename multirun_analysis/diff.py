@@ -23,9 +23,8 @@ MISSING = object()  # an entry that only the other run has
 def diff(folders: list[str]) -> str:
     """A table of what differs between two run folders, or a sentence. Raises ConfigError."""
     if len(folders) != 2:
-        raise ConfigError(
-            f"diff compares two run folders, and {len(folders)} are given; pass diff RUN RUN"
-        )
+        given = f"{len(folders)} are given; pass diff RUN RUN"
+        raise ConfigError(f"diff compares two run folders, and {given}")
     one, two = (Path(folder).expanduser() for folder in folders)
     left = _facts(one)
     right = _facts(two)

@@ -66,9 +66,8 @@ def rate_distortion(figure: Figure, done: pd.DataFrame, best: list[Path]) -> str
     # The linear references, if all runs have the same faces.
     references = "No linear references: the runs have different faces, or lack spectrum.json."
     if spectrum := reference(done):
-        references = (
-            "Dotted: the mean face and PCA. Dashed: the linear VAE's optimum as beta varies."
-        )
+        dashed = "the linear VAE's optimum as beta varies"
+        references = f"Dotted: the mean face and PCA. Dashed: {dashed}."
         _draw_references(plot, spectrum, sorted(colours), sorted(done["latent_dim"].unique()))
     plot.set_xscale("symlog", linthresh=1)
     plot.xaxis.set_major_formatter("{x:g}")

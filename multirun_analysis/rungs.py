@@ -26,13 +26,12 @@ def explain(sweep: Sweep, rungs: list[tuple[int, int]]) -> str:
         if reached.runs.empty:
             break
         ranked = list(configurations.rank(reached, "val/nelbo")["configuration"])
+        go_on = f"the best {num}, now or by their trend, go on"
         paused = sweep.runs["status"] == "paused"
         for run in configurations.with_units(reached, "val/nelbo").to_dict("records"):
-            place = ranked.index(run["configuration"]) + 1
-            sweep.runs.loc[paused & (sweep.runs["path"] == run["path"]), "reason"] = (
-                f"after epoch {epochs}: place {place} of {len(ranked)} configurations by"
-                f" val/nelbo; the best {num}, now or by their trend, go on"
-            )
+            place = f"place {ranked.index(run['configuration']) + 1} of {len(ranked)}"
+            reason = f"after epoch {epochs}: {place} configurations by val/nelbo; {go_on}"
+            sweep.runs.loc[paused & (sweep.runs["path"] == run["path"]), "reason"] = reason
     text = ", ".join(f"{num} to epoch {epochs}" for epochs, num in rungs)
     return (
         f"Successive halving trained {rungs[0][1]} configurations: {text}. Effects are those after"

@@ -50,10 +50,8 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:
     done = sweep.completed
     if people := collect.differing(done, collect.PEOPLE):
         reason = ", ".join(people).replace("data_fingerprint", "other images")
-        yield (
-            f"Runs hold out different people ({reason}), and some people are easier: compare means"
-            " over several data.split_seed, not single runs."
-        )
+        remedy = "compare means over several data.split_seed, not single runs."
+        yield f"Runs hold out different people ({reason}), and some people are easier: {remedy}"
     if collect.differing(done, ["image_size"]):
         depends = f"on which {rank_by} depends: compare runs of one size."
         yield f"Runs have different image sizes, {depends}"
@@ -63,16 +61,13 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:
     if second := [knob for knob in sweep.swept if knob.startswith("sharpen.")]:
         phase = f"{' and '.join(second)} acts in the second, in RUN/sharp."
         yield f"The numbers are of the first phase; {phase}"
-    leaders = ranked.head(2)
-    behind = [
-        f"{own.configuration} ({own.psnr:.2f} dB, the mean face {own.mean_face_psnr:.2f} dB)"
-        for own in leaders[leaders["behind_mean_face"]].itertuples()
-    ]
+    behind = []
+    for own in ranked.head(2).query("behind_mean_face").itertuples():
+        mean_face = f"the mean face {own.mean_face_psnr:.2f} dB"
+        behind.append(f"{own.configuration} ({own.psnr:.2f} dB, {mean_face})")
     if behind:
-        yield (
-            f"Behind the mean face by PSNR: {'; '.join(behind)}. They have learnt less than an"
-            " average of all faces. Train longer, or lower beta."
-        )
+        learnt = "They have learnt less than an average of all faces. Train longer, or lower beta."
+        yield f"Behind the mean face by PSNR: {'; '.join(behind)}. {learnt}"
     if improving := sum(map(_still_improving, done["path"])):
         num = f"{improving} of {len(done)} runs"
         remedy = "train longer before trusting small differences."
@@ -94,11 +89,9 @@ def linear_reference(sweep: Sweep) -> str:
     if not spectrum:
         return ""
     optimum = linear_vae(spectrum, run["used_beta"], int(run["latent_dim"]))
-    return (
-        f"The best PSNR is {run['val/psnr']:.2f} dB, of {run['run']}. A linear VAE with its beta and"
-        f" latent_dim can reach {optimum['psnr']:.2f} dB, the mean face"
-        f" {pca_psnr(spectrum, 0):.2f} dB."
-    )
+    best = f"The best PSNR is {run['val/psnr']:.2f} dB, of {run['run']}."
+    reach = f"{optimum['psnr']:.2f} dB, the mean face {pca_psnr(spectrum, 0):.2f} dB"
+    return f"{best} A linear VAE with its beta and latent_dim can reach {reach}."
 
 
 def cost(sweep: Sweep) -> str:

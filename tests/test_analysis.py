@@ -220,11 +220,8 @@ def test_the_pareto_front_is_what_nothing_beats():
     ("values", "improving"),
     [
         ([10 + epoch for epoch in range(5)], False),  # a warm start that stays the best
-        ([4, 3, 4, 5], False),
-        ([5, 4, 3.01, 3], False),
-        ([9, 5, 3], True),
-        ([3], False),
-        ([], False),
+        *[([4, 3, 4, 5], False), ([5, 4, 3.01, 3], False), ([9, 5, 3], True)],
+        *[([3], False), ([], False)],
     ],
 )
 def test_a_run_that_still_improves_is_counted(tmp_path, values, improving, analyse):
@@ -377,9 +374,7 @@ PEOPLE = {
 
 
 @pytest.mark.parametrize("knob", PEOPLE)
-def test_runs_that_hold_out_different_people_are_not_compared_without_a_word(
-    tmp_path, knob, analyse
-):
+def test_runs_that_hold_out_different_people_are_named(tmp_path, knob, analyse):
     for name, value in zip("ab", PEOPLE[knob]):
         with_spectrum(write_run(tmp_path / name, **{knob: value}))
     reason = "other images" if knob == "faces" else knob

@@ -74,12 +74,10 @@ class Halving(Queue):
         for number, (epochs, _) in enumerate(self.rungs[:-1], start=1):
             allowed = set(self.allowed(number))
             num = sum(allowed.issuperset(self.settings[one]) for one in self._behind(number))
-            behind = (
-                f"{num} of {len(self.settings)} settings were behind the mean face by {RANK_BY}"
-            )
+            behind = f"{num} of {len(self.settings)} settings were behind the mean face"
             if num:
-                text = f"after epoch {epochs} {behind}; they had learnt nothing yet and went on"
-                lines.append(text)
+                went_on = "they had learnt nothing yet and went on"
+                lines.append(f"after epoch {epochs} {behind} by {RANK_BY}; {went_on}")
         return lines
 
     def _means(self, epochs: int) -> dict[str, float]:
@@ -114,8 +112,7 @@ class Halving(Queue):
     def left(self) -> list[tuple[str, int]]:
         for number, (epochs, _) in enumerate(self.rungs):
             waiting = [name for name in self.allowed(number) if not self.finished(name, epochs)]
-            left = [(name, epochs) for name in waiting if self.free(name)]
-            if left:
+            if left := [(name, epochs) for name in waiting if self.free(name)]:
                 return left
         return []
 
@@ -145,10 +142,8 @@ def plan_rungs(jobs: dict[str, Settings], factor: int, first: int | None) -> lis
     """
     for name in ("epochs", "image_size"):
         if len({getattr(settings, name) for settings in jobs.values()}) > 1:
-            raise ConfigError(
-                "sweep.halving compares jobs after equal epochs and at one size;"
-                f" give {name} one value"
-            )
+            equal = "after equal epochs and at one size"
+            raise ConfigError(f"sweep.halving compares jobs {equal}; give {name} one value")
     longest = next(iter(jobs.values())).epochs
     num = len(Halving(Path(), jobs).settings)
     epochs = first or max(LEAST_EPOCHS, math.ceil(longest / factor**2))

@@ -113,9 +113,8 @@ def run_job(settings: Settings, path: Path) -> float:
     if (path / "config.yaml").exists():
         before = runs.read_settings(path)
         if before.result_settings() != settings.result_settings():
-            raise ConfigError(
-                f"{path} holds a run with other settings; choose another hydra.sweep.dir"
-            )
+            remedy = "choose another hydra.sweep.dir"
+            raise ConfigError(f"{path} holds a run with other settings; {remedy}")
     if runs.state(path)["status"] != "COMPLETED":
         _record_death(path, in_process(_one_job, settings, path))
     best = runs.read_result(path).get("best")

@@ -27,6 +27,7 @@ from smilevae.errors import ConfigError
 FILE = "sweep.json"
 LOG = "sweep.log"
 MAX_NAME = 150
+ONE_VALUE = "because it tells no jobs apart; give it one value"
 REPLACED = ("hydra.sweep.dir=", "retry_failed=")  # words that the printed line does not repeat
 
 
@@ -51,14 +52,12 @@ class Plan:
             return cls(folder, jobs, **content)
         except FileNotFoundError:
             if any(not path.name.startswith(".") for path in folder.glob("*")):
-                raise ConfigError(
-                    f"{folder} is not empty and holds no sweep; choose another hydra.sweep.dir"
-                ) from None
+                text = "is not empty and holds no sweep; choose another hydra.sweep.dir"
+                raise ConfigError(f"{folder} {text}") from None
             return cls(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
-            raise ConfigError(
-                f"{folder}/{FILE} cannot be read; restore it, or start a new sweep"
-            ) from None
+            text = "cannot be read; restore it, or start a new sweep"
+            raise ConfigError(f"{folder}/{FILE} {text}") from None
 
     def add_grid(self, points: list[tuple[str, Settings]]) -> None:
         """Let the points of a grid join. Raises ConfigError, also if they change fixed settings."""
@@ -71,10 +70,8 @@ class Plan:
         """Begin or continue a search. Raises ConfigError if it was another one."""
         if self.search:
             if self.search["space"] != search["space"]:
-                raise ConfigError(
-                    f"{self.folder} searched other intervals or values; give the same, or start a"
-                    " new sweep"
-                )
+                remedy = "give the same, or start a new sweep"
+                raise ConfigError(f"{self.folder} searched other intervals or values; {remedy}")
             before = Settings().with_values(self.search["base"])
             refuse_changes(self.folder, [before], [Settings().with_values(search["base"])])
         self.search = search
@@ -90,9 +87,7 @@ class Plan:
         for name, settings in points:
             own = key(settings)
             for knob in changes(new.setdefault(own, settings), settings):
-                raise ConfigError(
-                    f"{knob} cannot be swept, because it tells no jobs apart; give it one value"
-                )
+                raise ConfigError(f"{knob} cannot be swept, {ONE_VALUE}")
             if own not in names:
                 names[own] = f"{name}_{_digest(own)}" if name in self.jobs else name
             self.jobs[names[own]] = settings
@@ -107,13 +102,11 @@ class Plan:
                     raise FileExistsError
                 self.write()
         except FileExistsError:
-            raise ConfigError(
-                f"{self.folder} was changed by another sweep just now; start again"
-            ) from None
+            text = "was changed by another sweep just now; start again"
+            raise ConfigError(f"{self.folder} {text}") from None
         except OSError as error:
-            raise ConfigError(
-                f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}"
-            ) from None
+            text = f"hydra.sweep.dir={self.folder} cannot be written: {error.strerror}"
+            raise ConfigError(text) from None
 
     def write(self) -> None:
         content = {

@@ -96,11 +96,8 @@ class Queue(Plan):
         if settings.schedule != "plateau" or settings.sharpen.epochs:
             return []
         own = key(settings, "epochs")
-        shorter = [
-            other
-            for other, its in self.jobs.items()
-            if its.epochs < settings.epochs and key(its, "epochs") == own
-        ]
+        fewer = [other for other, its in self.jobs.items() if its.epochs < settings.epochs]
+        shorter = [other for other in fewer if key(self.jobs[other], "epochs") == own]
         return sorted(shorter, key=lambda other: self.jobs[other].epochs)
 
     def beginning(self, name: str) -> Path | None:

@@ -152,9 +152,8 @@ def interval(knob: str, low: float, high: float, log: bool) -> dict[str, Any]:
     try:
         distribution(space)
     except ValueError as error:
-        raise ConfigError(
-            f"{knob}=interval({low:g},{high:g}) is no space to search: {error}"
-        ) from None
+        text = f"{knob}=interval({low:g},{high:g}) is no space to search: {error}"
+        raise ConfigError(text) from None
     return space
 
 
