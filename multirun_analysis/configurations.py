@@ -23,8 +23,8 @@ def check_rank_by(sweep: Sweep, metric: str) -> None:
     if metric not in BETTER:
         raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(BETTER)}")
     if metric == "val/loss" and differing(sweep.completed, ("used_beta", "image_size", *PEOPLE)):
-        runs = "runs of different beta, data or size"
-        raise ConfigError(f"rank_by=val/loss does not compare {runs}; use val/nelbo")
+        mixed = "runs of different beta, data or size"
+        raise ConfigError(f"rank_by=val/loss does not compare {mixed}; use val/nelbo")
 
 
 def usable(sweep: Sweep, metric: str) -> str:

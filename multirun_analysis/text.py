@@ -160,8 +160,9 @@ def _effects(effects: list[dict[str, Any]], rank_by: str) -> list[str]:
 
 def _first(lines: list[str], most: int, place: str) -> list[str]:
     """The first lines; if there are more, a line says where the others are."""
-    more = [f"  and {len(lines) - most} more {place}"] if len(lines) > most else []
-    return [*lines[:most], *more]
+    if len(lines) > most:
+        lines = [*lines[:most], f"  and {len(lines) - most} more {place}"]
+    return lines
 
 
 def _change(effect: dict[str, Any]) -> str:
