@@ -401,10 +401,10 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def sweep_to_stop(folder: Path, code: int, seconds: float):
+def sweep_to_stop(folder: Path, code: int, seconds: float, *words: str):
     """A sweep that the body stops: it ends with an exit code in time, and leaves nobody behind."""
     with open(folder.with_name("out"), "w") as out:
-        process = start_sweep(folder, "seed=0,1", "epochs=400", out=out)
+        process = start_sweep(folder, "seed=0,1", *words, out=out)
         try:
             yield process
             assert process.wait(timeout=seconds) == code
@@ -423,7 +423,7 @@ def sweep_to_stop(folder: Path, code: int, seconds: float):
 )
 def test_a_signal_stops_the_sweep_at_once_and_it_goes_on_later(tmp_path, signum, code, whole_group):
     folder = tmp_path / "s"
-    with sweep_to_stop(folder, code, 10) as process:
+    with sweep_to_stop(folder, code, 10, "epochs=400") as process:
         wait_for(lambda: len(runs.read_metrics(folder / "seed-0")) >= 2)
         (os.killpg if whole_group else os.kill)(process.pid, signum)
     printed = (tmp_path / "out").read_text()
