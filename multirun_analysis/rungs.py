@@ -47,8 +47,8 @@ def after(sweep: Sweep, epochs: int) -> Sweep:
         recorded = runs.read_metrics(row["path"])
         lines = [line for line in recorded if all(name in line for name in METRICS)]
         trained = row["status"] in ("completed", "paused")
-        if trained and lines and lines[-1]["epoch"] >= epochs:
-            until = [line for line in lines if line["epoch"] <= epochs]
+        until = [line for line in lines if line["epoch"] <= epochs]
+        if trained and until and lines[-1]["epoch"] >= epochs:
             best = min(until, key=runs.rank_of)
             metrics = {name: best[name] for name in METRICS}
             rows.append(row | metrics | {"status": "completed"})

@@ -67,7 +67,9 @@ class Plan:
         self.rungs = []
 
     def add_search(self, search: dict[str, Any]) -> None:
-        """Begin or continue a search. Raises ConfigError if it was another one."""
+        """Begin or continue a search. Raises ConfigError if it was another one, or a grid."""
+        if self.jobs and not self.search:
+            raise ConfigError(f"{self.folder} holds a grid; search in another hydra.sweep.dir")
         if self.search:
             if self.search["space"] != search["space"]:
                 remedy = "give the same, or start a new sweep"
