@@ -1,7 +1,6 @@
 """Crops a face from a photo as training images are, and pastes a change back at full resolution.
 
-Shapes: H, W sides of the photo, S side of a crop, K keypoints, L landmarks. A matrix (2, 3) maps points of the photo to
-points of the crop.
+Shapes: S side of a crop, K keypoints, L landmarks. A matrix (2, 3) maps the photo to the crop.
 """
 
 from typing import NamedTuple
@@ -80,7 +79,7 @@ def cut(photo: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 
 
 def soft_mask(side: int, landmarks: np.ndarray | None = None) -> np.ndarray:
-    """(S, S) from 0 at the border to 1 within; of landmarks (L, 2) in pixels of the crop, at their outline."""
+    """(S, S), 0 at the border to 1 within; with landmarks (L, 2) of the crop, 0 at their outline."""
     cv2 = opencv()
     inside = np.ones((side, side), np.uint8)
     if landmarks is not None:

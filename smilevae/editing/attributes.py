@@ -18,6 +18,7 @@ from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
 NAME = "edits.safetensors"  # in an evaluation folder
+PARTS = ("direction", "weights", "matrix")
 NUMBERS = ("bias", "target", "gain", "low", "high")
 LEAST_STEP = 0.25  # of the score, for a face that has the attribute already
 LEAST_RISE = 0.3  # of the score along a face's own direction, as a share of that along `direction`
@@ -47,16 +48,12 @@ class Attribute:
     low: float = -3.0
     high: float = 3.0
 
-    def directions(self, mu: Tensor) -> Tensor:
-        """Each face's own direction: (B, D) -> (B, D)."""
-        if self.matrix is None:
-            return self.direction.expand_as(mu)
-        return self.direction + mu @ self.matrix[:-1] + self.matrix[-1]
-
     def edit(self, mu: Tensor, intensities: Tensor) -> Tensor:
         """Codes of faces at intensities: (B, D), (I,) -> (B, I, D)."""
         missing = (self.target - mu @ self.weights - self.bias).clamp(min=LEAST_STEP)
-        own = self.directions(mu)
+        own = self.direction.expand_as(mu)
+        if self.matrix is not None:
+            own = own + mu @ self.matrix[:-1] + self.matrix[-1]
         least = LEAST_RISE * float(self.direction @ self.weights)
         steps = self.gain * missing / (own @ self.weights).clamp(min=least)
         return mu[:, None] + (steps[:, None] * intensities)[:, :, None] * own[:, None]
@@ -72,11 +69,9 @@ class Edits(NamedTuple):
     def main(self) -> Attribute:
         return self.attributes[0]
 
-    def find(self, name: str | None) -> Attribute:
-        """The attribute of a name; the main one without a name. Raises ConfigError."""
+    def find(self, name: str) -> Attribute:
+        """The attribute of a name. Raises ConfigError."""
         by_name = {attribute.name: attribute for attribute in self.attributes}
-        if name is None:
-            return self.main
         if name not in by_name:
             known = ", ".join(sorted(by_name))
             raise ConfigError(f"attribute={name} cannot be edited; choose one of {known}")
@@ -84,7 +79,7 @@ class Edits(NamedTuple):
 
     def with_main(self, name: str | None) -> "Edits":
         """The same with another main attribute. Raises ConfigError."""
-        first = self.find(name)
+        first = self.main if name is None else self.find(name)
         rest = [attribute for attribute in self.attributes if attribute is not first]
         return self._replace(attributes=[first, *rest])
 
@@ -119,16 +114,13 @@ def plain_attribute(name: str, mu: Tensor, labels: Tensor) -> Attribute:
 
 def to_bytes(vae: VAE, edits: Edits) -> bytes:
     """The content of edits.safetensors."""
-    tensors = {}
-    for index, attribute in enumerate(edits.attributes):
-        tensors[f"{index}.direction"] = attribute.direction
-        tensors[f"{index}.weights"] = attribute.weights
-        if attribute.matrix is not None:
-            tensors[f"{index}.matrix"] = attribute.matrix
-    rows = [
-        {"name": attribute.name} | {number: getattr(attribute, number) for number in NUMBERS}
-        for attribute in edits.attributes
-    ]
+    tensors = {
+        f"{index}.{part}": getattr(attribute, part)
+        for index, attribute in enumerate(edits.attributes)
+        for part in PARTS
+        if getattr(attribute, part) is not None
+    }
+    rows = [{key: getattr(one, key) for key in ("name", *NUMBERS)} for one in edits.attributes]
     content = {"weights": checkpoint.digest(vae), "points": edits.points, "attributes": rows}
     return runs.tensor_file(tensors, content)
 
@@ -139,7 +131,7 @@ def read(path: Path, vae: VAE) -> Edits:
     try:
         tensors = content["tensors"]
         rows = enumerate(content["attributes"])
-        attributes = [_attribute(row, index, tensors, vae) for index, row in rows]
+        attributes = [_attribute(row, index, tensors, vae.latent_dim) for index, row in rows]
         points = torch.tensor(content["points"], dtype=torch.float64)
         if points.shape != (3, 2) or not ((points - 0.5).abs() <= 0.5).all() or not attributes:
             raise ValueError
@@ -149,20 +141,15 @@ def read(path: Path, vae: VAE) -> Edits:
     return Edits(attributes, tuple((x, y) for x, y in points.tolist()))
 
 
-def _attribute(row: Mapping, index: int, tensors: Mapping[str, Tensor], vae: VAE) -> Attribute:
-    """One attribute of a file. Raises ValueError, KeyError or TypeError for a damaged one."""
-    dims = vae.latent_dim
-    shapes = {"direction": (dims,), "weights": (dims,), "matrix": (dims + 1, dims)}
-    parts: Any = {
-        name: tensors[f"{index}.{name}"] for name in shapes if f"{index}.{name}" in tensors
-    }
-    for name, tensor in parts.items():
-        if tensor.shape != shapes[name] or not tensor.isfinite().all():
-            raise ValueError(f"{name} has another shape or values that are not finite")
-    numbers: Any = {name: float(row[name]) for name in NUMBERS}
-    if not torch.tensor([*numbers.values()]).isfinite().all():
+def _attribute(row: Mapping, index: int, tensors: Mapping[str, Tensor], dims: int) -> Attribute:
+    """One attribute of a file. Raises what `read` catches for a damaged one."""
+    shapes = dict(zip(PARTS, [(dims,), (dims,), (dims + 1, dims)]))
+    stored = [part for part in PARTS if f"{index}.{part}" in tensors]
+    values: Any = {part: tensors[f"{index}.{part}"].view(shapes[part]) for part in stored}
+    values |= {name: float(row[name]) for name in NUMBERS}
+    if not all(torch.as_tensor(value).isfinite().all() for value in values.values()):
         raise ValueError("a number is not finite")
-    attribute = Attribute(str(row["name"]), torch.empty(0), **parts, **numbers)
+    attribute = Attribute(str(row["name"]), torch.empty(0), **values)
     if not attribute.direction @ attribute.weights > 0:
         raise ValueError("the score does not rise along the direction")
     return attribute

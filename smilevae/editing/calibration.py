@@ -3,9 +3,9 @@
 Shapes: N faces, D latent dimensions, K attributes, S image side.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class DecodedScores:
     geometry: GeometryReader | None
 
     def __call__(self, codes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The classifier's scores by attribute, and the share of values outside [0, 1]: (N,) each."""
+        """The scores by attribute, and the shares of values outside [0, 1]: (N,) each."""
         scores = []
         clipped = []
         for chunk in codes.split(CHUNK):
@@ -47,104 +47,88 @@ class DecodedScores:
         by_name = {name: torch.cat([some[name] for some in scores]) for name in scores[0]}
         return by_name, torch.cat(clipped)
 
-    def by_geometry(self, name: str, codes: Tensor) -> float | None:
-        """The geometry reader's mean score; None where it cannot read the attribute well."""
-        if self.geometry is None or self.geometry.accuracy.get(name, 0.0) < TRUSTED:
-            return None
-        seen = mesh.see(decode(self.vae, codes))
-        return self.geometry.read(seen.points)[name].mean().item()
 
-
-def estimated(attributes: list[Attribute], mu: Tensor, scores: DecodedScores) -> list[Attribute]:
-    """Attributes that estimate their scores from codes, fitted to codes (N, D) and codes near them."""
-    codes = torch.cat([mu, neighbours(mu)])
+def estimated(
+    attributes: list[Attribute], mu: Tensor, side: np.ndarray, scores: DecodedScores
+) -> list[Attribute]:
+    """Attributes that estimate scores from codes, fitted to those of the faces on one side."""
+    # Two codes near each one, half the codes' spread away
+    own = mu[side]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2 * len(own), own.shape[1], generator=generator)
+    codes = torch.cat([own, own.repeat(2, 1) + 0.5 * own.std(0) * noise])
     measured, _ = scores(codes)
     result = []
     for attribute in attributes:
         score = measured[attribute.name]
         weights, bias = fit_estimate(codes, score)
-        target = float(score[: len(mu)][attribute.labels == 1].mean())
+        target = float(score[: len(own)][attribute.labels[side] == 1].mean())
         result.append(replace(attribute, weights=weights, bias=bias, target=target))
     return result
 
 
-def neighbours(mu: Tensor) -> Tensor:
-    """Two codes near each one, half the codes' spread away: (N, D) -> (2 N, D)."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2 * len(mu), mu.shape[1], generator=generator)
-    return mu.repeat(2, 1) + 0.5 * mu.std(0) * noise
-
-
 def fit_estimate(codes: Tensor, scores: Tensor) -> tuple[Tensor, float]:
-    """Weights (D,) and bias that estimate the scores (N,) of codes (N, D): ridge regression."""
+    """Ridge regression of scores (N,) on codes (N, D): weights (D,) and bias."""
     from sklearn.linear_model import Ridge
 
     model = Ridge(alpha=1.0).fit(codes.double().numpy(), scores.double().numpy())
     return torch.from_numpy(model.coef_).float(), float(model.intercept_)
 
 
-def effects(attributes: list[Attribute], mu: Tensor, scores: DecodedScores) -> Tensor:
-    """Mean changes of every score (columns) along the direction of every attribute (rows): (K, K)."""
-    names = [attribute.name for attribute in attributes]
-    before, _ = scores(mu)
-    rows = []
-    for attribute in attributes:
-        after, _ = scores(mu + attribute.direction)
-        rows.append(torch.stack([(after[name] - before[name]).mean() for name in names]))
-    return torch.stack(rows)
-
-
 def calibrated(
-    attribute: Attribute, lacks: Tensor, has: Tensor, scores: DecodedScores
+    attribute: Attribute, mu: Tensor, side: np.ndarray, num: int, scores: DecodedScores
 ) -> Attribute:
-    """An attribute with gain and range, fitted to codes (N, D) of faces that lack and that have it.
+    """An attribute with gain and range, fitted to `num` faces of each class on one side.
 
-    At intensity 1 the mean score is that of faces that have the attribute, by the classifier and
-    by geometry.
+    At intensity 1 both readers read what they read of faces that have the attribute.
     """
+    name = attribute.name
+    lacks, has = (mu[side][attribute.labels[side] == label][:num] for label in (0, 1))
     if not attribute.direction @ attribute.weights > 0:
         attribute = replace(attribute, direction=-attribute.direction)
 
-    def measure(codes: Tensor) -> tuple[float, float]:
-        by_name, clipped = scores(codes)
-        return float(by_name[attribute.name].double().mean()), float(clipped.double().mean())
+    def edited(level: float) -> Tensor:
+        return attribute.edit(lacks, torch.tensor([level]))[:, 0]
 
-    attribute = replace(attribute, gain=fitted_gain(attribute, lacks, measure))
-    attribute = replace(attribute, gain=attribute.gain * _factor(attribute, lacks, has, scores))
-    low, high = fitted_range(attribute, lacks, measure)
+    def measure(level: float) -> tuple[float, float]:
+        by_name, clipped = scores(edited(level))
+        return float(by_name[name].double().mean()), float(clipped.double().mean())
+
+    def landmarks(codes: Tensor) -> float:
+        assert scores.geometry
+        seen = mesh.see(decode(scores.vae, codes))
+        return scores.geometry.read(seen.points)[name].mean().item()
+
+    gain = reaching(attribute.target, GAINS, lambda level: measure(level)[0])
+    attribute = replace(attribute, gain=gain)
+    if scores.geometry and scores.geometry.accuracy.get(name, 0.0) >= TRUSTED:
+        more = reaching(landmarks(has), FACTORS, lambda level: landmarks(edited(level)))
+        attribute = replace(attribute, gain=gain * more)
+    low, high = fitted_range(measure)
     return replace(attribute, low=low, high=high)
 
 
-Measure = Callable[
-    [Tensor], tuple[float, float]
-]  # codes -> mean score, mean share of clipped values
-
-
-def fitted_gain(attribute: Attribute, mu: Tensor, measure: Measure) -> float:
-    """The gain at which intensity 1 gives the target score, between the GAINS."""
-    scores: list[float] = []
-    for gain in GAINS:
-        codes = replace(attribute, gain=gain).edit(mu, torch.ones(1))[:, 0]
-        scores.append(max([measure(codes)[0], *scores[-1:]]))
-        if scores[-1] > attribute.target:
+def reaching(goal: float, levels: Sequence[float], mean: Callable[[float], float]) -> float:
+    """The level at which a mean score reaches a goal; the nearest one where it does not."""
+    means: list[float] = []
+    for level in levels:
+        means.append(max([mean(level), *means[-1:]]))
+        if means[-1] >= goal:
             break
-    return float(np.interp(attribute.target, scores, GAINS[: len(scores)]))
+    return float(np.interp(goal, means, levels[: len(means)]))
 
 
-def fitted_range(attribute: Attribute, mu: Tensor, measure: Measure) -> tuple[float, float]:
-    """Intensities up to which every step raises the score, and few values are clipped."""
-
-    @functools.cache
-    def at(level: float) -> tuple[float, float]:
-        return measure(attribute.edit(mu, torch.tensor([level]))[:, 0])
-
+def fitted_range(measure: Callable[[float], tuple[float, float]]) -> tuple[float, float]:
+    """Intensities up to which every step raises the mean score, and few values are clipped."""
+    at = cache(measure)
     rest, clipped = at(0.0)
     promised = STEP * (at(1.0)[0] - rest)
 
     def rises(low: float) -> bool:
-        before, after = at(low), at(low + STEP)
-        whole = max(before[1], after[1]) <= clipped + CLIPPED
-        return whole and promised > 0 and after[0] - before[0] >= FOLLOWS * promised
+        before, clipped_before = at(low)
+        after, clipped_after = at(low + STEP)
+        whole = max(clipped_before, clipped_after) <= clipped + CLIPPED
+        return whole and promised > 0 and after - before >= FOLLOWS * promised
 
     high = 0.0
     while high < REACH and rises(high):
@@ -153,22 +137,6 @@ def fitted_range(attribute: Attribute, mu: Tensor, measure: Measure) -> tuple[fl
     while low > -REACH and rises(low - STEP):
         low -= STEP
     return low, high
-
-
-def _factor(attribute: Attribute, lacks: Tensor, has: Tensor, scores: DecodedScores) -> float:
-    """How much more gain geometry needs at 1 to read what it reads of faces that have it; 1 without."""
-    goal = scores.by_geometry(attribute.name, has)
-    if goal is None:
-        return 1.0
-    means: list[float] = []
-    for factor in FACTORS:
-        codes = attribute.edit(lacks, torch.tensor([factor]))[:, 0]
-        mean = scores.by_geometry(attribute.name, codes)
-        assert mean is not None
-        means.append(max([mean, *means[-1:]]))
-        if means[-1] >= goal:
-            break
-    return float(np.interp(goal, means, FACTORS[: len(means)]))
 
 
 @torch.no_grad()

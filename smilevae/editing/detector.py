@@ -1,7 +1,7 @@
-"""Faces in a photo: MediaPipe's full-range detector proposes them, the face mesh places and checks them (see NOTICE).
+"""Faces in a photo: MediaPipe's full-range detector proposes them, the face mesh checks them (see NOTICE).
 
-Shapes: H, W sides of the photo, N faces, K = 3 keypoints (both eyes, the mouth), L landmarks of the mesh. Points are
-pixels of the photo, across and down.
+Shapes: H, W sides of the photo, N faces, K = 3 keypoints (both eyes, the mouth), L landmarks.
+Points are pixels of the photo, across and down.
 """
 
 import itertools
@@ -10,18 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smilevae.editing import mesh
-from smilevae.editing.alignment import (
-    LAYOUT,
-    LONGEST,
-    Points,
-    cut,
-    keypoints,
-    matrix_of,
-    moved,
-    moved_back,
-    similarity,
-)
+from smilevae.editing import alignment, mesh
+from smilevae.editing.alignment import keypoints, matrix_of, moved_back
 from smilevae.errors import DataError
 
 MODEL = Path(__file__).with_name("face_detection_full_range.tflite")
@@ -33,15 +23,14 @@ ZOOMS = (0.5, 1, 2, 4)  # it finds faces of an eighth to a half of its input
 ANGLES = np.radians([0, 45, -45])
 LIKELY = -0.5  # logit of a proposal
 TRUST = 11.0  # score of the mesh; of 84 faces 82 had over 12, wrong places at most 10.2
-TURNS = np.multiply.outer(
-    [0.92, 1.08], np.exp([0.1j, -0.1j])
-).ravel()  # of the crops whose landmarks are averaged
+# of the crops whose landmarks are averaged
+TURNS = np.multiply.outer([0.92, 1.08], np.exp([0.1j, -0.1j])).ravel()
 MARGIN = 36  # pixels of the mesh's input about a face
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
-    """Landmarks (L, 2) of the faces in a photo (H, W, 3), largest first. Tilted ones count where none is upright."""
-    share = min(1, LONGEST / max(photo.shape))
+    """Landmarks (L, 2) of the faces in a photo (H, W, 3), largest first; tilted ones if none is upright."""
+    share = min(1, alignment.LONGEST / max(photo.shape))
     height, width = photo.shape[:2]
     size = max(1, round(share * width)), max(1, round(share * height))
     small = mesh.opencv().resize(photo, size, interpolation=mesh.opencv().INTER_AREA)
@@ -49,20 +38,16 @@ def find_faces(photo: np.ndarray) -> list[np.ndarray]:
     for angle in ANGLES:
         for points in _proposals(small, angle):
             face, score = place(photo, points / share)
-            if score >= TRUST and not any(_same(face, other) for other in faces):
+            apart = [np.hypot(*(face - other).mean(0)) / np.ptp(other, 0).max() for other in faces]
+            if score >= TRUST and min(apart, default=1) > 0.5:
                 faces.append(steadied(photo, face))
         if faces:
             break
     return sorted(faces, key=lambda face: -np.ptp(face, 0).max())
 
 
-def _same(face: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two sets of landmarks are of one face."""
-    return np.hypot(*(face - other).mean(0)) <= 0.5 * np.ptp(other, 0).max()
-
-
-def typical_points(images: np.ndarray) -> Points | None:
-    """Median keypoints of training images (N, S, S, 3) uint8 and their mirror images, as shares of the side.
+def typical_points(images: np.ndarray) -> alignment.Points | None:
+    """Median keypoints of images (N, S, S, 3) uint8 and their mirror images, as shares of the side.
 
     None where fewer than ten show a face, or OpenCV is not installed.
     """
@@ -86,28 +71,25 @@ def place(photo: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def steadied(photo: np.ndarray, face: np.ndarray) -> np.ndarray:
-    """The mean landmarks (L, 2) of a face in crops that are turned and zoomed a little: one crop's are off by more."""
+    """Mean landmarks (L, 2) of crops that are turned and zoomed a little: one crop's are off by more."""
     return np.mean([face, *(_see(photo, keypoints(face), turn)[0] for turn in TURNS)], 0)
 
 
 def _see(photo: np.ndarray, points: np.ndarray, turn: complex) -> tuple[np.ndarray, float]:
-    """Landmarks (L, 2) of the face at keypoints in one crop, turned and zoomed by a factor, and the mesh's score."""
-    layout = MARGIN + (mesh.SIDE - 2 * MARGIN) * np.array(LAYOUT)
-    turned = moved(layout, matrix_of(turn, complex(mesh.SIDE, mesh.SIDE) / 2, mesh.SIDE))
-    matrix = similarity(points, turned)
-    crop = torch.from_numpy(cut(photo, matrix, mesh.SIDE)).permute(2, 0, 1)
+    """Landmarks (L, 2) and the mesh's score in one crop, turned and zoomed by a factor."""
+    layout = MARGIN + (mesh.SIDE - 2 * MARGIN) * np.array(alignment.LAYOUT)
+    turned = alignment.moved(layout, matrix_of(turn, complex(mesh.SIDE, mesh.SIDE) / 2, mesh.SIDE))
+    matrix = alignment.similarity(points, turned)
+    crop = torch.from_numpy(alignment.cut(photo, matrix, mesh.SIDE)).permute(2, 0, 1)
     _, marks, scores = mesh.see(crop[None] / 255, 0)
     return moved_back(mesh.SIDE * marks[0], matrix), float(scores[0])
 
 
 def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
     """Keypoints (K, 2) of possible faces that are tilted by about `angle`, the likeliest first."""
-    height, width = photo.shape[:2]
+    sides = np.array(photo.shape[1::-1])
     turn = np.exp(-1j * angle)
-    span = max(
-        abs(turn.real) * width + abs(turn.imag) * height,
-        abs(turn.real) * height + abs(turn.imag) * width,
-    )
+    span = max(abs(turn.real) * sides + abs(turn.imag) * sides[::-1])
 
     # Windows of SIDE pixels over the turned photo, at several sizes
     seen: list[tuple[float, np.ndarray]] = []
@@ -115,8 +97,8 @@ def _proposals(photo: np.ndarray, angle: float) -> list[np.ndarray]:
         side = round(SIDE * max(1, zoom))
         if zoom > 1 and side > 1.5 * span:
             break
-        matrix = matrix_of(SIDE * zoom / span * turn, complex(width, height) / 2, side)
-        view = cut(photo, matrix, side)
+        matrix = matrix_of(SIDE * zoom / span * turn, complex(*sides) / 2, side)
+        view = alignment.cut(photo, matrix, side)
         starts = range(0, side - SIDE + 1, SIDE // 2)
         for left, top in itertools.product(starts, starts):
             logits, points = _detect(view[top : top + SIDE, left : left + SIDE])

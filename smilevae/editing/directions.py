@@ -12,7 +12,7 @@ LEAST_EFFECT = 0.1  # of the largest, which a combination of directions must hav
 
 
 def transport(mu: Tensor, labels: Tensor) -> Tensor:
-    """Optimal transport from the Gaussian of codes that lack an attribute to that of codes that have it.
+    """Optimal transport from the Gaussian of codes without an attribute to that of codes with it.
 
     It moves a code z by the mean difference plus (z, 1) @ matrix; gives the matrix (D + 1, D).
     Closed form: Peyré and Cuturi 1803.00567, remark 2.31. The covariances are shrunk (Ledoit & Wolf
@@ -44,12 +44,10 @@ def unmixed(directions: list[Tensor], effects: Tensor) -> list[Tensor]:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson's correlation where both are known; 0 where either is constant."""
-    known = torch.isfinite(a + b)
-    a = a[known].double()
-    b = b[known].double()
-    if len(a) < 3 or a.min() == a.max() or b.min() == b.max():
+    pairs = torch.stack([a, b])[:, torch.isfinite(a + b)].double()
+    if pairs.shape[1] < 3 or (pairs.amin(1) == pairs.amax(1)).any():
         return 0.0
-    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+    return float(torch.corrcoef(pairs)[0, 1])
 
 
 def some_of_both(rows: np.ndarray, labels: np.ndarray, num: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fits the edits of every attribute. Each step takes a list of attributes and gives a shorter one.
+"""Fits the edits of every attribute. Each step leaves out attributes that cannot be edited, and says why.
 
 One attribute classifier calibrates; another, trained on other people, is returned for scores.
 Shapes: N training faces, D latent dimensions.
@@ -64,43 +64,50 @@ def fit_edits(vae: VAE, faces: Faces, wanted: str | None = None) -> Fitted | Non
     mu = encode(vae, faces, rows)[0]
     points = typical_points(gather(faces.images, rows[:MAX_PLACED])) or LAYOUT
 
-    # The attributes that are known of enough faces.
-    attributes, left_out = known_attributes(faces, rows, mu, main)
+    # The attributes that are known of enough faces, and that the classifier recognises.
+    labels = {}
+    for name in [main, *attributes_of(faces)]:
+        values = torch.from_numpy(faces.labels(name)[rows]).float()
+        labels[name] = values.masked_fill(values < 0, torch.nan)
+    left_out = unknown(faces, labels)
+    attributes = [
+        Attribute(name, own, mean_difference(mu, own))
+        for name, own in labels.items()
+        if name not in left_out
+    ]
     if attributes and attributes[0].direction.norm() < 1e-3:
         return None
     if main not in left_out:
-        classifier = classifier_of(faces, rows, attributes, calibrating)
-        attributes, unread = readable(attributes, classifier)
-        left_out |= unread
+        classifier = AttributeClassifier(*training_data(faces, rows, attributes, calibrating))
+        left_out |= unrecognised(attributes, classifier.accuracy, "unseen people")
     if main in left_out:
         if wanted:
             raise ConfigError(f"attribute={main}: {left_out[main]}")
-        plain = plain_attribute(main, mu, labels_of(faces, main, rows))
+        plain = plain_attribute(main, mu, labels[main])
         if plain.direction.norm() < 1e-3:
             return None
         return Fitted(Edits([plain], points), left_out)
 
     # Those that reconstructions show, and that their directions change.
-    geometry = geometry_of(faces, rows, attributes, calibrating)
+    attributes = [one for one in attributes if one.name not in left_out]
+    geometry = geometry_reader(*training_data(faces, rows, attributes, calibrating))
     scores = DecodedScores(vae, classifier, geometry)
-    attributes, hidden = shown(attributes, mu, scoring, scores)
-    attributes = estimated_on(attributes, mu, calibrating, scores)
+    left_out |= hidden(attributes[1:], mu, scoring, scores)
+    attributes = [one for one in attributes if one.name not in left_out]
+    attributes = calibration.estimated(attributes, mu, calibrating, scores)
     attributes, unmoved = unmixed(attributes, mu[scoring][:MAX_CALIBRATED], scores)
-    left_out |= hidden | unmoved
+    left_out |= unmoved
 
     # Optimal transport for the main attribute; then gain and range of each.
     first, *others = attributes
-    attributes = [replace(first, matrix=directions.transport(mu, first.labels)), *others]
-    attributes = [calibrated(attribute, mu, scoring, scores) for attribute in attributes]
-    scorer = classifier_of(faces, rows, attributes, scoring)
-    people = frozenset(faces.people[row] for row in rows[scoring])
-    return Fitted(Edits(attributes, points), left_out, scorer, people)
-
-
-def attributes_of(faces: Faces) -> list[str]:
-    """The names of attributes, the label first."""
-    others = [name for name in faces.attributes if name != faces.label]
-    return [faces.label, *others] if faces.labelled("train") else others
+    first = replace(first, matrix=directions.transport(mu, first.labels))
+    attributes = [calibration.calibrated(first, mu, scoring, MAX_CALIBRATED, scores)]
+    for other in others:
+        num = MAX_CALIBRATED // 2
+        attributes.append(calibration.calibrated(other, mu, scoring, num, scores))
+    x, known, people = training_data(faces, rows, attributes, scoring)
+    scorer = AttributeClassifier(x, known, people)
+    return Fitted(Edits(attributes, points), left_out, scorer, frozenset(people))
 
 
 def main_attribute(faces: Faces, wanted: str | None) -> str | None:
@@ -108,10 +115,16 @@ def main_attribute(faces: Faces, wanted: str | None) -> str | None:
     names = attributes_of(faces)
     if wanted and wanted not in names:
         raise ConfigError(f"attribute={wanted} is unknown; choose one of {', '.join(names)}")
-    for name in [wanted] if wanted else names:
-        if wanted or name == faces.label or not shortage(faces, name):
-            return name
-    return None
+    if wanted:
+        return wanted
+    usable = (name for name in names if name == faces.label or not shortage(faces, name))
+    return next(usable, None)
+
+
+def attributes_of(faces: Faces) -> list[str]:
+    """The names of attributes, the label first."""
+    others = [name for name in faces.attributes if name != faces.label]
+    return [faces.label, *others] if faces.labelled("train") else others
 
 
 def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,103 +139,69 @@ def fitted_rows(faces: Faces, main: str) -> tuple[np.ndarray, np.ndarray]:
 def shortage(faces: Faces, name: str, main: str | None = None) -> str | None:
     """Why an attribute has too few faces for a classifier, fitted to the rows of `main`; None if not."""
     rows, half = fitted_rows(faces, main or name)
-    labels = faces.labels(name)
-    counts = [
-        int((labels[rows[side]] == value).sum()) for side in (half, ~half) for value in (1, 0)
-    ]
-    if min(counts) < MIN_LABELLED:
-        has = counts[0] + counts[2]
-        lacks = counts[1] + counts[3]
+    labels = faces.labels(name)[rows]
+    has = [int((labels[side] == 1).sum()) for side in (half, ~half)]
+    lacks = [int((labels[side] == 0).sum()) for side in (half, ~half)]
+    if min(has + lacks) < MIN_LABELLED:
         return (
-            f"{has} training faces have it and {lacks} do not; {2 * MIN_LABELLED} of each are needed,"
-            f" {MIN_LABELLED} in each half of the people"
+            f"{sum(has)} training faces have it and {sum(lacks)} do not; {2 * MIN_LABELLED} of each"
+            f" are needed, {MIN_LABELLED} in each half of the people"
         )
-    if not (labels[faces.rows("val")] == 0).any():
+    if not (faces.labels(name)[faces.rows("val")] == 0).any():
         return "no held-out face is known to lack it"
     return None
 
 
-def labels_of(faces: Faces, name: str, rows: np.ndarray) -> Tensor:
-    """1, 0 or NaN of some faces."""
-    labels = torch.from_numpy(faces.labels(name)[rows]).float()
-    return labels.masked_fill(labels < 0, torch.nan)
-
-
-def known_attributes(
-    faces: Faces, rows: np.ndarray, mu: Tensor, main: str
-) -> tuple[list[Attribute], dict[str, str]]:
-    """Attributes with enough faces, `main` first, along their mean differences; why not the others."""
-    own = labels_of(faces, main, rows)
-    kept: list[Attribute] = []
-    left_out: dict[str, str] = {}
-    for name in dict.fromkeys([main, *attributes_of(faces)]):
-        labels = labels_of(faces, name, rows)
+def unknown(faces: Faces, labels: dict[str, Tensor]) -> dict[str, str]:
+    """Why attributes, the main one first, have too few faces, or are the same as the main one."""
+    main = next(iter(labels))
+    left_out = {}
+    for name, own in labels.items():
         if why := shortage(faces, name, main):
             left_out[name] = why
-        elif name != main and abs(directions.correlation(own, labels)) > SAME:
+        elif name != main and abs(directions.correlation(labels[main], own)) > SAME:
             left_out[name] = f"its faces are nearly those of {main}"
-        else:
-            kept.append(Attribute(name, labels, mean_difference(mu, labels)))
-    return kept, left_out
+    return left_out
 
 
-def classifier_of(
+def training_data(
     faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
-) -> AttributeClassifier:
-    """A classifier of attributes that saw the faces on one side only."""
+) -> tuple[Tensor, dict[str, np.ndarray], list[str]]:
+    """Images, attributes and people of the faces on one side, for a reader."""
     x = faces.batch(rows[side]).contiguous()
-    people = [faces.people[row] for row in rows[side]]
-    return AttributeClassifier(x, _values(attributes, side), people)
+    values = {one.name: one.labels[side].double().numpy() for one in attributes}
+    return x, values, [faces.people[row] for row in rows[side]]
 
 
-def geometry_of(
-    faces: Faces, rows: np.ndarray, attributes: list[Attribute], side: np.ndarray
+def geometry_reader(
+    x: Tensor, values: dict[str, np.ndarray], people: list[str]
 ) -> GeometryReader | None:
-    """A reader of landmarks of the faces on one side; None without OpenCV, or without faces in the images."""
+    """A reader of landmarks; None without OpenCV, or without faces in the images."""
     try:
-        seen = mesh.see(faces.batch(rows[side]))
+        seen = mesh.see(x)
     except DataError:
         return None
-    if np.median(seen.scores) < 0:
-        return None
-    people = [faces.people[row] for row in rows[side]]
-    return GeometryReader(seen.points, _values(attributes, side), people)
+    return GeometryReader(seen.points, values, people) if np.median(seen.scores) >= 0 else None
 
 
-def _values(attributes: list[Attribute], side: np.ndarray) -> dict[str, np.ndarray]:
-    keep = torch.from_numpy(side)
-    return {one.name: one.labels[keep].double().numpy() for one in attributes}
-
-
-def readable(
-    attributes: list[Attribute], classifier: AttributeClassifier
-) -> tuple[list[Attribute], dict[str, str]]:
-    """Attributes that the classifier recognises on people whom it did not see."""
-    return _recognised(attributes, classifier.accuracy, "unseen people")
-
-
-def shown(
+def hidden(
     attributes: list[Attribute], mu: Tensor, side: np.ndarray, scores: DecodedScores
-) -> tuple[list[Attribute], dict[str, str]]:
-    """Attributes that reconstructions of the people on one side show, and always the first one."""
-    main, *others = attributes
-    keep = torch.from_numpy(side)
-    measured, _ = scores(mu[keep][:MAX_READ])
+) -> dict[str, str]:
+    """Attributes that reconstructions of the people on one side do not show, and why."""
+    measured, _ = scores(mu[side][:MAX_READ])
     accuracy = {}
-    for one in others:
-        labels = one.labels[keep][:MAX_READ]
+    for one in attributes:
+        labels = one.labels[side][:MAX_READ]
         has = measured[one.name] > scores.classifier.threshold[one.name]
         accuracy[one.name] = float((has == (labels == 1))[labels >= 0].float().mean())
-    kept, left_out = _recognised(others, accuracy, "reconstructions of unseen people")
-    return [main, *kept], left_out
+    return unrecognised(attributes, accuracy, "reconstructions of unseen people")
 
 
-def _recognised(
+def unrecognised(
     attributes: list[Attribute], accuracy: Mapping[str, float], where: str
-) -> tuple[list[Attribute], dict[str, str]]:
-    """Attributes whose classifier beats guessing by a share of the smaller class."""
-    kept: list[Attribute] = []
-    left_out: dict[str, str] = {}
+) -> dict[str, str]:
+    """Attributes whose classifier does not beat guessing by a share of the smaller class, and why."""
+    left_out = {}
     for one in attributes:
         right = accuracy[one.name]
         share = float(one.labels.nanmean())
@@ -230,49 +209,28 @@ def _recognised(
         if np.isnan(right):
             left_out[one.name] = UNTESTED
         elif right < guess + READABLE * (1 - guess):
-            left_out[one.name] = (
-                f"it cannot be recognised: accuracy {right:.0%} on {where}, {guess:.0%} by guessing"
-            )
-        else:
-            kept.append(one)
-    return kept, left_out
-
-
-def estimated_on(
-    attributes: list[Attribute], mu: Tensor, side: np.ndarray, scores: DecodedScores
-) -> list[Attribute]:
-    """Attributes that estimate their scores from codes, fitted to the people on one side."""
-    keep = torch.from_numpy(side)
-    own = [replace(one, labels=one.labels[keep]) for one in attributes]
-    fitted = calibration.estimated(own, mu[keep], scores)
-    return [replace(new, labels=old.labels) for new, old in zip(fitted, attributes)]
+            readings = f"accuracy {right:.0%} on {where}, {guess:.0%} by guessing"
+            left_out[one.name] = f"it cannot be recognised: {readings}"
+    return left_out
 
 
 def unmixed(
     attributes: list[Attribute], mu: Tensor, scores: DecodedScores
 ) -> tuple[list[Attribute], dict[str, str]]:
     """Attributes whose directions change them and, as far as possible, no other attribute."""
-    effects = calibration.effects(attributes, mu, scores)
-    strong = [k for k in range(len(attributes)) if k == 0 or effects[k, k] > WEAK]
-    kept = [attributes[k] for k in strong]
-    left_out = {
-        one.name: "its direction does not change it"
-        for k, one in enumerate(attributes)
-        if k not in strong
-    }
+    # Mean changes of every score (columns) along the direction of every attribute (rows)
+    before, _ = scores(mu)
+    changes = []
+    for attribute in attributes:
+        after, _ = scores(mu + attribute.direction)
+        changes.append([float((after[one.name] - before[one.name]).mean()) for one in attributes])
+    effects = torch.tensor(changes)
+
+    strong = effects.diagonal() > WEAK
+    strong[0] = True
+    kept = [one for one, moves in zip(attributes, strong) if moves]
+    weak = [one.name for one, moves in zip(attributes, strong) if not moves]
     if len(kept) > 1:
         combined = directions.unmixed([one.direction for one in kept], effects[strong][:, strong])
         kept = [replace(one, direction=direction) for one, direction in zip(kept, combined)]
-    return kept, left_out
-
-
-def calibrated(
-    attribute: Attribute, mu: Tensor, side: np.ndarray, scores: DecodedScores
-) -> Attribute:
-    """An attribute with gain and range, fitted to faces on one side."""
-    num = MAX_CALIBRATED if attribute.matrix is not None else MAX_CALIBRATED // 2
-    keep = torch.from_numpy(side)
-    labels = attribute.labels[keep]
-    lacks = mu[keep][labels == 0][:num]
-    has = mu[keep][labels == 1][:num]
-    return calibration.calibrated(attribute, lacks, has, scores)
+    return kept, dict.fromkeys(weak, "its direction does not change it")

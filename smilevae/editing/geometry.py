@@ -1,60 +1,40 @@
-"""Reads attributes from landmarks alone: it shares no feature with the attribute classifier. N faces, L landmarks."""
+"""Reads attributes from landmarks alone, so it shares no feature with the attribute classifier.
 
-from collections.abc import Mapping
+Shapes: N faces, L landmarks.
+"""
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from smilevae.editing.classifier import FOLDS, fit_linear, independence, validated
+from smilevae.editing.classifier import Labels, Reader
 from smilevae.editing.mesh import EYES
 
 NUM_AXES = 40  # principal axes of the shapes
 
 
-class GeometryReader:
-    """Scores as those of a Classifier: 0 and 1 are the means of other people who lack and have the attribute.
+class GeometryReader(Reader):
+    """Principal axes of points (N, L, 2). Attributes that other people cannot test are left out."""
 
-    Logistic regression on principal axes of points (N, L, 2), for attributes (N,) of 0 and 1, NaN where unknown.
-    """
-
-    def __init__(self, points: np.ndarray, attributes: Mapping[str, np.ndarray], people: list[str]):
+    def __init__(self, points: np.ndarray, attributes: Labels, people: list[str]):
         from sklearn.decomposition import PCA
 
         shapes = upright(points)
-        folds = np.unique(people, return_inverse=True)[1] % FOLDS
-        self._axes = PCA(min(NUM_AXES, len(shapes) - 1), whiten=True, random_state=0).fit(shapes)
-        codes = self._axes.transform(shapes)
-        self.threshold: dict[str, float] = {}
-        self.accuracy: dict[str, float] = {}
-        self._models: dict[str, tuple[np.ndarray, float]] = {}
-        for name, values in attributes.items():
-            known = np.isfinite(values)
-            weights = independence(name, attributes)
-            accuracy, low, high = validated(codes, values, folds, True, weights)
-            if np.isnan(accuracy):
-                continue  # too few people have it, or lack it
-            self.accuracy[name] = accuracy
-            coefficients, bias = fit_linear(codes[known], values[known], True, weights[known])
-            scale = high - low
-            self._models[name] = coefficients / scale, (bias - low) / scale
-            self.threshold[name] = -low / (high - low)
+        num = min(NUM_AXES, len(shapes) - 1)
+        self._axes = PCA(num, whiten=True, random_state=0).fit(shapes)
+        super().__init__(self._axes.transform(shapes), attributes, people, [num])
+        for name in [name for name, accuracy in self.accuracy.items() if np.isnan(accuracy)]:
+            del self.accuracy[name], self.threshold[name], self._models[name]
 
     def read(self, points: np.ndarray) -> dict[str, Tensor]:
         """Scores (N,) by attribute."""
-        codes = self._axes.transform(upright(points))
-        return {
-            name: torch.from_numpy(codes @ slopes + bias).float()
-            for name, (slopes, bias) in self._models.items()
-        }
+        return self.scores(self._axes.transform(upright(points)))
 
 
 def upright(points: np.ndarray) -> np.ndarray:
     """Points (N, L, 2) moved, turned and scaled: the eyes lie at -0.5 and 0.5. (N, 2 L)."""
     plane = points[..., 0] + 1j * points[..., 1]
     left, right = (plane[:, list(corners)].mean(1, keepdims=True) for corners in EYES)
-    width = np.where(
-        right == left, 1, right - left
-    )  # a picture without a face can have both eyes at one point
+    # A picture without a face can have both eyes at one point
+    width = np.where(right == left, 1, right - left)
     plane = (plane - (left + right) / 2) / width
     return np.concatenate([plane.real, plane.imag], 1)

@@ -1,4 +1,4 @@
-"""Landmarks of faces by MediaPipe's face mesh, in OpenCV. It was trained elsewhere, on other images (see NOTICE).
+"""Landmarks of faces by MediaPipe's face mesh, which was trained on other images (see NOTICE).
 
 Shapes: B batch, S image side, L = 468 landmarks.
 """
@@ -19,12 +19,12 @@ from smilevae.errors import DataError
 MODEL = Path(__file__).with_name("face_landmark.tflite")
 SIDE = 192  # of its input
 MARGIN = 42  # pixels about a face: so it tells smiles best
-LAYERS = ("add_12", "p_re_lu_16")  # within it, 128 channels each
+# two layers within it, 128 channels each, then the landmarks and their score
+OUTPUTS = ("add_12", "p_re_lu_16", "conv2d_20", "conv2d_30")
 NUM_FEATURES = 256
 NUM_POINTS = 468
-POINTS = "conv2d_20"  # its outputs
-SCORE = "conv2d_30"
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
+INSTALL = "pip install -e '.[photo]'"
 _one_at_a_time = threading.Lock()
 
 
@@ -32,50 +32,45 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise DataError(
-            "finding faces needs OpenCV, which is not installed: pip install -e '.[photo]'"
-        ) from None
+        raise DataError(f"finding faces needs OpenCV, which is not installed: {INSTALL}") from None
     return cv2
 
 
 @functools.cache
 def _network(model: Path) -> Any:
     dnn = opencv().dnn
-    if hasattr(dnn, "ENGINE_CLASSIC"):
-        # OpenCV 5. Its new engine gives no inner layers and only the last output.
-        return dnn.readNetFromTFLite(str(model), engine=dnn.ENGINE_CLASSIC)
-    return dnn.readNetFromTFLite(str(model))
+    # The new engine of OpenCV 5 gives no inner layers and only the last output
+    engine = [dnn.ENGINE_CLASSIC] if hasattr(dnn, "ENGINE_CLASSIC") else []
+    return dnn.readNetFromTFLite(str(model), *engine)
 
 
 def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
-    """Outputs of a network's layers for one input. Any thread may call it. Raises DataError if OpenCV cannot."""
+    """Outputs of a network's layers for one input, in any thread. Raises DataError if OpenCV cannot."""
     with _one_at_a_time:
         try:
             network = _network(model)
             network.setInput(blob)  # it keeps no reference
             return network.forward(list(names))
         except opencv().error as error:
-            raise DataError(
-                f"{model.name}: {str(error).splitlines()[0]}; run pip install -e '.[photo]'"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{model.name}: {reason}; run {INSTALL}") from None
 
 
 class Seen(NamedTuple):
     """Outputs of the mesh for face crops. A score is the logit that a crop shows a face."""
 
-    features: Tensor  # (B, F), means of LAYERS over the image
+    features: Tensor  # (B, F), means of its layers over the image
     points: np.ndarray  # (B, L, 2), shares of the side, across and down
     scores: np.ndarray  # (B,)
 
 
 def see(x: Tensor, margin: int = MARGIN) -> Seen:
-    """One pass over face crops (B, 3, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError, see forward."""
+    """One pass over crops (B, 3, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError."""
     inner = (SIDE - 2 * margin,) * 2
     x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
-    rows = [
-        forward(MODEL, image[None].contiguous().numpy(), (*LAYERS, POINTS, SCORE)) for image in x
-    ]
+    blobs = x[:, None].contiguous().numpy()
+    rows = [forward(MODEL, blob, OUTPUTS) for blob in blobs]
     *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
     features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
     points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
