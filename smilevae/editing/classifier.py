@@ -190,7 +190,7 @@ def validated(
     scored = np.isfinite(scores)
     lacks = scores[scored & (values == 0)]
     has = scores[scored & (values == 1)]
-    tested = len(lacks) and len(has) and np.ptp(scores[scored]) > 0
+    tested = len(lacks) and len(has) and np.ptp(scores[scored]) > 1e-9  # more than rounding
     if not tested or lacks.mean() == has.mean():
         return float("nan"), 0.0, 1.0
     right = (scores > 0) == (values == 1)
