@@ -11,24 +11,17 @@ ROOT = Path(__file__).parent.parent
 SMILES = ROOT.parent / "shared" / "data" / "smiles"
 slow = pytest.mark.slow
 TINY = (
-    *(
-        "image_size=64",
-        "model.widths=[8,16]",
-        "model.network=patch",
-        "model.dropout=0.1",
-        "latent_dim=8",
-    ),
-    *("batch_size=8", "epochs=2", "lr=0.002", "threads=1"),
+    *("image_size=64", "model.widths=[8,16]", "model.network=patch", "model.dropout=0.1"),
+    *("latent_dim=8", "batch_size=8", "epochs=2", "lr=0.002", "threads=1"),
     *("data.num_smiling=24", "data.num_not_smiling=26", "data.num_test=4"),
 )
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +87,11 @@ def evaluated_run(tiny_run, tmp_path_factory):
     return run
 
 
-def script(
-    name: str, *arguments: object, timeout: int = 300, **options
-) -> subprocess.CompletedProcess:
+def script(name: str, *arguments: object, **options) -> subprocess.CompletedProcess:
     """A script as a real process from the project's root."""
     command = [sys.executable, f"{name}.py", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, **options
-    )
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 300} | options
+    return subprocess.run(command, **options)
 
 
 @pytest.fixture
@@ -138,16 +128,15 @@ def pytest_terminal_summary(terminalreporter, config):
         for report in terminalreporter.getreports(outcome):
             found = dict(report.user_properties)
             if "row" in found and (report.when == "call" or outcome != "passed"):
-                rows.setdefault(tuple(found["row"]), []).append(
-                    (outcome, found.get("figure", ""), report.duration)
-                )
+                case = (outcome, found.get("figure", ""), report.duration)
+                rows.setdefault(tuple(found["row"]), []).append(case)
     terminalreporter.section("scorecard")
     for (number, title), cases in sorted(rows.items()):
         good = sum(outcome == "passed" for outcome, *_ in cases)
         figures = "; ".join(dict.fromkeys(figure for _, figure, _ in cases if figure))
         word = "pass" if good == len(cases) else "FAIL"
         seconds = sum(duration for *_, duration in cases)
-        line = f"{number:3} {word}  {title}: {good} of {len(cases)} cases" + f" ({figures})" * bool(
-            figures
-        )
+        line = f"{number:3} {word}  {title}: {good} of {len(cases)} cases"
+        if figures:
+            line += f" ({figures})"
         terminalreporter.write_line(f"{line}, {seconds:.0f} s")

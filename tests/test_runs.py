@@ -1,5 +1,5 @@
+import contextlib
 import errno
-import json
 import multiprocessing
 import os
 import platform
@@ -13,31 +13,25 @@ from smilevae.errors import CheckpointError, ConfigError, Interrupted
 from smilevae.runs import Run, folder
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize("step", ["fsync", "replace", "check"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, step):
     path = tmp_path / "status.json"
     runs.write_text(path, "old")
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, call, full)
+    def check(work):
+        assert work.read_text() == "new"
+        if step == "check":
+            full()
+
+    if step != "check":
+        monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space"):
-        runs.write_text(path, "new")
+        runs.replace_file(path, lambda file: file.write(b"new"), check)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["status.json"]
-
-
-def test_a_check_that_fails_keeps_the_old_file(tmp_path):
-    runs.write_text(tmp_path / "a", "old")
-
-    def refuse(work):
-        assert work.read_text() == "new"
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        runs.replace_file(tmp_path / "a", lambda file: file.write(b"new"), refuse)
-    assert (tmp_path / "a").read_text() == "old"
 
 
 def _claim(path, answers):
@@ -52,10 +46,8 @@ def test_a_folder_is_claimed_by_one_process_and_freed_by_its_end(tmp_path):
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     run = Run(tmp_path / "run")
-    for expected in (
-        f"{tmp_path / 'run'} is in use by another process; wait for it or stop it",
-        "claimed",
-    ):
+    refusal = f"{run.dir} is in use by another process; wait for it or stop it"
+    for expected in (refusal, "claimed"):
         process = context.Process(target=_claim, args=(tmp_path / "run", answers))
         process.start()
         assert answers.get(timeout=30) == expected
@@ -76,22 +68,20 @@ def test_a_folder_is_claimed_by_one_process_and_freed_by_its_end(tmp_path):
 )
 def test_the_status_tells_how_the_body_ended(tmp_path, error, status, reason):
     run = Run(tmp_path)
-    try:
-        with run.recording():  # gives the folder up in the end
-            assert json.loads((tmp_path / "status.json").read_text())["status"] == "RUNNING"
-            if error:
-                raise error
-    except BaseException as raised:
-        assert raised is error  # noqa: PT017
-    found = json.loads((tmp_path / "status.json").read_text())
+    raises = pytest.raises(type(error)) if error else contextlib.nullcontext()
+    with raises, run.recording():  # gives the folder up in the end
+        assert runs.read_json(tmp_path / "status.json")["status"] == "RUNNING"
+        if error:
+            raise error
+    found = runs.read_json(tmp_path / "status.json")
     assert (found["status"], found["reason"]) == (status, reason)
 
 
 def test_the_result_comes_before_the_word_completed(tmp_path, monkeypatch):
-    run, order = Run(tmp_path), []
-    monkeypatch.setattr(
-        folder, "write_text", lambda path, text: order.append((path.name, "COMPLETED" in text))
-    )
+    run = Run(tmp_path)
+    order = []
+    noted = lambda path, text: order.append((path.name, "COMPLETED" in text))  # noqa: E731
+    monkeypatch.setattr(folder, "write_text", noted)
     run.complete({"a": 1})
     assert order == [("cost.json", False), ("result.json", False), ("status.json", True)]
     run.close()
@@ -110,11 +100,20 @@ def test_metrics_with_a_torn_last_line_are_read_as_far_as_they_are_whole(tmp_pat
     assert runs.read_metrics(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize("content", [None, "a: [", "- 1", "beta: 1"])
-def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content):
-    if content:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "is not a run folder"),
+        ("a: [", "config.yaml cannot be read .*; restore it"),
+        ("- 1", "config.yaml cannot be read .*; restore it"),
+        ("", "config.yaml cannot be read .*; restore it"),
+        ("beta: 1", "latent_dim is missing"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_one_sentence(tmp_path, content, sentence):
+    if content is not None:
         (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=sentence):
         runs.read_settings(tmp_path)
 
 
@@ -131,10 +130,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = {}
     for kind in ("keep", "system"):
-        output = subprocess.run(
-            [sys.executable, "-c", code, kind], capture_output=True, text=True, check=True
-        ).stdout
-        faults[kind] = int(output)
+        faults[kind] = int(subprocess.check_output([sys.executable, "-c", code, kind]))
     assert faults["keep"] < 0.1 * faults["system"]
 
 
@@ -153,9 +149,8 @@ def test_a_run_folder_without_metrics_does_not_guess_its_best_checkpoint(tmp_pat
     (tmp_path / "checkpoints").mkdir()
     for epoch in (2, 3):
         (tmp_path / "checkpoints" / f"epoch-000{epoch}.ckpt").touch()
-    with pytest.raises(
-        CheckpointError, match=r"no metrics.jsonl, .*; pass epoch-0002.ckpt or epoch-0003.ckpt"
-    ):
+    sentence = r"no metrics.jsonl, .*; pass epoch-0002.ckpt or epoch-0003.ckpt"
+    with pytest.raises(CheckpointError, match=sentence):
         runs.find(str(tmp_path))
     (tmp_path / "checkpoints" / "epoch-0003.ckpt").unlink()
     assert runs.find(str(tmp_path)).name == "epoch-0002.ckpt"

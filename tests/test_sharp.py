@@ -1,40 +1,24 @@
 """The second phase: only the decoder moves, beside the first run; a resume gives the same bits."""
 
 import pytest
+import test_training as first_phase
 import torch
-from conftest import ROOT, TINY, slow
-from test_training import (
-    Killed,
-    assert_same,
-    assert_same_run,
-    die_after_save,
-    read,
-    signal_at,
-    weights,
-)
+from conftest import TINY, slow
+from test_training import assert_same, assert_same_run, read, refused, resume, weights
 from torch import nn
 
 from smilevae import runs
 from smilevae.evaluation.summary import SETS
-from smilevae.runs import checkpoint
+from smilevae.runs import checkpoint, checkpoint_files
 from smilevae.training import sharp
 from smilevae.training.module import VAEModule
 
-SHARP = (
-    "data.num_smiling=50",
-    "data.num_not_smiling=50",
-    "data.val_fraction=0.3",
-    "sharpen.epochs=2",
-    "epochs=2",
-)
+FACES = ("data.num_smiling=50", "data.num_not_smiling=50", "data.val_fraction=0.3")
+SHARP = (*FACES, "sharpen.epochs=2", "epochs=2")
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    at_once(monkeypatch)
-
-
-def at_once(monkeypatch):
     """The decoder learns from the first step."""
     monkeypatch.setattr(sharp, "WARM_UP", 1)
     monkeypatch.setattr(sharp, "PASSES", 2)
@@ -46,97 +30,67 @@ def test_only_the_decoder_moves_and_the_first_phase_stays(train, call, tmp_path)
     assert_same(weights(plain)["state_dict"], weights(run)["state_dict"])
     inner = run / runs.SHARP
     assert read(inner, "status.json")["status"] == "COMPLETED"
-    before, after = (
-        checkpoint.load(runs.find(str(path))).vae.state_dict() for path in (run, inner)
-    )
-    last = {
-        k.removeprefix("ema."): v
-        for k, v in weights(inner)["state_dict"].items()
-        if k.startswith("ema.")
-    }
+    before = checkpoint.load(runs.find(str(run))).vae.state_dict()
+    last = checkpoint.load(inner / "checkpoints" / "last.ckpt").vae.state_dict()
     moved = {name for name in before if not torch.equal(before[name], last[name])}
     assert moved
     assert all(name.startswith("decoder.") and "running" not in name for name in moved)
-    assert set(before) == set(after)
 
     lines = runs.read_metrics(inner)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     distances = [line["val/distance"] for line in lines]
     best = read(inner, "result.json")["best"]
     assert best["val/distance"] == min(distances)
-    assert runs.epoch_of(runs.find(str(inner))) == best["epoch"]
-    assert {"sharp/discriminator", "sharp/real_logit", "sharp/fake_logit", "train/recon"} <= lines[
-        -1
-    ].keys()
-    assert not any(
-        name.startswith("discriminator.")
-        for name in weights(inner, runs.find(str(inner)).name)["state_dict"]
-    )
+    assert checkpoint_files.epoch_of(runs.find(str(inner))) == best["epoch"]
+    terms = {"sharp/discriminator", "sharp/real_logit", "sharp/fake_logit", "train/recon"}
+    assert terms <= lines[-1].keys()
+    shared = weights(inner, runs.find(str(inner)).name)["state_dict"]
+    assert not any(name.startswith("discriminator.") for name in shared)
     module = VAEModule.load_from_checkpoint(inner / "checkpoints" / "last.ckpt")
     assert torch.equal(module.epoch.eval_model.decoder[0].weight, last["decoder.0.weight"])
     evaluated = read(inner, "evaluation/best/metrics.json")
     assert not (run / "evaluation").exists()
     assert set(evaluated["realism"]) == {*SETS}
-    code, errors = call("train", f"resume={inner}")
-    assert code == 2
-    assert f"pass resume={runs.shell_path(run)}" in errors
-    code, errors = call("train", f"resume={run}", "epochs=5")
-    assert code == 2
-    assert "remove it first" in errors
+    assert f"pass resume={runs.shell_path(run)}" in refused(call, 2, inner)
+    assert "remove it first" in refused(call, 2, run, "epochs=5")
 
 
 @pytest.mark.parametrize("step", [11, pytest.param(3, marks=slow)])
 def test_an_interrupted_second_phase_goes_on_to_the_same_bits(
     train, call, monkeypatch, tmp_path, step
 ):
+    def wanted(trainer, module):
+        at_step = trainer.fit_loop.epoch_loop.total_batch_idx == step
+        return at_step and isinstance(module, sharp.SharpModule)
+
     whole = train(*SHARP, to="whole")
-    signal_at(
-        monkeypatch,
-        lambda trainer, module: (
-            isinstance(module, sharp.SharpModule)
-            and trainer.fit_loop.epoch_loop.total_batch_idx == step
-        ),
-    )
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'broken'}", *TINY, *SHARP)
-    assert code == 130
-    assert "to go on: python train.py resume=" in errors
-    assert not (tmp_path / "broken" / "result.json").exists()
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
-    at_once(monkeypatch)
-    code, errors = call("train", f"resume={tmp_path / 'broken'}")
-    assert code == 0, errors
-    assert_same_run(whole / runs.SHARP, tmp_path / "broken" / runs.SHARP)
+    run = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        first_phase.signal_at(patch, wanted)
+        first_phase.interrupted(call, run, *SHARP)
+    assert not (run / "result.json").exists()
+    resume(call, run)
+    assert_same_run(whole / runs.SHARP, run / runs.SHARP)
 
 
-def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call, monkeypatch):
+def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call):
     at_once = train(*SHARP, to="at_once")
     run = train(*SHARP, "sharpen.epochs=0", to="later")
-    code, errors = call("train", f"resume={run}", "sharpen.epochs=2")
-    assert code == 0, errors
-    assert_same(
-        weights(at_once / runs.SHARP)["state_dict"], weights(run / runs.SHARP)["state_dict"]
-    )
-    code, errors = call("train", f"resume={run}", "sharpen.epochs=2")
-    assert code == 2
-    assert "has trained 2 epochs already" in errors
+    resume(call, run, "sharpen.epochs=2")
+    assert_same_run(at_once / runs.SHARP, run / runs.SHARP)
+    assert "has trained 2 epochs already" in refused(call, 2, run, "sharpen.epochs=2")
 
 
 @slow
 def test_a_killed_first_phase_is_sharpened_by_its_resume(train, call, monkeypatch, tmp_path):
     whole = train(*SHARP, to="whole")
-    die_after_save(monkeypatch, 1)
-    with pytest.raises(Killed):
-        train(*SHARP, "checkpoint_every=0", to="broken")
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
-    at_once(monkeypatch)
-    code, errors = call("train", f"resume={tmp_path / 'broken'}")
-    assert code == 0, errors
-    assert_same(
-        weights(whole / runs.SHARP)["state_dict"],
-        weights(tmp_path / "broken" / runs.SHARP)["state_dict"],
-    )
+    run = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        first_phase.die_after_save(patch, 1)
+        with pytest.raises(first_phase.Killed):
+            train(*SHARP, "checkpoint_every=0", to="broken")
+    resume(call, run)
+    assert_same_run(whole / runs.SHARP, run / runs.SHARP)
 
 
 def test_shifts_are_of_whole_pixels_and_colours_are_kept_where_nothing_is_drawn(monkeypatch):
@@ -147,8 +101,7 @@ def test_shifts_are_of_whole_pixels_and_colours_are_kept_where_nothing_is_drawn(
     kept = y[:, 0] != 0
     assert 0.3 < kept.float().mean() < 0.95
     for image, moved, there in zip(x, y, kept):
-        values = torch.isin((moved[0][there] * 1e5).round(), (image[0] * 1e5).round())
-        assert values.all()
+        assert torch.isin((moved[0][there] * 1e5).round(), (image[0] * 1e5).round()).all()
 
 
 def test_the_balance_equals_two_gradients_in_a_layer():
@@ -156,11 +109,9 @@ def test_the_balance_equals_two_gradients_in_a_layer():
     images = layer(torch.rand(2, 3, 8, 8))
     first, second = torch.randn_like(images), 100 * torch.randn_like(images)
     by = sharp.balance(images, layer.weight, first, second)
-    grads = [
-        torch.autograd.grad(images, layer.weight, g, retain_graph=True)[0]
-        for g in (first, by * second)
-    ]
-    torch.testing.assert_close(grads[0].norm(), grads[1].norm())
+    (of_first,) = torch.autograd.grad(images, layer.weight, first, retain_graph=True)
+    (of_second,) = torch.autograd.grad(images, layer.weight, by * second)
+    torch.testing.assert_close(of_first.norm(), of_second.norm())
 
 
 def test_the_discriminator_learns_sharp_from_blurred():
@@ -179,16 +130,16 @@ def test_the_discriminator_learns_sharp_from_blurred():
     assert logits.mean() > 0 > wrong.mean()
 
 
-def test_too_few_faces_are_refused_before_training(call, tmp_path):
-    code, errors = call("train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1")
-    assert code == 3
-    assert "each part needs 20 faces; add images" in errors
+@pytest.mark.parametrize(
+    ("word", "expected", "sentence"),
+    [
+        ("sharpen.epochs=1", 3, "each part needs 20 faces; add images"),
+        ("trainer.devices=2", 2, "pass trainer.devices=1"),
+    ],
+)
+def test_too_few_faces_and_several_processes_are_refused(call, tmp_path, word, expected, sentence):
+    words = (f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1", word)
+    code, errors = call("train", *words)
+    assert code == expected
+    assert sentence in errors
     assert not (tmp_path / "r").exists()
-
-
-def test_processes_that_train_together_are_refused(call, tmp_path):
-    code, errors = call(
-        "train", f"hydra.run.dir={tmp_path / 'r'}", *TINY, "sharpen.epochs=1", "trainer.devices=2"
-    )
-    assert code == 2
-    assert "pass trainer.devices=1" in errors

@@ -11,6 +11,7 @@ import io
 import json
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,21 +27,15 @@ from smilevae.runs.files import replace_file
 FORMAT = 1
 MAX_PLAIN = 16 * 2**20  # bytes of what is not weights
 KINDS = {"state_dict": dict, "fingerprint": str, "epoch": int}
-KEYS = {
-    *("smilevae", "hyper_parameters", "callbacks", *KINDS),
-    # of last.ckpt, for a resume
-    *("global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums"),
-    *("MixedPrecision", "pytorch-lightning_version"),
-}
+KEYS = {"smilevae", "hyper_parameters", "callbacks", *KINDS}
+# of last.ckpt, for a resume
+KEYS |= {"global_step", "optimizer_states", "lr_schedulers", "plateau", "loops", "sums"}
+KEYS |= {"MixedPrecision", "pytorch-lightning_version"}
 # What a pickle may name. weights_only allows more: a bytearray of any size, for example.
 STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
-GLOBALS = {
-    *("collections OrderedDict", "torch._utils _rebuild_tensor_v2"),
-    *(f"torch {kind}Storage" for kind in STORAGES),
-}
-FORBIDDEN_OPCODES = {
-    *("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"),
-}
+GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+GLOBALS |= {f"torch {kind}Storage" for kind in STORAGES}
+FORBIDDEN_OPCODES = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -70,8 +65,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         problem = "does not exist; pass a checkpoint or a run folder"
     except ConfigError as error:
-        reason = str(error).splitlines()[0]
-        problem = f"holds settings out of range ({reason}); not loaded"
+        problem = f"holds settings out of range ({str(error).splitlines()[0]}); not loaded"
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike
@@ -131,21 +125,19 @@ def load(path: str | Path) -> Loaded:
     weights = {
         str(name).removeprefix(prefix): tensor
         for name, tensor in content["state_dict"].items()
-        if str(name).startswith(prefix)
+        if str(name).startswith(prefix) and isinstance(tensor, Tensor)
     }
     with torch.device("meta"):  # takes no memory before the shapes are known to fit
         vae = build_vae(settings)
-    expected = vae.state_dict()
-    fits = weights.keys() == expected.keys() and all(
-        isinstance(tensor, Tensor)
-        and (tensor.shape, tensor.dtype) == (expected[name].shape, expected[name].dtype)
-        for name, tensor in weights.items()
-    )
-    if not fits:
+    if _shapes(weights) != _shapes(vae.state_dict()):
         raise CheckpointError(f"{path}: the weights do not fit the network of the settings in it")
     vae.load_state_dict(weights, assign=True)
     vae = vae.to(memory_format=torch.channels_last).eval()
     return Loaded(vae, settings, content["fingerprint"], epochs_trained(content))
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
 
 
 def digest(vae: VAE) -> str:
@@ -165,21 +157,17 @@ def resume_point(run: Path, settings: Settings, fingerprint: str) -> Path:
     try:
         content = read(last)
     except CheckpointError:
-        raise CheckpointError(
-            f"{last} is damaged or missing, so its run cannot go on; start a new run"
-        ) from None
+        text = "is damaged or missing, so its run cannot go on; start a new run"
+        raise CheckpointError(f"{last} {text}") from None
     if content["fingerprint"] != fingerprint:
-        raise CheckpointError(
-            "the images changed since this run began; restore them, or start a new run"
-        )
+        text = "the images changed since this run began; restore them, or start a new run"
+        raise CheckpointError(text)
     now = settings.flat()
     trained = checked(content["hyper_parameters"]).flat()
     for name in now:
         if name not in RESUMABLE and now[name] != trained[name]:
-            raise CheckpointError(
-                f"{run} cannot go on: config.yaml says {name}={now[name]}, trained was"
-                f" {trained[name]}"
-            )
+            text = f"config.yaml says {name}={now[name]}, trained was {trained[name]}"
+            raise CheckpointError(f"{run} cannot go on: {text}")
     return last
 
 

@@ -15,14 +15,10 @@ from smilevae.runs.files import replacing
 from smilevae.runs.reading import read_metrics
 
 EXPORTED = "model.safetensors"
-NAME = re.compile(r"epoch-(\d+)\.ckpt")
 
 
 def find(ckpt: str) -> Path:
-    """The checkpoint file that a path names: a file, or the best one of a run folder.
-
-    Raises CheckpointError.
-    """
+    """The file that a path names, or the best one of a run folder. Raises CheckpointError."""
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
     path = Path(os.path.abspath(os.path.expanduser(ckpt)))  # its folder's name matters
@@ -34,16 +30,13 @@ def find(ckpt: str) -> Path:
         return path / EXPORTED
     best = ranked(path)
     if not best:
-        raise CheckpointError(
-            f"{path} holds no checkpoint yet; pass a run folder that has finished an epoch, or a"
-            " file"
-        )
+        remedy = "pass a run folder that has finished an epoch, or a file"
+        raise CheckpointError(f"{path} holds no checkpoint yet; {remedy}")
     epochs = {line["epoch"] for line in read_metrics(path)}
     if len(best) > 1 and epoch_of(best[0]) not in epochs:
-        names = " or ".join(file.name for file in best)
-        raise CheckpointError(
-            f"{path} has no metrics.jsonl, which says what checkpoint is best; pass {names}"
-        )
+        remedy = "pass " + " or ".join(file.name for file in best)
+        text = f"{path} has no metrics.jsonl, which says what checkpoint is best; {remedy}"
+        raise CheckpointError(text)
     return best[0]
 
 
@@ -51,7 +44,7 @@ def ranked(run: Path) -> list[Path]:
     """A run folder's best checkpoints, best first; last.ckpt where there are no others."""
     loss = {line["epoch"]: rank_of(line) for line in read_metrics(run)}
     folder = run / "checkpoints"
-    paths = [path for path in folder.glob("epoch-*.ckpt") if NAME.fullmatch(path.name)]
+    paths = [path for path in folder.glob("epoch-*.ckpt") if epoch_of(path) >= 0]
     paths.sort(key=lambda path: (loss.get(epoch_of(path), math.inf), epoch_of(path)))
     if not paths and (folder / "last.ckpt").exists():
         return [folder / "last.ckpt"]
@@ -59,10 +52,7 @@ def ranked(run: Path) -> list[Path]:
 
 
 def rank_of(line: Mapping[str, float]) -> float:
-    """The metric that ranks epochs, lowest first.
-
-    It is val/loss, or in a second phase the distance to real faces.
-    """
+    """What ranks epochs, lowest first: val/loss, in a second phase the distance to real faces."""
     return line.get("val/distance", line.get("val/loss", math.inf))
 
 
@@ -77,7 +67,7 @@ def best_name(epoch: int) -> str:
 
 def epoch_of(path: Path) -> int:
     """The epoch in the name of a best checkpoint; -1 for other files."""
-    match = NAME.fullmatch(path.name)
+    match = re.fullmatch(r"epoch-(\d+)\.ckpt", path.name)
     return int(match[1]) if match else -1
 
 

@@ -37,10 +37,9 @@ def point_to_best(path: Path) -> None:
             link.replace(folder.with_name("best"))
 
 
-Read = Callable[[Path], dict[str, Any]]
-
-
-def read_evaluation(path: Path, name: str, weights: str, read: Read = read_json) -> dict[str, Any]:
+def read_evaluation(
+    path: Path, name: str, weights: str, read: Callable[[Path], dict[str, Any]] = read_json
+) -> dict[str, Any]:
     """A file of a checkpoint's evaluation, if it is of the same `weights` (a digest).
 
     Of a read-only run the user's own evaluation is read before the one in the run.

@@ -24,6 +24,7 @@ from smilevae.runs.machine import CostMeter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
 SHARP = "sharp"  # the folder of a run's second phase
+OTHER_FOLDER = "choose another with hydra.run.dir=PATH"
 
 
 class Run:
@@ -52,13 +53,10 @@ class Run:
                 for left in folder.glob(f"*{TEMPORARY}"):
                     left.unlink(missing_ok=True)
         except Timeout:
-            raise ConfigError(
-                f"{self.dir} is in use by another process; wait for it or stop it"
-            ) from None
+            text = "is in use by another process; wait for it or stop it"
+            raise ConfigError(f"{self.dir} {text}") from None
         except OSError as error:
-            raise ConfigError(
-                f"{self.dir}: {error.strerror}; choose another with hydra.run.dir=PATH"
-            ) from None
+            raise ConfigError(f"{self.dir}: {error.strerror}; {OTHER_FOLDER}") from None
 
     @property
     def checkpoints(self) -> Path:
@@ -85,9 +83,6 @@ class Run:
     @contextlib.contextmanager
     def recording(self) -> Iterator["Run"]:
         """Write the status RUNNING, then FAILED, INTERRUPTED or PAUSED if the body raises."""
-        if not self.is_main_process:
-            yield self
-            return
         try:
             self.status("RUNNING")
             yield self
@@ -96,17 +91,16 @@ class Run:
             raise
         except (Interrupted, KeyboardInterrupt) as stop:
             self.status("INTERRUPTED", str(stop))
+            text = "nothing was learnt yet"
             if self.trained:
-                print(f"to go on: {resume_line(self.dir)}", file=sys.stderr)
-            else:
-                print("nothing was learnt yet", file=sys.stderr)
-            raise
-        except UserError as error:
-            self.status("FAILED", str(error), type(error).__name__)
+                text = f"to go on: {resume_line(self.dir)}"
+            if self.is_main_process:
+                print(text, file=sys.stderr)
             raise
         except BaseException as error:
             name = type(error).__name__
-            self.status("FAILED", f"{name}: {error}", name)
+            reason = str(error) if isinstance(error, UserError) else f"{name}: {error}"
+            self.status("FAILED", reason, name)
             raise
         finally:
             self.close()
@@ -207,9 +201,7 @@ def refuse_used(path: Path) -> None:
         raise ConfigError(f"{path} already holds a run; go on with {resume_line(path)}")
     for name in os.listdir(path):
         if name not in (LOCK, "train.log") and not name.endswith(TEMPORARY):
-            raise ConfigError(
-                f"{path} is not empty and holds no run; choose another with hydra.run.dir=PATH"
-            )
+            raise ConfigError(f"{path} is not empty and holds no run; {OTHER_FOLDER}")
 
 
 def new_run_dir(parent: str, resume: str | None) -> str:

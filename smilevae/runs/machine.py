@@ -17,14 +17,7 @@ from smilevae.runs.reading import read_json
 
 COST = ("cpu_seconds", "gpu_seconds")
 SECONDS = ("wall_seconds", *COST)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "hydra-core",
-    "numpy",
-    "pillow",
-)
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "pillow")
 
 
 def code_now() -> str:
@@ -90,14 +83,12 @@ class CostMeter:
 
     def read(self) -> dict[str, float]:
         """The cost up to now."""
-        now = time.perf_counter()
-        cost = {name: self._earlier[name] for name in SECONDS if name in self._earlier}
-        cost["wall_seconds"] = cost.get("wall_seconds", 0) + now - self._start
-        cost["cpu_seconds"] = cost.get("cpu_seconds", 0) + _cpu_seconds() - self._start_cpu
+        cost = {"wall_seconds": time.perf_counter() - self._start}
+        cost["cpu_seconds"] = _cpu_seconds() - self._start_cpu
         if self.num_gpus:
-            held = self.num_gpus * (now - self._start_gpu)
-            cost["gpu_seconds"] = cost.get("gpu_seconds", 0) + held
-        return {name: round(seconds, 2) for name, seconds in cost.items()}
+            cost["gpu_seconds"] = self.num_gpus * (time.perf_counter() - self._start_gpu)
+        names = [name for name in SECONDS if name in cost or name in self._earlier]
+        return {name: round(self._earlier.get(name, 0) + cost.get(name, 0), 2) for name in names}
 
 
 def _cpu_seconds() -> float:
@@ -112,11 +103,10 @@ def fast_precision() -> str:
 
 
 def keep_memory() -> bool:
-    """Let the allocator keep freed memory; returns whether it does. Only glibc can.
+    """Let the allocator keep freed memory; returns whether it does. Only glibc can, see mallopt(3).
 
-    By default glibc returns the pages of each large tensor to the kernel, which faults them in
-    again for the next one, see mallopt(3): 3 million page faults in two epochs of the source
-    study's network instead of 0.4 million.
+    By default it returns each large tensor's pages to the kernel, which faults them in again:
+    3 million page faults in two epochs of the source study's network instead of 0.4 million.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,11 +1,10 @@
 """The settings of an existing run, and what a resume may change of them."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from smilevae.config import HARDWARE, RESUMABLE, Settings, checked
+from smilevae.config import HARDWARE, RESUMABLE, Settings, checked, flatten
 from smilevae.errors import ConfigError
 from smilevae.runs.commands import hydra_argument
 from smilevae.runs.folder import SHARP
@@ -17,17 +16,13 @@ ALLOWED = {*RESUMABLE, *(f"trainer.{name}" for name in HARDWARE)}
 def read_settings(path: str | Path) -> Settings:
     """The settings in a run folder's config.yaml. Raises ConfigError."""
     try:
-        content = yaml.safe_load((Path(path) / "config.yaml").read_text())
+        content = dict(yaml.safe_load((Path(path) / "config.yaml").read_text()))
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"{path} is not a run folder (no config.yaml); pass the one that train.py printed"
-        ) from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}/config.yaml cannot be read ({type(error).__name__}); restore it"
-        ) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}/config.yaml holds no settings; restore it")
+        text = "is not a run folder (no config.yaml); pass the one that train.py printed"
+        raise ConfigError(f"{path} {text}") from None
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
+        text = f"cannot be read ({type(error).__name__}); restore it"
+        raise ConfigError(f"{path}/config.yaml {text}") from None
     return checked(content)
 
 
@@ -38,19 +33,15 @@ def settings_for_resume(resume: str, wanted: Settings, named: set[str]) -> Setti
     """
     run = Path(resume)
     if (run / "sweep.json").exists():
-        folder = hydra_argument("hydra.sweep.dir", run)
-        raise ConfigError(
-            f"resume={resume} is a sweep, and resume names a run; go on with the line that it"
-            f" printed: its command and {folder}"
-        )
+        remedy = "go on with the line that it printed: its command and"
+        line = f"{remedy} {hydra_argument('hydra.sweep.dir', run)}"
+        raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {line}")
     if run.name == SHARP and (run.parent / "config.yaml").exists():
         first = hydra_argument("resume", run.parent)
         raise ConfigError(f"resume={resume} is the second phase of a run; pass {first}")
     if "experiment" in named:
-        raise ConfigError(
-            f"an experiment does not apply to resume={resume}, which has its own settings; leave"
-            " it out"
-        )
+        text = f"an experiment does not apply to resume={resume}, which has its own settings"
+        raise ConfigError(f"{text}; leave it out")
     settings = read_settings(run)
     _check_epochs(run, settings, wanted, named)
     return _changed(run, settings, wanted, named)
@@ -61,42 +52,32 @@ def _check_epochs(run: Path, settings: Settings, wanted: Settings, named: set[st
     done = epochs_done(run)
     target = wanted.epochs if "epochs" in named else settings.epochs
     if target != settings.epochs and settings.schedule == "cosine":
-        raise ConfigError(
-            f"{run} has schedule=cosine, which ends at epochs={settings.epochs}; start a new run"
-        )
+        text = f"has schedule=cosine, which ends at epochs={settings.epochs}; start a new run"
+        raise ConfigError(f"{run} {text}")
     sharp_exists = (run / SHARP / "config.yaml").exists()
     sharp_epochs = wanted.sharpen.epochs if "sharpen.epochs" in named else 0
     if sharp_exists and (target > done or sharp_epochs not in (0, settings.sharpen.epochs)):
-        raise ConfigError(
-            f"{run / SHARP} was trained from these epochs; remove it first, or start a new run"
-        )
+        text = "was trained from these epochs; remove it first, or start a new run"
+        raise ConfigError(f"{run / SHARP} {text}")
     completed = target == done and (run / "result.json").exists()
     if target < done or (completed and (sharp_exists or not sharp_epochs)):
-        raise ConfigError(
-            f"{run} has trained {done} epochs already; to train on, add a larger epochs=N"
-        )
+        text = f"has trained {done} epochs already; to train on, add a larger epochs=N"
+        raise ConfigError(f"{run} {text}")
 
 
 def _changed(run: Path, settings: Settings, wanted: Settings, named: set[str]) -> Settings:
     """The settings with the named values. Raises ConfigError if one changes the result."""
-    before = _with_trainer(settings)
+    before = flatten(settings.plain())
     problems = []
     values = {}
-    for name, now in sorted(_with_trainer(wanted).items()):
+    for name, now in sorted(flatten(wanted.plain()).items()):
         asked = name in named or name.partition(".")[0] in named
         if asked and now != before.get(name):
             values[name] = now
             if name not in ALLOWED:
-                problems.append(
-                    f"{name}={now} would change the result of {run}, which has"
-                    f" {name}={before.get(name)}; start a new run"
-                )
+                has = f"which has {name}={before.get(name)}"
+                text = f"{name}={now} would change the result of {run}, {has}; start a new run"
+                problems.append(text)
     if problems:
         raise ConfigError("\n".join(problems))
     return settings.with_values(values)
-
-
-def _with_trainer(settings: Settings) -> dict[str, Any]:
-    """All settings by their flat names."""
-    trainer = settings.trainer.model_dump().items()
-    return settings.flat() | {f"trainer.{name}": value for name, value in trainer}

@@ -30,8 +30,8 @@ class Stop:
         if self.signum and time.monotonic() - self._time < 1:
             return
         self._time = time.monotonic()
-        if not self.deferred or self.signum:
-            self.signum = signum
-            raise Interrupted(signum)
+        waits = self.deferred and not self.signum
         self.signum = signum
+        if not waits:
+            raise Interrupted(signum)
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)

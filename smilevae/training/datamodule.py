@@ -46,10 +46,8 @@ class FaceDataModule(pl.LightningDataModule):
         rows = self.faces.rows("train")
         batch_size = self.settings.batch_size
         if min(batch_size, len(rows)) % trainer.world_size:
-            raise ConfigError(
-                f"batch_size={batch_size} cannot be shared by {trainer.world_size} processes;"
-                " make it a multiple"
-            )
+            text = f"cannot be shared by {trainer.world_size} processes; make it a multiple"
+            raise ConfigError(f"batch_size={batch_size} {text}")
         # Where a resume begins; Lightning calls set_epoch too late for its first epoch.
         epoch = 0
         skip = 0
@@ -87,11 +85,6 @@ class FaceDataModule(pl.LightningDataModule):
         return torch.from_numpy(part).to(self.device) if self.device else part
 
     def _loader(self, batches: Any) -> DataLoader:
-        if self.device:
-            return DataLoader(self.batches, None, sampler=batches)
-        return DataLoader(
-            *(self.batches, None),
-            sampler=batches,
-            num_workers=self.settings.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        workers = 0 if self.device else self.settings.num_workers
+        pin = torch.cuda.is_available() and not self.device
+        return DataLoader(self.batches, None, sampler=batches, num_workers=workers, pin_memory=pin)

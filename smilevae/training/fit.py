@@ -29,8 +29,6 @@ from smilevae.training.tensorboard import TensorBoard
 from smilevae.training.until import Until
 
 log = logging.getLogger(__name__)
-
-
 Evaluate = Callable[[Path, Faces], str]  # the report of a run folder, on its faces
 
 
@@ -97,11 +95,7 @@ def _report(evaluate: Evaluate, path: Path, faces: Faces) -> str:
 
 
 def sharpen(
-    settings: Settings,
-    faces: Faces,
-    run: runs.Run,
-    stop: runs.Stop,
-    devices: list[int] | None,
+    settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None
 ) -> Path:
     """The second phase, from a run's best checkpoint; returns its run folder in the run's."""
     with contextlib.closing(runs.Run(run.dir / runs.SHARP)) as inner:
@@ -120,9 +114,7 @@ def sharpen(
         mixture = sampler_of(vae, faces, "auto", settings.seed)
         space = realism.feature_space(faces)
         torch.manual_seed(hash64("discriminator", settings.seed))
-        module = sharp.SharpModule(
-            vae.train(), own, faces.fingerprint, faces.native_size, mixture, space
-        )
+        module = sharp.SharpModule(vae.train(), own, faces, mixture, space)
         last = None
         if inner.can_resume:
             last = checkpoint.resume_point(inner.dir, own, faces.fingerprint)
@@ -170,10 +162,9 @@ def train(
     except RuntimeError as error:
         if type(error).__name__ != "InductorError":  # its import takes a second
             raise
-        raise ConfigError(
-            f"compile=true cannot build the step ({str(error).splitlines()[0]}); install a C++"
-            " compiler, or pass compile=false"
-        ) from None
+        text = f"compile=true cannot build the step ({str(error).splitlines()[0]})"
+        remedy = "install a C++ compiler, or pass compile=false"
+        raise ConfigError(f"{text}; {remedy}") from None
     if run.is_main_process:
         record.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)

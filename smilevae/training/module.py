@@ -158,11 +158,9 @@ class VAEModule(pl.LightningModule):
         """Raise Diverged if the running epoch's loss is not finite."""
         num, loss, recon, kl, _ = self.epoch.sums["train"].tolist()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss became {loss} in epoch {self.current_epoch + 1}, by step"
-                f" {self.global_step} (mean recon {recon / num:g}, kl {kl / num:g},"
-                f" lr {self.lr:g}); lower lr"
-            )
+            moment = f"in epoch {self.current_epoch + 1}, by step {self.global_step}"
+            terms = f"mean recon {recon / num:g}, kl {kl / num:g}, lr {self.lr:g}"
+            raise Diverged(f"the loss became {loss} {moment} ({terms}); lower lr")
 
     def on_validation_epoch_end(self) -> None:
         """Close the epoch. Validation is its last part, so callbacks then find all metrics."""
@@ -269,9 +267,6 @@ def one_cycle(done: float) -> float:
 
 def _moving(vae: VAE) -> list[Tensor]:
     """The weights and BatchNorm's running statistics."""
-    buffers = [
-        buffer
-        for name, buffer in vae.named_buffers()
-        if buffer.is_floating_point() and not name.startswith("linear.")
-    ]
-    return [*vae.parameters(), *buffers]
+    named = vae.named_buffers()
+    buffers = [buffer for name, buffer in named if not name.startswith("linear.")]
+    return [*vae.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]

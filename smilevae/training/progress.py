@@ -60,14 +60,7 @@ class Progress(pl.Callback):
 
 
 def epoch_line(epochs: list[dict[str, Any]], num_epochs: int, seconds_left: float) -> str:
-    """The last epoch, beside the best one before it.
-
-    Example:
-        >>> first = {"epoch": 1, "val/loss": 190.0, "val/psnr": 23.5, "val/kl": 50.0}
-        >>> second = {"epoch": 2, "val/loss": 181.0, "val/psnr": 24.1, "val/kl": 54.5}
-        >>> epoch_line([first, second], 150, 170)
-        'epoch 2/150  val loss 181.0 (best, was 190.0)  PSNR 24.1 dB  KL 54.5 nats  3 min left'
-    """
+    """The last epoch, beside the best one before it."""
     *before, line = epochs
     name = "val/distance" if "val/distance" in line else "val/loss"
     text = f"epoch {line['epoch']}/{num_epochs}  {name.replace('/', ' ')} {_number(line[name])}"

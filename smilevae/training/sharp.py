@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smilevae.config import Settings
+from smilevae.data import Faces
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.evaluation.realism import Space, kernel_distance
@@ -89,19 +90,11 @@ class SharpModule(VAEModule):
     reconstructions and of new faces to real faces of held-out people.
     """
 
-    def __init__(
-        self,
-        vae: VAE,
-        settings: Settings,
-        fingerprint: str,
-        native: int,
-        mixture: Mixture,
-        space: Space,
-    ):
-        super().__init__(vae, settings, fingerprint)
+    def __init__(self, vae: VAE, settings: Settings, faces: Faces, mixture: Mixture, space: Space):
+        super().__init__(vae, settings, faces.fingerprint)
         self.automatic_optimization = False
         self.discriminator = Discriminator()
-        self.native = native  # side of the images' files
+        self.native = faces.native_size  # side of the images' files
         self.mixture = mixture
         self.space = space
         self._validated: list[Tensor] = []  # a validation's faces and reconstructions
@@ -200,9 +193,8 @@ class SharpModule(VAEModule):
         with torch.no_grad():
             new = torch.cat([self._small(decode(z)).cpu() for z in codes.split(64)])
         target = self.space(real)
-        distances = []
-        for name, images in (("reconstructions", rebuilt), ("samples", new)):
-            distance = kernel_distance(target, self.space(images)).value
-            self.epoch.metrics[f"distance/{name}"] = distance
-            distances.append(distance)
-        self.epoch.metrics["val/distance"] = sum(distances) / len(distances)
+        of_rebuilt = kernel_distance(target, self.space(rebuilt)).value
+        of_new = kernel_distance(target, self.space(new)).value
+        self.epoch.metrics["distance/reconstructions"] = of_rebuilt
+        self.epoch.metrics["distance/samples"] = of_new
+        self.epoch.metrics["val/distance"] = (of_rebuilt + of_new) / 2
