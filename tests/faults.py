@@ -7,8 +7,8 @@ child, so that the libraries are imported once and a process that just ends is o
 
 import atexit
 import builtins
+import contextlib
 import errno
-import hashlib
 import io
 import json
 import os
@@ -66,6 +66,7 @@ KINDS = {
     "process exit": None,
 }
 EXIT = 77
+LEFT_OUT = (".lock", ".log")
 LASTING = ("full disk", "no permission")  # these go on failing
 
 
@@ -77,11 +78,11 @@ class Failing:
         self.kind = kind
         self.number = number
         self.calls = 0
-        for name in ("fsync", "replace", "mkdir", "link"):
-            setattr(os, name, self.guard(getattr(os, name), name == "fsync"))
+        for name, position in {"fsync": 0, "mkdir": 0, "replace": 1, "link": 1}.items():
+            setattr(os, name, self.guard(getattr(os, name), position))
         builtins.open = io.open = self.open_guard(io.open)
 
-    def strike(self, path: object) -> None:
+    def strike(self, path: object, *filename: str) -> None:
         if not str(path).startswith(self.folder):
             return
         self.calls += 1
@@ -89,49 +90,33 @@ class Failing:
         if self.kind and (self.calls == self.number or later):
             if KINDS[self.kind] is None:
                 os._exit(EXIT)
-            raise OSError(KINDS[self.kind], os.strerror(KINDS[self.kind]))
+            raise OSError(KINDS[self.kind], os.strerror(KINDS[self.kind]), *filename)
 
-    def guard(self, real, by_number: bool):
+    def guard(self, real, position: int):
+        """A call that may fail; the argument at `position` is a path or an open file."""
+
         def call(*args, **kwargs):
-            path = os.readlink(f"/proc/self/fd/{args[0]}") if by_number else args[-1]
-            self.strike(path)
+            path = args[position]
+            if isinstance(path, int):
+                path = os.readlink(f"/proc/self/fd/{path}")
+            self.strike(path, str(path))
             return real(*args, **kwargs)
 
         return call
 
     def open_guard(self, real):
-        failing = self
-
-        class Guarded:
-            def __init__(self, file, path):
-                self.file = file
-                self.path = path
-
-            def write(self, data):
-                failing.strike(self.path)
-                return self.file.write(data)
-
-            def __getattr__(self, name):
-                return getattr(self.file, name)
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *error):
-                self.file.close()
-
         def call(file, mode="r", *args, **kwargs):
             opened = real(file, mode, *args, **kwargs)
             writes = set(mode) & set("wax")  # r+ needs no room
-            ours = isinstance(file, (str, Path)) and not str(file).endswith((".lock", ".log"))
-            return Guarded(opened, file) if writes and ours else opened
+            if writes and isinstance(file, (str, Path)) and not str(file).endswith(LEFT_OUT):
+                write = opened.write
+                opened.write = lambda data: self.strike(file) or write(data)
+            return opened
 
         return call
 
 
-def trained(
-    folder: Path, words: tuple[str, ...], kind: str | None = None, number: int = 0
-) -> tuple[int, int, str]:
+def trained(folder: Path, words: tuple[str, ...], kind: str | None = None, number: int = 0):
     """Run train.py in a child: its exit code, the calls it made, and what it said."""
     log = folder.with_suffix(".log")
     child = os.fork()
@@ -155,44 +140,32 @@ def trained(
     return code, int(calls) if calls.strip().isdigit() else 0, said or calls
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """A hash of all weights by the checkpoint's name."""
-    found = {}
+def digests(folder: Path) -> dict[str, str | None]:
+    """A hash of the weights by the checkpoint's name, None for one that does not load."""
+    found: dict[str, str | None] = {}
     for path in sorted((folder / "checkpoints").glob("*.ckpt")):
-        state = checkpoint.read(path)["state_dict"]
-        whole = b"".join(t.contiguous().numpy().tobytes() for _, t in sorted(state.items()))
-        found[path.name] = hashlib.sha256(whole).hexdigest()
+        found[path.name] = None
+        with contextlib.suppress(CheckpointError):
+            found[path.name] = checkpoint.digest(checkpoint.load(path).vae)
     return found
 
 
-def unreadable(folder: Path) -> list[str]:
-    """The checkpoints that do not load."""
-    found = []
-    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
-        try:
-            checkpoint.load(path)
-        except CheckpointError:
-            found.append(path.name)
-    return found
-
-
-def case(
-    folder: Path, words: tuple[str, ...], kind: str, number: int, whole: dict[str, str]
-) -> dict[str, object]:
+def case(folder: Path, words: tuple[str, ...], kind: str, number: int, whole: dict) -> dict:
     """One failure and what follows; `problems` is empty if all is as it should be."""
     shutil.rmtree(folder, ignore_errors=True)
     code, _, said = trained(folder, (f"hydra.run.dir={folder}", *words), kind, number)
     status = runs.state(folder)["status"] if folder.exists() else "NEW"
     completed = status == "COMPLETED"
     loud = status in ("NEW", "FAILED", "COMPLETED") and "error: " in said
+    found = digests(folder)
     wrong = {
         f"exit {code}": code not in (0, 1, 2, EXIT),
         "silent success": code == 0 and not completed,
         f"exit {code} with status {status}": code in (1, 2) and not loud,
-        "complete, but with other weights": completed and digests(folder) != whole,
+        "complete, but with other weights": completed and found != whole,
         "traceback": "Traceback" in said,
         f"status {status}": status not in ("NEW", "STALE", "FAILED", "COMPLETED"),
-        f"unreadable: {unreadable(folder)}": bool(unreadable(folder)),
+        f"unreadable: {found}": None in found.values(),
     }
     problems = [text for text, holds in wrong.items() if holds]
     if not completed:  # else nobody comes back
@@ -213,9 +186,8 @@ def main(home: Path, stride: int) -> None:
     code, calls, said = trained(whole_run, (f"hydra.run.dir={whole_run}", *words))
     assert code == 0, said
     whole = digests(whole_run)
-    numbers = range(1, calls + 1)
     for i, kind in enumerate(KINDS):
-        for number in numbers[i::stride]:
+        for number in range(1 + i, calls + 1, stride):
             print(json.dumps(case(home / "run", words, kind, number, whole)), flush=True)
 
 
