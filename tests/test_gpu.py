@@ -24,9 +24,7 @@ def on_fake_gpu(module):
         for name, weight in part._parameters.items():
             if weight is not None:
                 fake = torch.empty(weight.shape, device="cuda")
-                part._parameters[name] = torch.nn.Parameter(
-                    fake, requires_grad=weight.requires_grad
-                )
+                part._parameters[name] = torch.nn.Parameter(fake, weight.requires_grad)
         for name, buffer in part._buffers.items():
             part._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
     module._device = torch.device("cuda:0")
@@ -36,15 +34,10 @@ def test_a_step_needs_no_value_back_from_a_gpu():
     """Tensors without values: an operation that reads one, or mixes devices, raises an error."""
     jitter = {"shift": 2, "rotate": 3, "zoom": 0.1, "light": 0.1}
     settings = Settings(image_size=64, batch_size=8, ema=0.9, jitter=jitter)
-    module, gpu0 = VAEModule(build_vae(settings), settings, "data"), torch.device("cuda:0")
-    state = {
-        "world_size": 1,
-        "global_rank": 0,
-        "current_epoch": 0,
-        "num_training_batches": 3,
-        "global_step": 0,
-    }
-    module._trainer = SimpleNamespace(**state)
+    module = VAEModule(build_vae(settings), settings, "data")
+    gpu0 = torch.device("cuda:0")
+    state = {"world_size": 1, "global_rank": 0, "current_epoch": 0, "global_step": 0}
+    module._trainer = SimpleNamespace(**state, num_training_batches=3)
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_fake_gpu(module)
         images = torch.zeros(30, 64, 64, 3, dtype=torch.uint8, device=gpu0)
@@ -59,9 +52,12 @@ def test_a_step_needs_no_value_back_from_a_gpu():
             module.check_finite()
 
 
+BF16 = "trainer.precision=bf16-mixed"
+GPU = ("trainer=gpu", "model.dropout=0")  # dropout's masks are of the device
+
+
 def trained(to, *overrides):
-    more = ("trainer=gpu", "model.dropout=0", "epochs=40")  # dropout's masks are of the device
-    run_script(f"hydra.run.dir={to}", *TINY, *more, *overrides)
+    run_script(f"hydra.run.dir={to}", *TINY, *GPU, "epochs=40", *overrides)
     return to
 
 
@@ -82,12 +78,12 @@ def test_200_steps_have_the_losses_of_the_cpu(tmp_path, compile):
     host = runs.read_metrics(trained(tmp_path / "cpu", "trainer=cpu"))
     device = runs.read_metrics(trained(tmp_path / "gpu", f"compile={compile}"))
     for name in ("train/loss", "val/loss", "val/kl"):
-        one, two = ([line[name] for line in lines] for lines in (host, device))
-        assert one == pytest.approx(two, rel=0.02, abs=0.05), name
+        losses = [line[name] for line in device]
+        assert losses == pytest.approx([line[name] for line in host], rel=0.02, abs=0.05), name
 
 
 @for_gpu
-@pytest.mark.parametrize("more", [(), ("compile=true",), ("trainer.precision=bf16-mixed",)])
+@pytest.mark.parametrize("more", [(), ("compile=true",), (BF16,)])
 def test_a_resume_has_the_same_bits(tmp_path, more):
     more = (*more, "+trainer.deterministic=true")
     whole = trained(tmp_path / "whole", *more)
@@ -112,16 +108,13 @@ class Strict(pl.Callback):
 
 
 @for_gpu
-@pytest.mark.parametrize(
-    "more", [(), ("trainer.precision=bf16-mixed", "ema=0.9", "jitter.shift=2")]
-)
+@pytest.mark.parametrize("more", [(), (BF16, "ema=0.9", "jitter.shift=2")])
 def test_no_step_waits_for_the_device(train, monkeypatch, more):
     real = pl.Trainer
-    monkeypatch.setattr(
-        pl, "Trainer", lambda callbacks, **kw: real(callbacks=[*callbacks, Strict()], **kw)
-    )
+    strict = lambda callbacks, **kw: real(callbacks=[*callbacks, Strict()], **kw)  # noqa: E731
+    monkeypatch.setattr(pl, "Trainer", strict)
     Strict.steps = 0
-    train("trainer=gpu", "model.dropout=0", *more, "epochs=3")
+    train(*GPU, *more, "epochs=3")
     assert Strict.steps == 2 * 4
 
 
