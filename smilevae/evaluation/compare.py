@@ -15,10 +15,7 @@ from smilevae.evaluation.figures import STRIP, png, stacked
 from smilevae.evaluation.summary import SETS
 
 NAME = "faces.json"
-METRICS = {
-    "psnr": ("PSNR", " dB", 1),
-    "nelbo": ("nELBO", " nats", -1),
-}  # name, unit, sign of better
+METRICS = {"psnr": ("PSNR", " dB", 1), "nelbo": ("nELBO", " nats", -1)}  # name, unit, better sign
 FIGURES = ("reconstructions.png", "samples.png", STRIP)
 Evaluations = dict[str, tuple[dict[str, Any], Path]]  # name -> metrics and evaluation folder
 
@@ -47,9 +44,8 @@ def compare(evaluations: Evaluations, out: Path) -> str:
         lines.append(difference(evaluations))
     for name, (each, folder) in evaluations.items():
         if "realism" in each:
-            parts = [
-                f"{SETS[kind]} {1000 * each['realism'][kind]['distance']:,.0f}" for kind in SETS
-            ]
+            scores = each["realism"]
+            parts = [f"{SETS[kind]} {1000 * scores[kind]['distance']:,.0f}" for kind in SETS]
             lines.append(f"{name}: distance to real faces (lower is better): {', '.join(parts)}")
         lines.append(f"{name}: {runs.shell_path(folder / 'index.html')}")
     return "\n".join([*lines, f"side by side: {runs.shell_path(out)}/"])
@@ -61,13 +57,10 @@ def table(evaluations: Evaluations) -> str:
     titles = ("PSNR dB", "SSIM", "KL nats", "nELBO", "dims in use", "beta")
     lines = [" " * width + "".join(f"{title:>12}" for title in titles)]
     for name, (metrics, _) in evaluations.items():
-        row = metrics["model"]
-        units = metrics["active_units"]
-        cells = (
-            f"{row['psnr']:12.2f}{row['ssim']:12.3f}{metrics['kl']:12.1f}{metrics['nelbo']:12.0f}"
-        )
-        cells += f"{'' if units is None else units:>12}{metrics['beta']:12.4g}"
-        lines.append(f"{name:{width}}{cells}")
+        row = metrics["model"] | metrics
+        units = "" if row["active_units"] is None else row["active_units"]
+        cells = f"{row['psnr']:12.2f}{row['ssim']:12.3f}{row['kl']:12.1f}{row['nelbo']:12.0f}"
+        lines.append(f"{name:{width}}{cells}{units:>12}{row['beta']:12.4g}")
     first, _ = next(iter(evaluations.values()))
     for key, title in {"mean_face": "mean face", "pca": f"PCA-{first['pca_dim']}"}.items():
         lines.append(f"{title:{width}}{first[key]['psnr']:12.2f}{first[key]['ssim']:12.3f}")
@@ -85,10 +78,9 @@ def difference(evaluations: Evaluations) -> str:
         if name in right:
             people[face["person"]].append([face[key] - right[name][key] for key in METRICS])
     same = all(one[key] == two[key] for key in ("data_fingerprint", "image_size"))
-    if not same or not people:
-        return f"{a} and {b} hold out different faces, so they are not compared face by face"
-    if len(people) < 2:
-        return f"{a} and {b} hold out faces of one person, so they are not compared face by face"
+    if not same or len(people) < 2:
+        which = "faces of one person" if same and people else "different faces"
+        return f"{a} and {b} hold out {which}, so they are not compared face by face"
 
     # A t test of each person's mean difference.
     means = np.array([np.mean(rows, 0) for rows in people.values()])

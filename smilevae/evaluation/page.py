@@ -15,25 +15,7 @@ from smilevae.evaluation.summary import headline, tables
 
 NAME = "index.html"
 TEMPLATE = Path(__file__).with_name("page.html")
-CAPTIONS = {
-    "reconstructions.png": (
-        "Reconstructions",
-        "Held-out faces, and below each its reconstruction.",
-    ),
-    "samples.png": ("New faces", "Faces of nobody: random codes, decoded."),
-    "nearest.png": (
-        "New faces and their nearest training faces",
-        "Above new faces, below each the training face that is most like it. Twins are copies.",
-    ),
-    "interpolation.png": (
-        "Between two faces",
-        "Left and right reconstructions of held-out faces, between them a straight line of codes.",
-    ),
-    "traversal.png": (
-        "Single dimensions",
-        "Each row sets one of the dimensions that vary most, of one face, to -3 to +3 sd of the prior.",
-    ),
-}
+READERS = {"success": ("classifier", "C0"), "success_landmarks": ("landmarks", "C1")}
 
 
 def page(
@@ -44,12 +26,11 @@ def page(
 ) -> str:
     """The page. `strips` show edits by attribute, `epochs` are the metrics of the training."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown = {name: figures[name] for name in CAPTIONS if name in figures}
     return environment.from_string(TEMPLATE.read_text()).render(
         metrics=metrics,
         headline=headline(metrics),
-        figures=[(*CAPTIONS[name], jpeg(image)) for name, image in shown.items()],
-        strips=[(name, _range(metrics, name), jpeg(image)) for name, image in strips.items()],
+        figures={name: jpeg(image) for name, image in figures.items()},
+        strips={name: jpeg(image) for name, image in strips.items()},
         curves=curves(metrics, epochs),
         tables=tables(metrics),
     )
@@ -62,11 +43,6 @@ def jpeg(image: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _range(metrics: dict[str, Any], name: str) -> str:
-    scores = metrics.get("edits", {}).get(name)
-    return "from {:g} to {:g}".format(*scores["range"]) if scores else "not scored"
-
-
 def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     """SVG: PSNR while training, and the scores of the main attribute against intensity."""
     from matplotlib.figure import Figure
@@ -75,38 +51,33 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     training, success, distance = figure.subplots(1, 3)
 
     # PSNR of every epoch.
-    points = [(line["epoch"], line["val/psnr"]) for line in epochs if "val/psnr" in line]
-    training.plot(*zip(*points) if points else ((), ()), color="#2a78a8")
+    lines = [line for line in epochs if "val/psnr" in line]
+    psnr = [line["val/psnr"] for line in lines]
+    training.plot([line["epoch"] for line in lines], psnr, color="#2a78a8")
     training.axhline(metrics["pca"]["psnr"], color="black", linewidth=0.8, linestyle=":")
     training.set(title="PSNR of validation faces, dB (dotted: PCA)", xlabel="epoch")
 
     # Readers and distances of edits.
     if "edits" in metrics:
         name, scores = next(iter(metrics["edits"].items()))
-        label = name.replace("$", r"\$")
         x = scores["intensities"]
-        for index, key in enumerate(("success", "success_landmarks")):
+        for key, (reader, color) in READERS.items():
             if key in scores:
-                reader = ("classifier", "landmarks")[index]
-                success.plot(x, scores[key], f"C{index}", label=reader)
+                success.plot(x, scores[key], color, label=reader)
                 if scores["reference"]:
-                    success.axhline(
-                        scores["reference"]["real"][key], color=f"C{index}", linestyle=":"
-                    )
+                    real = scores["reference"]["real"][key]
+                    success.axhline(real, color=color, linestyle=":")
         success.legend(fontsize=8)
-        success.set(
-            title=f"share seen with {label} (dotted: real faces)",
-            xlabel="intensity",
-            ylim=(0, 1.05),
-        )
+        label = name.replace("$", r"\$")
+        title = f"share seen with {label} (dotted: real faces)"
+        success.set(title=title, xlabel="intensity", ylim=(0, 1.05))
         if "distance" in scores:
             values, errors = 1000 * np.array(scores["distance"]).T
             floor = 1000 * scores["reference"]["reconstructed"]["distance"][0]
             distance.errorbar(x, values, errors, capsize=2, color="#2a78a8")
             distance.axhline(REAL * floor, color="black", linewidth=0.8, linestyle="--")
-        distance.set(
-            title="distance to real faces (dashed: limit of the range)", xlabel="intensity"
-        )
+        title = "distance to real faces (dashed: limit of the range)"
+        distance.set(title=title, xlabel="intensity")
     else:
         success.set_axis_off()
         distance.set_axis_off()

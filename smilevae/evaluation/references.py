@@ -51,13 +51,8 @@ def persons(faces: Faces, classifier: AttributeClassifier) -> tuple[float, float
     x = classifier.embed(faces.batch(some))
     other = (x - x.roll(1, 0)).norm(dim=1).mean().clamp(min=1e-6).item()
 
-    pairs = np.array(
-        [rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL], dtype=int
-    )
-    if len(pairs) < MIN_PAIRS:
-        return other / 2, other
-    first = faces.batch(pairs[:, 0])
-    second = faces.batch(pairs[:, 1])
+    pairs = [rows[:2] for rows in by_person.values() if len(rows) > 1][:MAX_REAL]
+    first, second = (faces.batch(rows) for rows in np.array(pairs, dtype=int).reshape(-1, 2).T)
     differ = (first != second).flatten(1).any(1)
     if differ.sum() < MIN_PAIRS:
         return other / 2, other

@@ -57,40 +57,26 @@ def load_sampler(path: Path, num_dims: int, weights: str) -> Mixture:
     """
     try:
         content = runs.read_evaluation(path, NAME, weights, runs.read_tensors)
-        mixture = Mixture(*(content["tensors"][name] for name in Mixture._fields))
     except NotEvaluated:
         return prior(num_dims)
-    except KeyError:
-        mixture = None
-    if mixture is None or not _whole(mixture, num_dims):
+    parts = [content["tensors"].get(name, torch.empty(0)) for name in Mixture._fields]
+    num = parts[0].numel()
+    shapes = [(num,), (num, num_dims), (num_dims, num_dims)]
+    whole = all(part.shape == shape and part.isfinite().all() for part, shape in zip(parts, shapes))
+    if not whole or (parts[0] < 0).any() or not parts[0].any():
         again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
         raise CheckpointError(f"{NAME} of {path} is damaged; {again} again")
-    return mixture
-
-
-def _whole(mixture: Mixture, num_dims: int) -> bool:
-    """Whether the shapes fit, all values are finite, and the weights are positive."""
-    num = len(mixture.weights)
-    shapes = [tuple(part.shape) for part in mixture]
-    if shapes != [(num,), (num, num_dims), (num_dims, num_dims)]:
-        return False
-    finite = all(part.isfinite().all() for part in mixture)
-    return bool(finite and (mixture.weights >= 0).all() and mixture.weights.sum() > 0)
+    return Mixture(*parts)
 
 
 def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
-    """Where new codes are drawn from: blends of the codes of training faces, mu and logvar (N, D).
+    """Pairs of the codes of training faces (N, D), added about their mean, with noise.
 
-    With fewer than MIN_CODES codes it is the prior.
+    They keep the mean and covariance of the codes: the smoothed bootstrap that keeps the variance
+    (Silverman 1986, section 6.4.1), of pairs. With fewer than MIN_CODES codes it is the prior.
     """
-    return prior(mu.shape[1]) if len(mu) < MIN_CODES else _blends(mu, logvar, seed)
-
-
-def _blends(mu: Tensor, logvar: Tensor, seed: int) -> Mixture:
-    """Pairs of codes, added about their mean, with noise: they keep the mean and covariance of the codes.
-
-    It is the smoothed bootstrap that keeps the variance (Silverman 1986, section 6.4.1), of pairs.
-    """
+    if len(mu) < MIN_CODES:
+        return prior(mu.shape[1])
     generator = torch.Generator().manual_seed(seed)
     pairs = torch.randint(len(mu), (2, NUM_BLENDS), generator=generator)
     mean = mu.mean(0)
@@ -108,9 +94,9 @@ def sampler_of(
     if sampler == "prior":
         return prior(vae.latent_dim)
     rows = faces.sample("train", most)
-    mu, logvar = encode(vae, faces, rows)
-    mirrored_mu, mirrored_logvar = encode(vae, faces, rows, mirrored=True)
-    return fit_sampler(torch.cat([mu, mirrored_mu]), torch.cat([logvar, mirrored_logvar]), seed)
+    codes = [encode(vae, faces, rows, mirrored) for mirrored in (False, True)]
+    mu, logvar = (torch.cat(parts) for parts in zip(*codes))
+    return fit_sampler(mu, logvar, seed)
 
 
 def nearest(images: Tensor, others: Tensor) -> Tensor:

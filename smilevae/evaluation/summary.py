@@ -14,6 +14,7 @@ SETS = {
     "sampled": "new faces",
     "mean_face": "mean face",
 }
+READERS = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
 Metrics = dict[str, Any]
 
 
@@ -76,18 +77,17 @@ def loss_line(metrics: Metrics) -> str:
     """The loss and its parts."""
     line = f"Loss {metrics['loss']:.1f} (lower is better) = squared error {metrics['recon']:.1f}"
     line += f" + beta ({metrics['beta']:.4g}) x KL ({metrics['kl']:.1f})"
-    if metrics["active_units"] is None:
-        return line
-    return f"{line}; {metrics['active_units']}/{metrics['latent_dim']} dimensions used"
+    if metrics["active_units"] is not None:
+        line += f"; {metrics['active_units']}/{metrics['latent_dim']} dimensions used"
+    return line
 
 
 def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     """How far from real faces new ones are, and a warning of copies."""
     each = []
     for name in ("reconstructed", "sampled"):
-        row = table[name]
-        distance = max(0, 1000 * row["distance"])
-        each.append(f"{SETS[name]} {distance:,.0f} ± {1000 * row['error']:,.0f}")
+        distance = max(0, 1000 * table[name]["distance"])
+        each.append(f"{SETS[name]} {distance:,.0f} ± {1000 * table[name]['error']:,.0f}")
     each.append(f"mean face {1000 * table['mean_face']['distance']:,.0f}")
     lines = [f"Distance to real faces (0: as real): {', '.join(each)}."]
     copies = table["sampled"]["copies"]
@@ -98,45 +98,41 @@ def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
 
 def edit_lines(metrics: Metrics) -> list[str]:
     """What the edit of the main attribute does, and what else can be edited."""
-    name, scores = next(iter(metrics["edits"].items()))
+    name, *others = metrics["edits"]
+    scores = metrics["edits"][name]
     title = name[:1].upper() + name[1:].replace("_", " ")
     one = scores["intensities"].index(1.0)
 
     # Two readers, before the edit, after it, and on real faces.
     lines = []
-    readers = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
-    for key, reader in readers.items():
+    for key, reader in READERS.items():
         if key in scores:
             line = f"{title}, intensity 1: {reader} it on {scores[key][0]:.0%} before"
             line += f", {scores[key][one]:.0%} after"
             if scores["reference"]:
                 line += f", on {scores['reference']['real'][key]:.0%} of real faces with it"
             lines.append(f"{line}.")
-    lines.append(person_line(scores["identity"][one], scores["other_person"]))
+
+    # How far an edited face is from the person; nobody has two photos where the other is at 2.
+    stranger = scores["other_person"]
+    photo = "" if stranger == 2 else ", 1: another photo of the person"
+    line = f"Change of the person: {scores['identity'][one]:.2f}"
+    lines.append(f"{line} (0: none{photo}, {stranger:.2f}: another person).")
 
     # The range, and what changes beside it.
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
     beside = f"Also changed: {side}" if side else "No other known attribute changes clearly"
-    follows = f"From {low:g} to {high:g} it follows"
-    if "distance" in scores:
-        follows += " and faces stay near real ones"
-    lines.append(f"{follows}. {beside}.")
+    near = " and faces stay near real ones" if "distance" in scores else ""
+    lines.append(f"From {low:g} to {high:g} it follows{near}. {beside}.")
 
     # Other attributes.
-    others = [other for other in metrics["edits"] if other != name]
     refused = list(metrics["not_editable"])
     if others or refused:
         can = f"Also editable: {_listed(others)}."
         lines.append(f"{can} Not editable (the page says why): {_listed(refused)}.")
     return lines
-
-
-def person_line(change: float, other: float) -> str:
-    """How far an edited face is from the person; nobody has two photos where `other` is 2."""
-    photo = "" if other == 2 else ", 1: another photo of the person"
-    return f"Change of the person: {change:.2f} (0: none{photo}, {other:.2f}: another person)."
 
 
 def _listed(names: list[str], width: int = 16) -> str:
@@ -257,15 +253,20 @@ def _edit_row(name: str, scores: Metrics) -> list[str]:
     one = scores["intensities"].index(1.0)
     real = scores["reference"].get("real", {})
     rebuilt = scores["reference"].get("reconstructed", {})
-    row = [name, str(scores["num_faces"])]
-    for key in ("success", "success_landmarks"):
-        shares = [scores[key][0], scores[key][one]] if key in scores else []
-        shares += [real[key]] if key in real else []
-        row += [*(f"{share:.0%}" for share in shares), "", "", ""][:3]
-    row.append(f"{scores['identity'][one]:.2f}")
-    row.append(f"{1000 * scores['distance'][one][0]:.1f}" if "distance" in scores else "")
-    row.append(f"{1000 * rebuilt['distance'][0]:.1f}" if "distance" in rebuilt else "")
-    row.append("{:g} to {:g}".format(*scores["range"]) if "range" in scores else "")
+    shares = []
+    for key in READERS:
+        before, after = (scores[key][at] if key in scores else None for at in (0, one))
+        shares += [before, after, real.get(key)]
+    distances = []
+    if "distance" in scores:
+        distances = [scores["distance"][one][0], rebuilt["distance"][0]]
     changes = scores["changes"][one]
-    row.append(", ".join(f"{other} {change:+.2f}" for other, change in changes.items()))
-    return row
+    return [
+        name,
+        str(scores["num_faces"]),
+        *("" if share is None else f"{share:.0%}" for share in shares),
+        f"{scores['identity'][one]:.2f}",
+        *([f"{1000 * distance:.1f}" for distance in distances] or ["", ""]),
+        "{:g} to {:g}".format(*scores["range"]) if "range" in scores else "",
+        ", ".join(f"{other} {change:+.2f}" for other, change in changes.items()),
+    ]
