@@ -16,10 +16,11 @@ from smilevae import runs
 from smilevae.data.batches import hash64
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import batches_of, encode
-from smilevae.editing.attributes import Attribute, mean_difference
+from smilevae.editing.attributes import Edits, mean_difference
 from smilevae.editing.directions import some_of_both
 from smilevae.evaluation import grids
 from smilevae.evaluation.measure import resized
+from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture, nearest, sampler_of
 from smilevae.evaluation.scoring import lacking
 from smilevae.models import latents
@@ -30,6 +31,8 @@ STRIP = "edit_strip.png"
 INTENSITIES = (-1.0, 0.0, 1.0, 2.0, 3.0)  # of the mean difference, in previews
 MAX_PARENTS = 200  # training faces that plain_samples blends
 MAX_COLUMNS = 8  # intensities of a strip
+MAIN_FACES = 8  # of the strip of the main attribute
+OTHER_FACES = 2
 
 
 @torch.no_grad()
@@ -64,25 +67,24 @@ def plain_strip(vae: VAE, faces: Faces, mu: Tensor) -> Tensor:
     train = some_of_both(faces.sample("train"), faces.smile, MAX_REFERENCE)
     codes, _ = encode(vae, faces, train)
     direction = mean_difference(codes, torch.from_numpy(faces.smile[train])).to(mu.device)
-    return decode_rows(
-        vae, latents.shift(mu, direction, torch.tensor(INTENSITIES, device=mu.device))
-    )
+    intensities = torch.tensor(INTENSITIES, device=mu.device)
+    return decode_rows(vae, latents.shift(mu, direction, intensities))
 
 
 @torch.no_grad()
 def draw(
-    vae: VAE, faces: Faces, seed: int, sampler: Mixture, temperature: float
-) -> dict[str, Image.Image]:
-    """The figures of a model by file name."""
+    vae: VAE, faces: Faces, edits: Edits | None, sampler: Mixture, options: EvaluateOptions
+) -> tuple[dict[str, Image.Image], dict[str, Image.Image]]:
+    """The figures of a model by file name, and a strip of each attribute's edits."""
     figures = {}
-    rows = np.random.default_rng(seed).permutation(faces.rows("val"))
+    rows = np.random.default_rng(options.seed).permutation(faces.rows("val"))
     x = next(batches_of(vae, faces, rows[:16]))
     mu, _ = vae.encode(x)
     figures["reconstructions.png"] = picture(grids.pairs(x, vae.decode(mu)))
 
     # New faces, and the training faces that are nearest to them.
-    generator = torch.Generator().manual_seed(hash64("samples", seed))
-    new = vae.decode(sampler.draw(64, generator, temperature).to(x.device)).cpu()
+    generator = torch.Generator().manual_seed(hash64("samples", options.seed))
+    new = vae.decode(sampler.draw(64, generator, options.temperature).to(x.device)).cpu()
     train = faces.sample("train", MAX_REFERENCE)
     seen = torch.cat([batch.cpu() for batch in batches_of(vae, faces, train)])
     figures["samples.png"] = picture(grids.square(new))
@@ -103,21 +105,22 @@ def draw(
     columns = [f"{value:+.0f} sd" for value in values.tolist()]
     names = [f"z{dim}" for dim in active]
     figures["traversal.png"] = titled(picture(grids.tile(decode_rows(vae, walks))), columns, names)
-    return figures
 
-
-@torch.no_grad()
-def draw_edits(vae: VAE, faces: Faces, attribute: Attribute, num: int) -> Image.Image | None:
-    """Held-out faces that lack an attribute, at intensities within its range; None without such faces."""
-    rows = lacking(faces, attribute.name)[:num]
-    if not len(rows):
-        return None
-    x = next(batches_of(vae, faces, rows))
-    levels = shown_intensities(attribute.low, attribute.high)
-    codes = attribute.edit(vae.encode(x)[0].cpu(), torch.tensor(levels))
-    strip = decode_rows(vae, codes.to(x.device))
-    columns = ["image", *(f"{level:+g}" if level else "0" for level in levels)]
-    return titled(picture(grids.tile(torch.cat([x[:, None], strip], dim=1))), columns)
+    # Edits within their ranges, of held-out faces that lack the attribute.
+    strips = {}
+    for number, attribute in enumerate(edits.attributes if edits else []):
+        rows = lacking(faces, attribute.name)[: OTHER_FACES if number else MAIN_FACES]
+        if len(rows):
+            x = next(batches_of(vae, faces, rows))
+            levels = shown_intensities(attribute.low, attribute.high)
+            codes = attribute.edit(vae.encode(x)[0].cpu(), torch.tensor(levels))
+            strip = decode_rows(vae, codes.to(x.device))
+            columns = ["image", *(f"{level:+g}" if level else "0" for level in levels)]
+            image = picture(grids.tile(torch.cat([x[:, None], strip], dim=1)))
+            strips[attribute.name] = titled(image, columns)
+    if strips:
+        figures[STRIP] = next(iter(strips.values()))
+    return figures, strips
 
 
 def shown_intensities(low: float, high: float) -> list[float]:
@@ -159,16 +162,12 @@ def titled(
 
 def stacked(named: Mapping[str, Image.Image]) -> Image.Image:
     """Images below one another, each under its name."""
-    font = ImageFont.load_default(size=14)
-    width = max(image.width for image in named.values())
-    height = sum(image.height + 20 for image in named.values())
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    top = 0
-    for name, image in named.items():
-        pen.text((2, top + 10), name, "black", font, anchor="lm")
-        sheet.paste(image, (0, top + 20))
-        top += image.height + 20
+    blocks = [titled(image, [name]) for name, image in named.items()]
+    height = sum(block.height for block in blocks)
+    sheet = Image.new("RGB", (max(block.width for block in blocks), height), "white")
+    for block in reversed(blocks):
+        height -= block.height
+        sheet.paste(block, (0, height))
     return sheet
 
 

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from smilevae.data.batches import hash64
 from smilevae.data.cache import cached
 from smilevae.data.dataset import Faces, derived_key
-from smilevae.data.encode import batches_of
+from smilevae.data.encode import BATCH, encode
 from smilevae.editing import mesh
 from smilevae.editing.calibration import decode
 from smilevae.errors import DataError
+from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
@@ -32,53 +33,40 @@ def small(x: Tensor) -> Tensor:
     return F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
 
 
-class Seen(NamedTuple):
-    """What a feature space sees in images: features (N, F) and landmarks (N, L, 2)."""
-
-    features: Tensor
-    points: np.ndarray
-
-
 class Space:
-    """The feature space inside the face mesh, scaled by features (N, F) of training faces."""
+    """The feature space inside the face mesh, scaled by what it sees in training faces."""
 
-    def __init__(self, training: Tensor):
-        self._mean = training.mean(0)
-        self._sd = training.std(0) + 1e-6
-        self.training = self._scaled(training)
+    def __init__(self, seen: mesh.Seen):
+        self._mean = seen.features.mean(0)
+        self._sd = seen.features.std(0) + 1e-6
+        self.training = self.scaled(seen).features  # (N, F)
 
-    def look(self, x: Tensor) -> Seen:
+    def look(self, x: Tensor) -> mesh.Seen:
         """Features and landmarks of images (N, 3, S, S)."""
-        seen = mesh.see(small(x.clamp(0, 1).cpu()))
-        return Seen(self._scaled(seen.features), seen.points)
+        return self.scaled(mesh.see(small(x.clamp(0, 1).cpu())))
+
+    def scaled(self, seen: mesh.Seen) -> mesh.Seen:
+        """What the mesh sees, in this space."""
+        return seen._replace(features=(seen.features - self._mean) / self._sd)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features of images: (N, 3, S, S) -> (N, F)."""
         return self.look(x).features
 
-    def _scaled(self, features: Tensor) -> Tensor:
-        return (features - self._mean) / self._sd
-
 
 @torch.no_grad()
 def feature_space(faces: Faces) -> Space:
     """The space for these faces. Raises DataError without OpenCV, or where the mesh sees no faces."""
-    if len(faces.rows("train")) < MIN_FACES or len(faces.rows("val")) < MIN_FACES:
+    if min(len(faces.rows(part)) for part in ("train", "val")) < MIN_FACES:
         raise DataError(f"each part needs {MIN_FACES} faces; add images of more people")
-    seen = seen_by_the_mesh(faces)
+    seen = seen_by_the_mesh(faces, faces.sample("train", MAX_REFERENCE))
     if np.median(seen.scores) <= 0:
         raise DataError("the face mesh sees no faces in these images")
-    return Space(seen.features)
+    return Space(seen)
 
 
-def reference_rows(faces: Faces) -> np.ndarray:
-    """Training faces that give the space its scale."""
-    return faces.sample("train", MAX_REFERENCE)
-
-
-def seen_by_the_mesh(faces: Faces) -> mesh.Seen:
-    """What the mesh sees in the reference faces, looked at once for a data set. Raises DataError."""
-    rows = reference_rows(faces)
+def seen_by_the_mesh(faces: Faces, rows: np.ndarray) -> mesh.Seen:
+    """What the mesh sees in real faces, looked at once for a data set. Raises DataError."""
     width = mesh.NUM_FEATURES + 2 * mesh.NUM_POINTS + 1
     key = derived_key(faces, f"mesh-{mesh.opencv().__version__}", rows)
 
@@ -109,9 +97,8 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = SUBSETS) -> Distance:
     """
     a = a.double()
     b = b.double()
-    aa, bb, ab = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
-    for kernel in (aa, bb, ab):
-        kernel.fill_diagonal_(0)
+    kernels = [(p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b))]
+    aa, bb, ab = (kernel.fill_diagonal_(0) for kernel in kernels)
 
     # Which rows count: all in the first subset, a random half in each other one.
     generator = torch.Generator().manual_seed(0)
@@ -135,16 +122,14 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = SUBSETS) -> Distance:
 
 def prdc(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Precision, recall, density and coverage: (N, F), (M, F). Naeem et al. 2002.09797, section 3; k = NEIGHBOURS."""
-    radius_real, radius_fake = (
-        torch.cdist(x, x).kthvalue(NEIGHBOURS + 1).values for x in (real, fake)
-    )
+    radii = [torch.cdist(x, x).kthvalue(NEIGHBOURS + 1).values for x in (real, fake)]
     between = torch.cdist(real, fake)
-    inside = between < radius_real[:, None]
+    inside = between < radii[0][:, None]
     return {
         "precision": inside.any(0).float().mean().item(),
-        "recall": (between < radius_fake).any(1).float().mean().item(),
+        "recall": (between < radii[1]).any(1).float().mean().item(),
         "density": inside.float().sum(0).mean().item() / NEIGHBOURS,
-        "coverage": (between.min(1).values < radius_real).float().mean().item(),
+        "coverage": (between.min(1).values < radii[0]).float().mean().item(),
     }
 
 
@@ -161,37 +146,41 @@ def copies(seen: Tensor, unseen: Tensor, fake: Tensor) -> float:
 
 @torch.no_grad()
 def of_model(
-    vae: VAE, faces: Faces, space: Space, seed: int, sampler: Mixture, temperature: float
+    vae: VAE, faces: Faces, space: Space, sampler: Mixture, options: EvaluateOptions
 ) -> dict[str, dict[str, float]]:
-    """`realism` of a model's reconstructions of held-out people and of as many new faces."""
+    """`compared` of a model's reconstructions of held-out people, of as many new faces, and of the
+    mean face in the place of every face.
+    """
     rows = faces.sample("val", MAX_REAL)
-    real = [small(x).cpu() for x in batches_of(vae, faces, rows)]
-    rebuilt = [small(vae.decode(vae.encode(x)[0])).cpu() for x in batches_of(vae, faces, rows)]
-    generator = torch.Generator().manual_seed(hash64("realism", seed))
-    codes = sampler.draw(len(rows), generator, temperature)
-    new = [small(decode(vae, chunk)) for chunk in codes.split(128)]
-    sets = {"reconstructed": torch.cat(rebuilt), "sampled": torch.cat(new)}
-    return realism(space, torch.cat(real), sets)
+    target = space.scaled(seen_by_the_mesh(faces, rows)).features
+    generator = torch.Generator().manual_seed(hash64("realism", options.seed))
+    new = sampler.draw(len(rows), generator, options.temperature)
+    sets = {}
+    for name, codes in {"reconstructed": encode(vae, faces, rows)[0], "sampled": new}.items():
+        images = [small(decode(vae, chunk)) for chunk in codes.split(BATCH)]
+        sets[name] = space(torch.cat(images))
+    mean = space(small(faces.batch(rows)).mean(0, keepdim=True))
+    sets["mean_face"] = mean.expand(len(rows), -1)
+    return compared(target, space.training, sets)
 
 
-def realism(space: Space, real: Tensor, sets: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Scores of sets of faces (N, 3, S, S) against `real` ones.
+def compared(
+    real: Tensor, training: Tensor, sets: dict[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Scores of training faces and of `sets` of faces against real ones, as features (N, F).
 
-    Two ends are beside them: "training" faces, and the mean face in the place of every face.
     `own_face` is the share of reconstructions to which, of all real faces, their own is the nearest.
     """
-    target = space(real)
-    features = {"training": space.training} | {name: space(x) for name, x in sets.items()}
     table: dict[str, dict[str, float]] = {}
-    for name, x in features.items():
-        distance = kernel_distance(target, x)
-        table[name] = {"distance": distance.value, "error": distance.error} | prdc(target, x)
-        if name in sets:
-            table[name]["copies"] = copies(space.training, target, x)
+    for name, x in ({"training": training} | sets).items():
+        distance, error = kernel_distance(real, x)
+        table[name] = {"distance": distance, "error": error}
+        if name == "mean_face":
+            continue
+        table[name] |= prdc(real, x)
+        if name != "training":
+            table[name]["copies"] = copies(training, real, x)
         if name == "reconstructed":
-            own = torch.cdist(x, target).argmin(1) == torch.arange(len(x))
+            own = torch.cdist(x, real).argmin(1) == torch.arange(len(x))
             table[name]["own_face"] = own.float().mean().item()
-    mean = space(real.mean(0, keepdim=True)).expand(len(real), -1)
-    distance = kernel_distance(target, mean)
-    table["mean_face"] = {"distance": distance.value, "error": distance.error}
     return table

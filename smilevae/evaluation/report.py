@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import PLACES, Settings
+from smilevae.config import PLACES
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.editing import attributes, fitting
 from smilevae.errors import CheckpointError, ConfigError, DataError
@@ -14,9 +14,6 @@ from smilevae.evaluation import compare, figures, page, realism, samplers, scori
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.runs import checkpoint
-
-MAIN_FACES = 8  # of the strip of the main attribute
-OTHER_FACES = 2
 
 
 def report(options: EvaluateOptions) -> str:
@@ -32,14 +29,12 @@ def after_training(run: Path, faces: Faces) -> str:
     """The same for a run that has just been trained, on its faces in memory."""
     path = runs.find(str(run))
     options = EvaluateOptions(ckpt=str(path))
-    metrics, out = evaluate_model(checkpoint.load(path), faces, path, options)
-    return summary.summary(metrics, out)
+    return summary.summary(*evaluate_model(checkpoint.load(path), faces, path, options))
 
 
 def compare_checkpoints(named: dict[str, Path], out: Path, options: EvaluateOptions) -> str:
     """Evaluate several checkpoints; gives their table. Figures side by side go into `out`."""
-    evaluations = {name: evaluate(path, options) for name, path in named.items()}
-    return compare.compare(evaluations, out)
+    return compare.compare({name: evaluate(path, options) for name, path in named.items()}, out)
 
 
 def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path]:
@@ -48,27 +43,21 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     Raises CheckpointError, DataError or ConfigError.
     """
     loaded = checkpoint.load(path)
-    faces = faces_of(path, loaded.settings, options)
+
+    # The faces that it was trained on, from where they are now.
+    places = {name: getattr(options, name) for name in PLACES}
+    moved = {f"data.{name}": place for name, place in places.items() if place}
+    data = loaded.settings.with_values(moved).data
+    if data.source == "folder" and not (data.root or data.positive):
+        remedy = "pass root=PATH, or positive= and negative="
+        raise ConfigError(f"{path} does not name the folder of its images; {remedy}")
+    faces = load_faces(data, loaded.settings.image_size)
     if faces.fingerprint != loaded.fingerprint:
         raise CheckpointError(
-            f"{path} was trained on other images than {loaded.settings.data.place} holds, so its"
-            " held-out people are unknown; pass root=PATH of the original ones"
+            f"{path} was trained on other images than {data.place} holds, so its held-out people"
+            " are unknown; pass root=PATH of the original ones"
         )
     return evaluate_model(loaded, faces, path, options)
-
-
-def faces_of(path: Path, settings: Settings, options: EvaluateOptions) -> Faces:
-    """The faces that a checkpoint was trained on, from where they are now."""
-    places = {name: getattr(options, name) for name in PLACES}
-    settings = settings.with_values(
-        {f"data.{name}": value for name, value in places.items() if value}
-    )
-    data = settings.data
-    if data.source == "folder" and not (data.root or data.positive):
-        raise ConfigError(
-            f"{path} does not name the folder of its images; pass root=PATH, or positive= and negative="
-        )
-    return load_faces(data, settings.image_size)
 
 
 def evaluate_model(
@@ -77,7 +66,6 @@ def evaluate_model(
     """Measure and draw a model on its faces; gives its metrics and evaluation folder."""
     vae = loaded.vae
     faces, part = faces.reporting()
-    out = runs.evaluation_folder(path)
     left_out = []
 
     # Numbers on held-out people.
@@ -103,58 +91,46 @@ def evaluate_model(
         except DataError as error:
             left_out.append(f"No comparison with real faces: {error}.")
     if space and options.realism:
-        temperature = options.temperature
-        metrics["realism"] = realism.of_model(vae, faces, space, options.seed, sampler, temperature)
+        metrics["realism"] = realism.of_model(vae, faces, space, sampler, options)
 
-    # Edits of attributes; their ranges end where edited faces stop to look real.
+    # Edits of attributes, and their scores.
     fitted = fitting.fit_edits(vae, faces, options.attribute) if options.edits else None
-    if options.edits and fitted is None:
+    metrics["not_editable"] = fitted.left_out if fitted else {}
+    if fitted:
+        fitted, scores, why = scoring.scored(vae, faces, fitted, space)
+        if scores:
+            metrics["edits"] = scores
+        else:
+            left_out.append(f"No scores of edits of {fitted.edits.main.name}: {why}.")
+    elif options.edits:
         left_out.append(
             "No edits: the codes of training faces differ in no attribute that is known."
         )
-    metrics["not_editable"] = fitted.left_out if fitted else {}
-    if fitted:
-        main = fitted.edits.main.name
-        why = scoring.obstacle(faces, fitted, main)
-        if why:
-            left_out.append(f"No scores of edits of {main}: {why}.")
-        else:
-            scores = scoring.score_edits(vae, faces, fitted, space)
-            fitted = scoring.with_ranges(fitted, scores)
-            metrics["edits"] = scores
     metrics["left_out"] = left_out
 
     # Figures and the page.
-    drawn = figures.draw(vae, faces, options.seed, sampler, options.temperature)
-    strips = {}
-    for number, attribute in enumerate(fitted.edits.attributes if fitted else []):
-        strip = figures.draw_edits(vae, faces, attribute, OTHER_FACES if number else MAIN_FACES)
-        if strip:
-            strips[attribute.name] = strip
-    if strips:
-        drawn[figures.STRIP] = next(iter(strips.values()))
+    edits = fitted.edits if fitted else None
+    drawn, strips = figures.draw(vae, faces, edits, sampler, options)
+    files = {name: figures.png(image) for name, image in drawn.items()}
     epochs = runs.read_metrics(runs.run_of(path))
-    files = {page.NAME: page.page(metrics, drawn, strips, epochs).encode()}
-    files |= {name: figures.png(image) for name, image in drawn.items()}
+    files[page.NAME] = page.page(metrics, drawn, strips, epochs).encode()
 
     # What photo, app, export and Python use.
     files[compare.NAME] = compare.to_json(faces, per_face).encode()
     files[samplers.NAME] = samplers.to_bytes(sampler, metrics["weights"])
     files["metrics.json"] = (json.dumps(metrics, indent=2) + "\n").encode()
-    if fitted:
-        files[attributes.NAME] = attributes.to_bytes(vae, fitted.edits)
-    replace_together(out, files)
+    if edits:
+        files[attributes.NAME] = attributes.to_bytes(vae, edits)
+
+    # Earlier files are replaced only when all are written.
+    out = runs.evaluation_folder(path)
+    with contextlib.ExitStack() as stack:
+        for name, content in files.items():
+            work = stack.enter_context(runs.replacing(out / name))
+            runs.write_bytes(work, content)
     earlier = runs.read_tensors(out / attributes.NAME)
-    if not fitted and (options.edits or earlier.get("weights") != metrics["weights"]):
+    if not edits and (options.edits or earlier.get("weights") != metrics["weights"]):
         for name in (attributes.NAME, figures.STRIP):
             (out / name).unlink(missing_ok=True)
     runs.point_to_best(path)
     return metrics, out
-
-
-def replace_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files, and replace the earlier ones only when all are written."""
-    with contextlib.ExitStack() as stack:
-        for name, content in files.items():
-            work = stack.enter_context(runs.replacing(folder / name))
-            runs.write_bytes(work, content)

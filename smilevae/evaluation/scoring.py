@@ -3,8 +3,10 @@
 Shapes: N edited faces, D latent dimensions, S image side.
 """
 
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +14,15 @@ from torch import Tensor
 
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
-from smilevae.editing import directions
-from smilevae.editing.attributes import Attribute, mean_difference
+from smilevae.editing import directions, mesh
+from smilevae.editing.attributes import mean_difference
 from smilevae.editing.calibration import decode
-from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
+from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows, labels_of
 from smilevae.editing.geometry import GeometryReader
-from smilevae.evaluation.realism import (
-    MIN_FACES,
-    Seen,
-    Space,
-    kernel_distance,
-    reference_rows,
-    seen_by_the_mesh,
-    small,
-)
+from smilevae.evaluation import realism
+from smilevae.evaluation.realism import MIN_FACES, Space, kernel_distance, small
 from smilevae.evaluation.references import MAX_REAL, matched, persons, reading_errors
+from smilevae.evaluation.samplers import MAX_REFERENCE
 from smilevae.models import latents
 from smilevae.models.vae import VAE
 
@@ -39,6 +35,7 @@ MIN_EDITED = 4  # of fewer faces no distance has an error
 SUBSETS = 30  # of a distance's jackknife
 REAL = 3.0  # times the distance of reconstructions: beyond it edits do not look real
 CONFOUNDED = 0.1  # correlation from which on real faces are matched in another attribute
+Edit = Callable[[Tensor, Tensor], Tensor]  # codes (N, D), intensities (I,) -> (N, I, D)
 
 
 def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
@@ -52,25 +49,42 @@ def obstacle(faces: Faces, fitted: Fitted, name: str) -> str | None:
     return None
 
 
+def scored(
+    vae: VAE, faces: Faces, fitted: Fitted, space: Space | None
+) -> tuple[Fitted, dict[str, Any], str | None]:
+    """Edits with ranges in which they look real; their scores, or why there are none."""
+    why = obstacle(faces, fitted, fitted.edits.main.name)
+    if why:
+        return fitted, {}, why
+    scores = score_edits(vae, faces, fitted, space)
+    return with_ranges(fitted, scores), scores, None
+
+
 @torch.no_grad()
 def score_edits(vae: VAE, faces: Faces, fitted: Fitted, space: Space | None) -> dict[str, Any]:
-    """The scores of every attribute by name, the main one first. It has those of the mean difference too.
+    """The scores of every attribute by name, the main one first, with those of the mean difference.
 
     Readings are of a classifier and of landmarks; both saw other people than those who calibrated.
     """
-    assert fitted.scorer
     scorer = Scorer(vae, faces, fitted, space)
-    scores: dict[str, Any] = {}
-    for attribute in fitted.edits.attributes:
-        if obstacle(faces, fitted, attribute.name):
-            continue
-        is_main = attribute is fitted.edits.main
-        rows = lacking(faces, attribute.name)[: MAX_EDITED if is_main else MAX_OTHERS]
-        scores[attribute.name] = scorer.score(attribute, rows, LEVELS if is_main else SOME)
-        if is_main:
-            plain = scorer.plain(attribute, rows)
-            scores[attribute.name]["mean_difference"] = plain
+    main, *others = fitted.edits.attributes
+    rows = lacking(faces, main.name)[:MAX_EDITED]
+    scores = {main.name: scorer.score(main.name, rows, LEVELS, main.edit)}
+    plain = plain_edit(vae, faces, main.name)
+    scores[main.name]["mean_difference"] = scorer.score(main.name, rows, SOME, plain)
+    for other in others:
+        if not obstacle(faces, fitted, other.name):
+            rows = lacking(faces, other.name)[:MAX_OTHERS]
+            scores[other.name] = scorer.score(other.name, rows, SOME, other.edit)
     return scores
+
+
+def plain_edit(vae: VAE, faces: Faces, name: str) -> Edit:
+    """The study's method: a code plus the mean difference, not calibrated."""
+    rows, _ = fitted_rows(faces, name)
+    labels = torch.from_numpy(faces.labels(name)[rows])
+    step = mean_difference(encode(vae, faces, rows)[0], labels)
+    return lambda mu, intensities: latents.shift(mu, step, intensities)
 
 
 def with_ranges(fitted: Fitted, scores: dict[str, Any]) -> Fitted:
@@ -92,11 +106,9 @@ def with_ranges(fitted: Fitted, scores: dict[str, Any]) -> Fitted:
 def last_real(scores: dict[str, Any]) -> float:
     """The largest scored intensity up to which edited faces look real."""
     levels = scores["intensities"]
-    if "distance" not in scores:
-        return levels[-1]
-    for at in range(1, len(levels)):
-        if not looks_real(scores["distance"][at], scores["reference"]):
-            return levels[at - 1]
+    for before, distance in zip(levels, scores.get("distance", [])[1:]):
+        if not looks_real(distance, scores["reference"]):
+            return before
     return levels[-1]
 
 
@@ -113,6 +125,20 @@ def lacking(faces: Faces, name: str) -> np.ndarray:
     return np.random.default_rng(0).permutation(val[faces.labels(name)[val] == 0])
 
 
+class Look(NamedTuple):
+    """What both readers and the space see in N images."""
+
+    scores: dict[str, Tensor]  # (N,) by attribute, of the classifier
+    landmarks: dict[str, Tensor]  # (N,) by attribute: whether landmarks show it
+    features: Tensor  # (N, F), without a space (N, 0)
+
+    def at(self, index: Tensor) -> "Look":
+        """What they see in some of the images."""
+        scores = {name: values[index] for name, values in self.scores.items()}
+        landmarks = {name: values[index] for name, values in self.landmarks.items()}
+        return Look(scores, landmarks, self.features[index])
+
+
 class Scorer:
     """Scores edited faces of a model: two readers, the distance to real faces, the person."""
 
@@ -127,73 +153,73 @@ class Scorer:
         self.same_person, self.other_person = persons(faces, self.classifier)
         self.errors = reading_errors(faces, self.classifier)
 
-        # What both readers see in held-out faces and in their reconstructions.
-        self.held_out = np.random.default_rng(1).permutation(faces.rows("val"))[:MAX_HELD_OUT]
-        codes = encode(vae, faces, self.held_out)[0]
-        self.looks = {
-            "real": self._look(faces.batch(self.held_out)),
-            "reconstructed": self._look(decode(vae, codes)),
-        }
+        # What is seen in held-out faces and in their reconstructions.
+        rows = np.random.default_rng(1).permutation(faces.rows("val"))[:MAX_HELD_OUT]
+        seen = space.scaled(realism.seen_by_the_mesh(faces, rows)) if space else None
+        self.held_out = rows
+        self.real = self._look(faces.batch(rows), seen)
+        self.rebuilt = self._look(decode(vae, encode(vae, faces, rows)[0]))
 
     def score(
-        self, attribute: Attribute, rows: np.ndarray, levels: tuple[float, ...]
+        self, name: str, rows: np.ndarray, levels: tuple[float, ...], edit: Edit
     ) -> dict[str, Any]:
-        """Scores of faces at intensities: lists in their order."""
-        mu = encode(self.vae, self.faces, rows)[0]
-        codes = attribute.edit(mu, torch.tensor(levels))
-        return self.score_images(attribute.name, rows, levels, self._images(codes))
-
-    def plain(self, attribute: Attribute, rows: np.ndarray) -> dict[str, Any]:
-        """The same for the study's method: a code plus the mean difference, not calibrated."""
-        known, _ = fitted_rows(self.faces, attribute.name)
-        labels = torch.from_numpy(self.faces.labels(attribute.name)[known])
-        step = mean_difference(encode(self.vae, self.faces, known)[0], labels)
-        mu = encode(self.vae, self.faces, rows)[0]
-        codes = latents.shift(mu, step, torch.tensor(SOME))
-        return self.score_images(attribute.name, rows, SOME, self._images(codes))
-
-    def _images(self, codes: Tensor) -> list[Tensor]:
-        """Codes (N, I, D) as I batches of images."""
-        return [small(decode(self.vae, z).clamp(0, 1)) for z in codes.unbind(1)]
+        """Scores of faces at intensities, of which the first is 0: lists in their order."""
+        codes = edit(encode(self.vae, self.faces, rows)[0], torch.tensor(levels))
+        edited = [small(decode(self.vae, z).clamp(0, 1)) for z in codes.unbind(1)]
+        return self.score_images(name, rows, levels, edited)
 
     def score_images(
         self, name: str, rows: np.ndarray, levels: tuple[float, ...], edited: list[Tensor]
     ) -> dict[str, Any]:
-        """Scores of edited images (N, 3, S, S) at each level, of which the first is 0."""
+        """Scores of edited images (N, 3, S, S) at each level; the first are the reconstructions."""
         target, reference = self._reference(name, rows)
-        before = self.classifier(edited[0])
-        person = self.classifier.embed(edited[0])
-        table: dict[str, list] = {key: [] for key in ("score", "success", "success_landmarks")}
-        table |= {key: [] for key in ("distance", "identity", "changes")}
-        for x in edited:
-            readings, seen = self._look(x)
-            for key, value in self._readings(name, readings, seen).items():
+        looks = [self._rebuilt(rows, edited[0]), *map(self._look, edited[1:])]
+        people = [self.classifier.embed(x) for x in edited]
+        table = defaultdict(list)
+        for look, person in zip(looks, people):
+            for key, value in self._readings(name, look).items():
                 table[key].append(value)
-            if seen and target is not None:
-                table["distance"].append([*kernel_distance(target, seen.features, SUBSETS)])
-            moved = (self.classifier.embed(x) - person).norm(dim=1).mean().item()
+            if target is not None:
+                table["distance"].append([*kernel_distance(target, look.features, SUBSETS)])
+            moved = (person - people[0]).norm(dim=1).mean().item()
             table["identity"].append(moved / self.same_person)
-            table["changes"].append(self._changes(name, before, readings))
+            table["changes"].append(self._changes(name, looks[0].scores, look.scores))
         return {
             "num_faces": len(rows),
             "intensities": list(levels),
-            **{key: values for key, values in table.items() if values},
+            **table,
             "reference": reference,
             "accuracy": self.classifier.accuracy[name],
             "other_person": self.other_person / self.same_person,
         }
 
-    def _readings(
-        self, name: str, readings: dict[str, Tensor], seen: Seen | None
-    ) -> dict[str, float]:
+    def _look(self, x: Tensor, seen: mesh.Seen | None = None) -> Look:
+        """What is seen in images (N, 3, S, S), or was `seen` in them by the space."""
+        scores = self.classifier(small(x.clamp(0, 1)))
+        if not self.space:
+            return Look(scores, {}, torch.empty(len(x), 0))
+        seen = seen or self.space.look(x)
+        landmarks = {}
+        if self.geometry:
+            for name, score in self.geometry.read(seen.points).items():
+                landmarks[name] = score > self.geometry.threshold[name]
+        return Look(scores, landmarks, seen.features)
+
+    def _rebuilt(self, rows: np.ndarray, x: Tensor) -> Look:
+        """What is seen in the reconstructions `x` of some faces, looked at before unless there are many."""
+        position = {row: index for index, row in enumerate(self.held_out)}
+        if all(row in position for row in rows):
+            return self.rebuilt.at(torch.tensor([position[row] for row in rows]))
+        return self._look(x)
+
+    def _readings(self, name: str, look: Look) -> dict[str, float]:
         """The mean score, and the shares of faces that have the attribute by both readers."""
-        score = readings[name]
-        has = score > self.classifier.threshold[name]
-        result = {"score": score.mean().item(), "success": has.float().mean().item()}
-        if seen and self.geometry and name in self.geometry.accuracy:
-            has = self.geometry.read(seen.points)[name] > self.geometry.threshold[name]
-            result["success_landmarks"] = has.float().mean().item()
-        return result
+        score = look.scores[name]
+        has = {"success": score > self.classifier.threshold[name]}
+        if name in look.landmarks:
+            has["success_landmarks"] = look.landmarks[name]
+        shares = {key: values.float().mean().item() for key, values in has.items()}
+        return {"score": score.mean().item()} | shares
 
     def _changes(
         self, name: str, before: dict[str, Tensor], after: dict[str, Tensor]
@@ -203,10 +229,7 @@ class Scorer:
         The change is a root mean square over faces with the sign of the mean: opposite ones do not cancel.
         """
         changes = {}
-        for attribute in self.attributes:
-            other = attribute.name
-            if other == name:
-                continue
+        for other in (one.name for one in self.attributes if one.name != name):
             change = after[other] - before[other]
             size = change.square().mean().sqrt().item()
             if size > self.errors[other]:
@@ -222,45 +245,36 @@ class Scorer:
         has = matched(self.faces, has, rows, self._confounders(name))[:MAX_REAL]
         if len(has) < MIN_FACES:
             return None, {}
-        chosen = np.isin(self.held_out, has)
-        reference: dict[str, dict[str, Any]] = {}
-        features = {}
-        for kind, (readings, seen) in self.looks.items():
-            own = {other: score[torch.from_numpy(chosen)] for other, score in readings.items()}
-            if seen:
-                seen = Seen(seen.features[torch.from_numpy(chosen)], seen.points[chosen])
-                features[kind] = seen.features
-            reference[kind] = self._readings(name, own, seen)
-        if features:
-            floor = kernel_distance(features["real"], features["reconstructed"], SUBSETS)
-            reference["reconstructed"]["distance"] = [*floor]
-        return features.get("real"), reference
+        chosen = torch.from_numpy(np.isin(self.held_out, has))
+        real = self.real.at(chosen)
+        rebuilt = self.rebuilt.at(chosen)
+        reference: dict[str, dict[str, Any]] = {
+            "real": self._readings(name, real),
+            "reconstructed": self._readings(name, rebuilt),
+        }
+        if not self.space:
+            return None, reference
+        floor = kernel_distance(real.features, rebuilt.features, SUBSETS)
+        reference["reconstructed"]["distance"] = [*floor]
+        return real.features, reference
 
-    def _look(self, x: Tensor) -> tuple[dict[str, Tensor], Seen | None]:
-        """The classifier's scores of images (N, 3, S, S), and what the space sees in them."""
-        x = small(x.clamp(0, 1))
-        return self.classifier(x), self.space.look(x) if self.space else None
-
-    def _confounders(self, name: str, most: int = 2) -> list[str]:
-        """The editable attributes that correlate most with one."""
+    def _confounders(self, name: str) -> list[str]:
+        """The two editable attributes that correlate most with one."""
         labels = {one.name: one.labels for one in self.attributes}
+        own = labels.pop(name)
         strength = {
-            other: abs(directions.correlation(labels[name], values))
-            for other, values in labels.items()
-            if other != name
+            other: abs(directions.correlation(own, values)) for other, values in labels.items()
         }
         strong = [other for other in strength if strength[other] > CONFOUNDED]
-        return sorted(strong, key=lambda other: -strength[other])[:most]
+        return sorted(strong, key=lambda other: -strength[other])[:2]
 
 
 def _geometry(faces: Faces, fitted: Fitted) -> GeometryReader | None:
     """A reader of landmarks that saw the scorer's people only; None where those are too few."""
-    rows = reference_rows(faces)
-    points = seen_by_the_mesh(faces).points
+    rows = faces.sample("train", MAX_REFERENCE)
+    points = realism.seen_by_the_mesh(faces, rows).points
     own = np.array([faces.people[row] in fitted.scorer_people for row in rows])
-    labels = {}
-    for attribute in fitted.edits.attributes:
-        values = faces.labels(attribute.name)[rows[own]].astype(float)
-        labels[attribute.name] = np.where(values < 0, np.nan, values)
     people = [faces.people[row] for row in rows[own]]
+    names = [one.name for one in fitted.edits.attributes]
+    labels = {name: labels_of(faces, name, rows[own]).double().numpy() for name in names}
     return GeometryReader(points[own], labels, people) if len(people) > 1 else None
