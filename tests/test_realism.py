@@ -12,6 +12,7 @@ from torchmetrics.image.kid import poly_mmd
 
 from smilevae.config import Settings
 from smilevae.data import load_faces
+from smilevae.editing import mesh
 from smilevae.editing.classifier import blur
 from smilevae.errors import DataError
 from smilevae.evaluation import realism
@@ -81,6 +82,17 @@ def drawn():
     faces = load_faces(settings.data, 64)
     parts = {part: faces.batch(faces.rows(part)) for part in ("train", "val", "test")}
     return faces, realism.feature_space(faces), parts
+
+
+def test_looks_from_the_cache_are_in_the_order_of_the_rows():
+    data = {"data.num_smiling": 9, "data.num_not_smiling": 9, "data.num_test": 0}
+    faces = load_faces(Settings().with_values(data).data, 64)
+    rows = np.array([9, 2, 5])
+    direct = mesh.see(faces.batch(rows))
+    for _ in range(2):
+        seen = realism.seen_by_the_mesh(faces, rows)
+        assert torch.equal(seen.features, direct.features)
+        np.testing.assert_array_equal(seen.points, direct.points)
 
 
 @pytest.fixture(scope="module")

@@ -68,17 +68,18 @@ def feature_space(faces: Faces) -> Space:
 def seen_by_the_mesh(faces: Faces, rows: np.ndarray) -> mesh.Seen:
     """What the mesh sees in real faces, looked at once for a data set. Raises DataError."""
     width = mesh.NUM_FEATURES + 2 * mesh.NUM_POINTS + 1
-    key = derived_key(faces, f"mesh-{mesh.opencv().__version__}", rows)
+    ordered = np.sort(rows)
+    key = derived_key(faces, f"mesh-{mesh.opencv().__version__}", ordered)
 
     def build(content: np.ndarray) -> dict[str, Any]:
-        seen = mesh.see(small(faces.batch(rows)))
+        seen = mesh.see(small(faces.batch(ordered)))
         points = seen.points.reshape(len(rows), -1)
         flat = np.hstack([seen.features, points, seen.scores[:, None]])
         content[:] = flat.astype(np.float32).view(np.uint8)
         return {}
 
     content, _ = cached(key, (len(rows), 4 * width), build, faces.cache)
-    values = np.array(content).view(np.float32)
+    values = np.array(content).view(np.float32)[np.searchsorted(ordered, rows)]
     features, points, scores = np.split(values, [mesh.NUM_FEATURES, width - 1], 1)
     return mesh.Seen(torch.from_numpy(features), points.reshape(len(rows), -1, 2), scores[:, 0])
 

@@ -175,7 +175,7 @@ class Scorer:
         target, reference = self._reference(name, rows)
         looks = [self._rebuilt(rows, edited[0]), *map(self._look, edited[1:])]
         people = [self.classifier.embed(x) for x in edited]
-        table = defaultdict(list)
+        table: defaultdict[str, list] = defaultdict(list)
         for look, person in zip(looks, people):
             for key, value in self._readings(name, look).items():
                 table[key].append(value)
