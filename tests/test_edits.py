@@ -173,11 +173,11 @@ def test_geometry_reads_a_planted_shape_of_people_outside_its_training():
 
 def test_landmarks_of_people_who_cannot_test_them_read_nothing():
     """One person, or one class: no accuracy on other people, and no numbers that are not."""
-    points = np.random.default_rng(0).random((40, 468, 2))
-    labels = {"a": np.arange(40) % 2.0, "b": np.ones(40)}
-    reader = GeometryReader(points, labels, ["A"] * 40)
+    points = np.random.default_rng(0).random((120, 468, 2))
+    labels = {"a": np.arange(120) % 2.0, "b": np.ones(120)}
+    reader = GeometryReader(points, labels, ["A"] * 120)
     assert (reader.accuracy, reader.threshold, reader.read(points)) == ({}, {}, {})
-    reader = GeometryReader(points, labels, [str(k) for k in range(40)])
+    reader = GeometryReader(points, labels, [str(k) for k in range(120)])
     assert set(reader.accuracy) == set(reader.read(points)) == {"a"}
 
 

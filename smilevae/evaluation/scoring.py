@@ -17,7 +17,7 @@ from smilevae.data.encode import encode
 from smilevae.editing import directions, mesh
 from smilevae.editing.attributes import mean_difference
 from smilevae.editing.calibration import decode
-from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows, labels_of
+from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
 from smilevae.editing.geometry import GeometryReader
 from smilevae.evaluation import realism
 from smilevae.evaluation.realism import MIN_FACES, Space, kernel_distance, small
@@ -276,5 +276,6 @@ def _geometry(faces: Faces, fitted: Fitted) -> GeometryReader | None:
     own = np.array([faces.people[row] in fitted.scorer_people for row in rows])
     people = [faces.people[row] for row in rows[own]]
     names = [one.name for one in fitted.edits.attributes]
-    labels = {name: labels_of(faces, name, rows[own]).double().numpy() for name in names}
+    known = {name: faces.labels(name)[rows[own]].astype(float) for name in names}
+    labels = {name: np.where(values < 0, np.nan, values) for name, values in known.items()}
     return GeometryReader(points[own], labels, people) if len(people) > 1 else None
