@@ -26,6 +26,9 @@ class EvaluateOptions(BaseModel):
     )
     attribute: str | None = Field(None, description="the main one; the label unless given")
     realism: bool = Field(True, description="compare reconstructions and new faces with real ones")
+    factors: bool = Field(
+        False, description="score whether single latent dimensions follow the known true factors"
+    )
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."
     )

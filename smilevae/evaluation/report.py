@@ -108,6 +108,15 @@ def evaluate_model(
         )
     metrics["left_out"] = left_out
 
+    # Do single dimensions follow the true factors?
+    if options.factors:
+        from smilevae.evaluation import factors  # scikit-learn takes a second
+
+        try:
+            metrics["factors"] = factors.of_model(vae, faces)
+        except DataError as error:
+            left_out.append(f"No scores of true factors: {error}.")
+
     # Figures and the page.
     edits = fitted.edits if fitted else None
     drawn, strips = figures.draw(vae, faces, edits, sampler, options)

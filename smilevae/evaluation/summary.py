@@ -152,11 +152,26 @@ def tables(metrics: Metrics) -> list[Table]:
         result.append(realism_table(metrics))
     if "edits" in metrics:
         result.append(edit_table(metrics))
+    if "factors" in metrics:
+        result.append(factor_table(metrics["factors"]))
     if metrics["not_editable"]:
         rows = [[name, why] for name, why in metrics["not_editable"].items()]
         note = "A classifier must recognise an attribute on unseen people, in images and reconstructions."
         result.append(Table("Not editable", note, ["attribute", "why"], rows))
     return result
+
+
+def factor_table(scores: dict[str, dict[str, float]]) -> Table:
+    """Disentanglement."""
+    from smilevae.evaluation.factors import NOTES
+
+    note = "Each score is from 0 to 1; higher is better. Random codes show what chance gives."
+    columns = ["", "this model", "PCA", "random codes", "what it is"]
+    rows = []
+    for name, meaning in NOTES.items():
+        values = [f"{scores[code][name]:.2f}" for code in ("model", "pca", "random")]
+        rows.append([name.replace("_", " "), *values, meaning])
+    return Table("True factors", note, columns, rows)
 
 
 def quality_table(metrics: Metrics) -> Table:
