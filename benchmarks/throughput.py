@@ -26,7 +26,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -34,22 +33,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets as folders
 from torchvision import transforms
 
-from smilevae import console, runs
-from smilevae.config import Data, Model, Settings
+from smilevae import console, plugins, runs
+from smilevae.config import Data, Settings
 from smilevae.data import batches, load_faces
 from smilevae.models import layers
 from smilevae.models.losses import beta_vae_terms
-from smilevae.models.networks import NETWORKS
 from smilevae.models.vae import build_vae
 from smilevae.training.fit import fit
 
 ROUNDS, BATCH, SIZE = 7, 64, 128
-CONF = Path(__file__).parents[1] / "conf" / "model"
 PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
 
 
 def settings_of(network: str, root: Path, **more: object) -> Settings:
-    model = Model(**yaml.safe_load((CONF / f"{network}.yaml").read_text()))
+    model = plugins.ours("model", network)
     data = Data(source="folder", root=str(root))
     return Settings(
         model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more
@@ -61,10 +58,9 @@ class Notebook(nn.Module):
 
     def __init__(self, settings: Settings):
         super().__init__()
-        model, sizes = settings.model, (settings.image_size, settings.latent_dim)
-        self.encoder, self.decoder = (
-            plain(part(*sizes, model.widths, model.dropout)) for part in NETWORKS[model.network]
-        )
+        sizes = (settings.image_size, settings.latent_dim)
+        self.encoder = plain(settings.model.encoder(*sizes))
+        self.decoder = plain(settings.model.decoder(*sizes))
 
     def loss(self, x: Tensor) -> Tensor:
         mu, logvar = self.encoder(x).chunk(2, 1)

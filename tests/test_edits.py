@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import edit_scorecard
-from smilevae.config import Data, Model
+from smilevae.config import Data
 from smilevae.data import load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import directions, fitting
@@ -16,6 +16,7 @@ from smilevae.editing.calibration import decode
 from smilevae.editing.geometry import GeometryReader, upright
 from smilevae.errors import ConfigError
 from smilevae.evaluation import realism, references, scoring
+from smilevae.models.architectures import Patch
 from smilevae.models.axes import linear_vae_weights
 from smilevae.models.vae import VAE
 
@@ -27,7 +28,7 @@ def world():
     faces = load_faces(Data(source="synthetic", confound=0.5, **some), 64)
     names = ("hair_length", "skin", "glasses", "eye_colour")
     faces.attributes = {name: faces.attributes[name] for name in names}
-    vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 120, linear=True).eval()
+    vae = VAE(Patch(widths=[8, 16]), 64, 120, linear=True).eval()
     vae.linear.load_state_dict(linear_vae_weights(faces.axes(), 0.1, 120))
     return vae, faces, fitting.fit_edits(vae, faces), realism.feature_space(faces)
 
@@ -78,7 +79,7 @@ def test_every_attribute_is_edited_and_not_the_others(scores):
 
 def test_an_attribute_that_reconstructions_do_not_show_cannot_be_edited(world):
     _, faces, fitted, _ = world
-    small = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 4, linear=True).eval()
+    small = VAE(Patch(widths=[8, 16]), 64, 4, linear=True).eval()
     small.linear.load_state_dict(linear_vae_weights(faces.axes(), 0.1, 4))
     few = fitting.fit_edits(small, faces)
     assert "glasses" in {one.name for one in fitted.edits.attributes}

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smilevae.config import Data, Model
+from smilevae.config import Data
 from smilevae.data import load_faces, sources
 from smilevae.editing import calibration, directions, fitting
 from smilevae.editing.attributes import Attribute, Edits, mean_difference, plain_attribute
 from smilevae.editing.classifier import AttributeClassifier, blur, features, independence, validated
 from smilevae.errors import ConfigError, DataError
+from smilevae.models.architectures import Patch
 from smilevae.models.axes import linear_vae_weights
 from smilevae.models.vae import VAE
 
@@ -181,7 +182,7 @@ def test_the_scorecard_needs_the_labelled_faces_that_its_constant_says(drawn, mi
 @pytest.mark.parametrize("most", [fitting.MAX_TRAIN, 210])
 def test_the_shortage_is_that_of_the_halves_that_are_fitted(drawn, monkeypatch, most):
     """Eight people with one label each, ten without; more faces than are fitted to."""
-    vae = VAE(Model(network="patch", widths=[8, 16], dropout=0.0), 64, 4, linear=True).eval()
+    vae = VAE(Patch(widths=[8, 16]), 64, 4, linear=True).eval()
     vae.linear.load_state_dict(linear_vae_weights(drawn.axes(), 0.1, 4))
     counts = []
 

@@ -5,12 +5,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from smilevae.config import Model, Settings, size_multiple
+from smilevae.config import Settings
 from smilevae.models import layers
+from smilevae.models.architectures import Conv, Patch
 from smilevae.models.vae import LOGVAR_BOUND, VAE
 
-CONV = Model(network="conv", widths=[32, 64, 128, 256], dropout=0.1)
-PATCH = Model(network="patch", widths=[32, 64, 128], dropout=0.0)
+CONV = Conv()
+PATCH = Patch()
 
 
 def build(model, image_size=64, latent_dim=5, **more):
@@ -93,7 +94,7 @@ def test_patch_has_no_layer_of_three_channels_at_full_resolution():
 
 @both
 def test_settings_refuse_the_image_sizes_that_the_layers_cannot_halve(model):
-    multiple = size_multiple(model.network, len(model.widths))
+    multiple = model.size_multiple()
     Settings(model=model, image_size=64 + multiple)
     with pytest.raises(ValidationError, match="does not fit this network"):
         Settings(model=model, image_size=64 + multiple // 2)

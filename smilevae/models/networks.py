@@ -52,9 +52,6 @@ def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) ->
     )
 
 
-NETWORKS = {"conv": (conv_encoder, conv_decoder), "patch": (patch_encoder, patch_decoder)}
-
-
 def _to_code(in_features: int, out_features: int) -> list[nn.Module]:
     """Small weights put the first codes near the prior."""
     head = nn.Linear(in_features, out_features)
