@@ -10,7 +10,6 @@
 smilevae COMMAND --help shows the options of each.
 """
 
-import importlib.util
 import inspect
 import logging
 import os
@@ -20,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smilevae import console, runs
-from smilevae.config import Settings, checked
+from smilevae import console, plugins, runs
+from smilevae.config import OPEN, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ COMMANDS = {  # options, which cost no torch, and the function that receives the
     "analyse": ("multirun_analysis.options:AnalyseOptions", "multirun_analysis.report:main"),
 }
 FOLDERS = {"analyse": "folders"}  # the option that takes words without =
+TREES = ("callbacks.", "logger.")
 NOT_SETTINGS = ("hydra", "sweep", "retry_failed")
 log = logging.getLogger("smilevae")
 
@@ -64,6 +64,7 @@ def _run(command: str, words: Sequence[str]) -> None:
         train(words)
     elif command in COMMANDS:
         options, function = COMMANDS[command]
+        words = load_plugin(words)
         parsed = console.parse_words(words, pkgutil.resolve_name(options), FOLDERS.get(command))
         console.quiet_lightning()
         runs.keep_memory()
@@ -73,10 +74,23 @@ def _run(command: str, words: Sequence[str]) -> None:
         raise ConfigError(f"{command} is not a command; there are train, {known}")
 
 
+def load_plugin(words: Sequence[str]) -> list[str]:
+    """Load the file of `plugin=FILE`; gives the other words. Raises ConfigError."""
+    others = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "plugin":
+            plugins.load_file(value.strip("'\""))
+        else:
+            others.append(word)
+    return others
+
+
 def train(words: Sequence[str]) -> None:
     """Let Hydra compose conf/train.yaml, and train: one run, or the jobs of a sweep."""
     import hydra
 
+    load_plugin(words)
     sys.argv = [sys.argv[0], *words]  # for Hydra
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     policy = {"version_base": "1.3"}
@@ -87,11 +101,15 @@ def train(words: Sequence[str]) -> None:
 
 
 def register() -> None:
-    """Give Hydra what conf/ names: every setting's default, and functions."""
+    """Give Hydra what conf/ names: every setting's default, each plug-in, and functions."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store("settings", Settings().plain())
+    store = ConfigStore.instance().store
+    store("settings", {k: v for k, v in Settings().plain().items() if k not in OPEN})
+    for group in OPEN:
+        for name, choice in plugins.choices(group).items():
+            store(name, choice().model_dump(), group)
     add = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
     for function in (runs.new_run_dir, runs.fast_precision):
         if not OmegaConf.has_resolver(function.__name__):
@@ -152,12 +170,10 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
         settings = checked(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    tracker = settings.logger
-    if tracker != "tensorboard" and importlib.util.find_spec(tracker) is None:
-        install = f'install it with pip install -e ".[{tracker}]"'
-        raise ConfigError(f"logger={tracker} needs a package; {install}")
+    plugins.trust([settings.callbacks, settings.logger])
     if settings.resume:
         named = {text.lstrip("+~").partition("=")[0] for text in overrides}
+        named |= {name.partition(".")[0] for name in named if name.startswith(TREES)}
         return runs.settings_for_resume(settings.resume, settings, named)
     data = settings.data
     if data.source == "folder" and not (data.root or data.positive):

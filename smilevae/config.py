@@ -10,14 +10,25 @@ from contextlib import suppress
 from os.path import abspath, expanduser
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from annotated_types import Ge, Le, MinLen
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
+from smilevae import plugins
 from smilevae.errors import ConfigError, sentences, shown
+from smilevae.plugins import Network, Number, Objective, Section, fields, knob
 
 MAX_SEED = 2**32 - 1
 MANY = 1_000_000
+RESERVED = (  # arguments of Trainer that a run gives itself
+    *("callbacks", "logger", "max_epochs", "default_root_dir", "plugins", "enable_checkpointing"),
+    *("num_sanity_val_steps", "use_distributed_sampler", "barebones", "fast_dev_run"),
+)
 USABLE: dict[str, list[Any]] = {  # of Trainer: these leave a val/loss of every epoch
     "check_val_every_n_epoch": [1],
     "val_check_interval": [1.0, None],
@@ -34,32 +45,18 @@ def _with_group(pattern: str) -> str:
     raise ValueError("must be a regular expression with a group in brackets")
 
 
-Number = int | float
 Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
 Place = Annotated[str, MinLen(1), AfterValidator(expanduser), AfterValidator(abspath)] | None
 Pattern = Annotated[str, AfterValidator(_with_group)]
-Widths = Annotated[list[Annotated[int, Ge(1), Le(4096)]], Len(1, 6)]
 Source = Literal["synthetic", "folder", "smiling_or_not", "celeba"]
 WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
-Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
+OPEN: dict[str, type[plugins.Plugin]] = {
+    "model": Network,
+    "objective": Objective,
+}  # groups whose choices are plug-ins
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-
-
-def knob(
-    default: Any, text: str, low: Number | None = None, high: Number | None = None, role: str = ""
-) -> Any:
-    """A field with its default, documentation and inclusive range.
-
-    Roles, separated by spaces. `study`: the study's own knobs. `repeat`: runs that differ only in
-    these are repetitions. `path` of the data and `machine`: the result stays the same. `last_bits`:
-    only its last bits change. `resumable`: a resume may change it. `drawn`: of synthetic faces.
-    """
-    return Field(default, description=text, ge=low, le=high, json_schema_extra={"role": role})
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Plateau(Section):
@@ -77,12 +74,6 @@ class Jitter(Section):
 class Sharpen(Section):
     epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
     weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
-
-
-class Model(Section):
-    network: Literal["conv", "patch"] = knob("conv", "the source study's, or a faster one on CPUs")
-    widths: Widths = knob([32, 64, 128, 256], "channels of the blocks")
-    dropout: Number = knob(0.1, "share of channels that Dropout2d sets to zero", 0, 0.95)
 
 
 class Data(Section):
@@ -141,7 +132,8 @@ class Trainer(Section):
         """What Lightning allows and a run cannot use, a sentence each."""
         given = self.model_dump()
         text = "leaves no val/loss of every epoch, which ranks checkpoints; leave it out"
-        problems = []
+        remedy = "smilevae sets it; use epochs, callbacks, logger or hydra.run.dir"
+        problems = [f"trainer.{name}: {remedy}" for name in RESERVED if name in given]
         for name, usable in USABLE.items():
             if given.get(name, usable[0]) not in usable:
                 problems.append(f"trainer.{name}={given[name]} {text}")
@@ -178,12 +170,24 @@ class Settings(Section):
     checkpoint_every: Number = knob(60, "seconds between checkpoints", 0, MANY, "machine")
     num_workers: int = knob(0, "processes that gather batches; rarely pay", 0, 256, "machine")
     log_images_every: int = knob(10, "epochs between TensorBoard's figures", 1, MANY, "machine")
-    logger: Tracker = knob("tensorboard", "a tracker beside TensorBoard", role="machine")
+    logger: Targets = knob({}, "loggers beside TensorBoard, by _target_", role="machine")
+    callbacks: Targets = knob({}, "callbacks of Lightning, by _target_")
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", role="machine")
     resume: Place = knob(None, "a run folder to continue", role="machine")
     data: Data = Data()
-    model: Model = Model()
+    model: SerializeAsAny[Network] = plugins.ours("model", "conv")
+    objective: SerializeAsAny[Objective] = plugins.ours("objective", "beta_vae")
+    plugin: Place = knob(None, "a .py file with networks or objectives of yours", role="machine")
     trainer: Trainer = Trainer()
+
+    def __reduce__(self) -> Any:
+        """Pickles as plain values: a job's process loads plug-ins before it has their classes."""
+        return checked, (self.plain(),)
+
+    @property
+    def fixed_length(self) -> bool:
+        """Whether the first epochs depend on the number of epochs."""
+        return self.schedule == "cosine" or self.objective.scheduled
 
     def plain(self) -> dict[str, Any]:
         """Nested plain values, for config.yaml and checkpoints."""
@@ -202,6 +206,10 @@ class Settings(Section):
     def with_values(self, flat: Mapping[str, Any]) -> "Settings":
         """These settings with other values by their flat names. Raises ConfigError."""
         nested = self.plain()
+        for group, kind in OPEN.items():
+            choice = flat.get(f"{group}.{kind.key}", nested[group][kind.key])
+            if choice != nested[group][kind.key]:
+                nested[group] = {}  # another choice has other knobs
         for name, value in flat.items():
             group, _, leaf = name.rpartition(".")
             (nested[group] if group else nested)[leaf] = value
@@ -214,24 +222,16 @@ class Settings(Section):
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
         if self.sharpen.epochs and self.trainer.devices != 1:
             problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
-        multiple = size_multiple(self.model.network, len(self.model.widths))
+        multiple = self.model.size_multiple()
         if self.image_size % multiple:
-            sizes = range(max(64, multiple), 257, multiple)
+            sizes = [size for size in range(64, 257) if size % multiple == 0]
             nearest = sorted(sizes, key=lambda size: abs(size - self.image_size))[:2]
-            near = f"the nearest are {min(nearest)} and {max(nearest)}"
-            problems.append(f"image_size={self.image_size} does not fit this network; {near}")
+            near = " and ".join(map(str, sorted(nearest))) or "none up to 256"
+            text = f"does not fit this network; the nearest are {near}"
+            problems.append(f"image_size={self.image_size} {text}")
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def fields(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
-    """Every setting by its flat name."""
-    flat: dict[str, FieldInfo] = {}
-    for name, field in model.model_fields.items():
-        inner = isinstance(field.default, Section)
-        flat |= fields(type(field.default), f"{name}.") if inner else {prefix + name: field}
-    return flat
 
 
 def with_role(role: str) -> tuple[str, ...]:
@@ -239,7 +239,7 @@ def with_role(role: str) -> tuple[str, ...]:
     return tuple(n for n, field in FIELDS.items() if role in str(field.json_schema_extra))
 
 
-FIELDS = fields()
+FIELDS = fields(Settings)
 STUDY = with_role("study")
 REPEATS = with_role("repeat")
 DRAWN = with_role("drawn")
@@ -252,16 +252,28 @@ RESUMABLE = (*SAME_RESULT, *with_role("resumable"))
 def checked(content: Any) -> Settings:
     """Settings from the plain content of a command line, run folder or checkpoint.
 
-    The content names every setting: a default would hide that a value is lost. Raises ConfigError.
+    The content names every setting: a default would hide that a value is lost. Raises ConfigError,
+    also for a plug-in that is not loaded.
     """
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
+    values = dict(content)
+    choices = {group: plugins.chosen(group, values.get(group)) for group in OPEN}
+    known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in OPEN}
+    for group, choice in choices.items():
+        known |= fields(choice, f"{group}.")
     given = flatten(content)
-    problems = [f"{name} is missing" for name in FIELDS if name not in given]
+    problems = [f"{name} is missing" for name in known if name not in given]
+    for group, choice in choices.items():
+        try:
+            values[group] = choice.model_validate(values[group])
+        except ValidationError as error:
+            problems = sentences(error, known, NOT_KNOWN, f"{group}.") + problems
+            del values[group]
     try:
-        settings = Settings.model_validate(dict(content))
+        settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems = sentences(error, FIELDS, NOT_KNOWN) + problems
+        problems = sentences(error, known, NOT_KNOWN) + problems
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
@@ -271,16 +283,11 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by their flat names."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name not in ("logger", "callbacks"):
             flat |= {f"{name}.{leaf}": content for leaf, content in value.items()}
         else:
             flat[name] = value
     return flat
-
-
-def size_multiple(network: str, num_blocks: int) -> int:
-    """image_size is a multiple of this: conv halves it in each block, patch quarters it first."""
-    return 2**num_blocks if network == "conv" else 4 * 2 ** (num_blocks - 1)
 
 
 if __name__ == "__main__":

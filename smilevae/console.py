@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from smilevae import config
+from smilevae import config, plugins
 from smilevae.errors import ConfigError, Interrupted, UserError, sentences, unknown
 
 HYDRA = ("hydra.", "omegaconf.", "antlr4")  # raise errors that are the user's
@@ -22,6 +22,7 @@ LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning")
 TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer.fit` stopped", "Restor")
 WARNINGS = (
     *("isinstance.treespec", "does not have many workers", "ended before the epoch ended"),
+    "smaller than the logging interval",  # an epoch is logged, whatever its steps
     "decompression bomb",  # data/images.py has a limit of its own
 )
 
@@ -66,7 +67,7 @@ def sentence(error: Exception) -> str:
     if text.startswith("Config group override"):  # data=null
         return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
-        return unknown(text.split("'")[1], config.FIELDS, config.NOT_KNOWN)
+        return unknown(text.split("'")[1], config.FIELDS | plugins.knobs(), config.NOT_KNOWN)
     if any(words in text for words in ("mismatched input", "token recognition", "NoViableAlt")):
         remedy = "write key=value, and quote a value that holds = , or brackets: \"key='value'\""
         return f"{text.splitlines()[0]}; {remedy}"

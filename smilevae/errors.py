@@ -57,8 +57,13 @@ class Paused(Interrupted):
     """The last epoch of a rung of a sweep."""
 
 
-def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known: str) -> list[str]:
-    """One sentence for each setting that pydantic refused; `not_known` as in `unknown`."""
+def sentences(
+    error: ValidationError, known: Mapping[str, FieldInfo], not_known: str, prefix: str = ""
+) -> list[str]:
+    """One sentence for each setting that pydantic refused; `not_known` as in `unknown`.
+
+    `prefix` is the group of the refused settings, with a dot.
+    """
     texts: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         # The location of a refused list or union goes on after the name of the setting.
@@ -66,7 +71,7 @@ def sentences(error: ValidationError, known: Mapping[str, FieldInfo], not_known:
         value = problem["input"]
         if not parts:  # raised by a check of all settings together
             return str(problem["ctx"]["error"]).splitlines()
-        name = parts[0] if parts[0] in known else ".".join(parts)
+        name = prefix + (parts[0] if prefix + parts[0] in known else ".".join(parts))
         if name not in known:
             texts[name] = unknown(name, known, not_known)
         elif value is None or value == "":

@@ -12,8 +12,8 @@ from conftest import ROOT
 
 # a file imports its own room and the rooms before it, lazy imports included
 ROOMS = (
-    *("errors", "config", "console", "models", "data", "runs"),
-    *("editing", "evaluation", "training", "apps", "sweeps", "cli"),
+    *("errors", "plugins", "config", "console", "models", "data", "runs"),
+    *("editing", "evaluation", "training", "apps", "sweeps", "cli", "testing"),
 )
 FILES = sorted((ROOT / "smilevae").rglob("*.py"))
 HYDRA = ("console", "cli")  # console names its errors
@@ -24,6 +24,8 @@ NO_TORCH = (  # as modules, with all that they import
         "smilevae.cli",
         "smilevae.runs",
         "smilevae.models.linear",
+        "smilevae.models.objectives",
+        "smilevae.models.architectures",
         "smilevae.sweeps.plan",
     ),
     *(
@@ -113,10 +115,10 @@ def test_no_file_imports_itself_through_others():
 
 # Lines of code a room has at most. A new capability pays for its lines.
 BUDGETS = {
-    **{"errors": 120, "config": 290, "console": 140, "cli": 200, "__init__": 45},
-    **{"models": 570, "data": 1230, "runs": 1080, "editing": 1350, "evaluation": 1675},
-    **{"training": 1315, "apps": 675, "sweeps": 1140},
-    **{"hydra_plugins": 350, "multirun_analysis": 1155},
+    **{"errors": 125, "plugins": 280, "config": 295, "console": 132, "cli": 203, "__init__": 30},
+    **{"models": 850, "data": 1180, "runs": 1042, "editing": 1166, "evaluation": 1815},
+    **{"training": 1426, "apps": 621, "sweeps": 1101, "testing": 146},
+    **{"hydra_plugins": 341, "multirun_analysis": 1111},
 }
 
 
@@ -132,7 +134,7 @@ def test_every_room_keeps_its_line_budget():
 
 def test_rooms_are_few_and_files_are_short():
     entries = {p.name for p in (ROOT / "smilevae").iterdir()} - {"__init__.py", "__pycache__"}
-    assert len(entries) <= 12
+    assert len(entries) <= 14
     long = {p.name for p in FILES if len(p.read_text().splitlines()) > 300}
     assert long <= {"synthetic.py"}
 

@@ -8,12 +8,13 @@ import json
 import pkgutil
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from smilevae import config, console
+from smilevae import config, console, plugins
 from smilevae.cli import COMMANDS
 from smilevae.errors import UserError, allowed
 from smilevae.sweeps.options import SweepOptions, parse
@@ -21,19 +22,18 @@ from smilevae.sweeps.options import SweepOptions, parse
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-KNOBS = ROOT / "docs" / "knobs.md"
-BEGIN, END = "<!-- knobs: begin -->\n", "<!-- knobs: end -->"
 SCRIPTS = {
     "python train.py": "smilevae train",
     "python evaluate.py": "smilevae evaluate",
     "python -m multirun_analysis": "smilevae analyse",
 }
 START = re.compile(r"(?:uv run )?((?:python|smilevae|tensorboard|pip)\b.*)")
+OF_THE_EXAMPLE = ("model.hidden", "objective.gamma")  # knobs of docs/extend.md
 FLAGS = {"-m", "--hydra-help", "--config-dir", "FOLDER", "..."}
 FILE = re.compile(r"[\w/.-]+\.(py|ya?ml|md|ipynb|html)|\w+/")
 
 
-def table() -> str:
+def knobs() -> str:
     """The settings as a Markdown table."""
     lines = ["| knob | default | values | |", "|---|---|---|---|"]
     for name, field in config.FIELDS.items():
@@ -44,10 +44,25 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def fresh(text: str) -> str:
-    """The page of the knobs with the table that the settings give now."""
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{table()}\n{END}{rest.partition(END)[2]}"
+def objectives() -> str:
+    """The objectives as a Markdown table."""
+    lines = ["| objective | minimises | knobs |", "|---|---|---|"]
+    for name, objective in plugins.choices("objective").items():
+        first = inspect.getdoc(objective).partition("\n")[0]
+        knobs = [f"`{k}={getattr(objective(), k)}`" for k in objective.model_fields if k != "name"]
+        lines.append(f"| `{name}` | {first} | {', '.join(knobs)} |")
+    return "\n".join(lines)
+
+
+def fresh(text: str, name: str, table: Callable[[], str]) -> str:
+    """A page with the table that the settings give now."""
+    begin = f"<!-- {name}: begin -->\n"
+    end = f"<!-- {name}: end -->\n"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}{table()}\n{end}{rest.partition(end)[2]}"
+
+
+TABLES = {"knobs.md": ("knobs", knobs), "extend.md": ("objectives", objectives)}
 
 
 def commands(text: str) -> list[str]:
@@ -71,6 +86,8 @@ def problem(command: str) -> str | None:
     if name not in COMMANDS:
         return f"{name} is not a command"
 
+    words = [word for word in words if not word.startswith("plugin=")]  # of every command
+
     # A sentence may show one option alone: the others that are required are added.
     options = pkgutil.resolve_name(COMMANDS[name][0])
     rest = "folders" if name == "analyse" else None
@@ -91,6 +108,11 @@ def knob_problem(word: str) -> str | None:
     if not equals:
         return None if word in FLAGS else f"{word} is not key=value"
     choices = {path.stem for path in (ROOT / "conf" / name).glob("*.yaml")}
+    if name in config.OPEN:
+        known = {*plugins.choices(name), "dense", "sparse"}
+        return None if value in known else f"{name} has {sorted(known)}"
+    if name.startswith(("callbacks.", "logger.")) or name in OF_THE_EXAMPLE:
+        return None
     if name == "hydra/sweeper":
         choices = {"resumable", "optuna"}
     if choices:
@@ -111,9 +133,10 @@ def knob_problem(word: str) -> str | None:
     return None
 
 
-def test_table_of_knobs_is_fresh():
-    text = KNOBS.read_text()
-    assert text == fresh(text), "docs/knobs.md is old: run python tests/test_docs.py"
+@pytest.mark.parametrize("page", TABLES)
+def test_tables_are_fresh(page: str):
+    text = (ROOT / "docs" / page).read_text()
+    assert text == fresh(text, *TABLES[page]), f"{page} is old: run python tests/test_docs.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -180,4 +203,6 @@ def test_files_in_the_tree_of_the_readme_exist():
 
 
 if __name__ == "__main__":
-    KNOBS.write_text(fresh(KNOBS.read_text()))
+    for page, (name, table) in TABLES.items():
+        path = ROOT / "docs" / page
+        path.write_text(fresh(path.read_text(), name, table))

@@ -21,11 +21,13 @@ from smilevae.config import checked
 from smilevae.data import load_faces
 from smilevae.data.augment import augment
 from smilevae.models.metrics import negative_elbo
+from smilevae.models.objectives import BetaVae
 from smilevae.runs import checkpoint, checkpoint_files
 from smilevae.training import datamodule, fit
-from smilevae.training.module import EpochState, VAEModule, losses, one_cycle
+from smilevae.training.module import EpochState, VAEModule
 from smilevae.training.progress import epoch_line
-from smilevae.training.record import Record
+from smilevae.training.record import Checkpoints, Record
+from smilevae.training.steps import one_cycle, train_losses
 
 TERMS = ("loss", "recon", "kl", "nelbo", "psnr")
 
@@ -207,26 +209,26 @@ class Killed(BaseException):
 
 def signal_at(monkeypatch, wanted):
     """The process gets SIGINT at the end of the step for which wanted(trainer, module) holds."""
-    batch_end = Record.on_train_batch_end
+    batch_end = Checkpoints.on_train_batch_end
 
     def signalled(self, trainer, module, *args):
         if wanted(trainer, module):
             self.until.stop._receive(signal.SIGINT, None)
         batch_end(self, trainer, module, *args)
 
-    monkeypatch.setattr(Record, "on_train_batch_end", signalled)
+    monkeypatch.setattr(Checkpoints, "on_train_batch_end", signalled)
 
 
 def die_after_save(monkeypatch, epoch):
     """The process dies after it has written last.ckpt of an epoch."""
-    save = Record._save
+    save = Checkpoints._save
 
     def then_die(self, trainer):
         save(self, trainer)
-        if self.epochs[-1]["epoch"] == epoch:
+        if self.record.num_epochs == epoch:
             raise Killed
 
-    monkeypatch.setattr(Record, "_save", then_die)
+    monkeypatch.setattr(Checkpoints, "_save", then_die)
 
 
 @pytest.mark.parametrize(("moment", "recipe", "workers"), [*pairwise()])
@@ -300,7 +302,7 @@ def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
     now = 0.0  # of time.perf_counter
     saved = []
     batch_end = Record.on_train_batch_end
-    save = Record._save
+    save = Checkpoints._save
 
     def second(self, *args):
         nonlocal now
@@ -308,10 +310,10 @@ def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
         batch_end(self, *args)
 
     def noted(self, trainer):
-        saved_best = best_of(self.epochs[: self._num_saved])
-        assert checkpoints_of(self) <= saved_best | best_of(self.epochs)
+        epochs = self.record.epochs
+        assert checkpoints_of(self) <= best_of(epochs[: self._num_saved]) | best_of(epochs)
         save(self, trainer)
-        assert checkpoints_of(self) == best_of(self.epochs)
+        assert checkpoints_of(self) == best_of(epochs)
         saved.append(trainer.global_step)
 
     def checkpoints_of(self):
@@ -323,7 +325,7 @@ def test_checkpoints_are_written_when_they_are_due(train, monkeypatch):
 
     monkeypatch.setattr(record.time, "perf_counter", lambda: now)
     monkeypatch.setattr(Record, "on_train_batch_end", second)
-    monkeypatch.setattr(Record, "_save", noted)
+    monkeypatch.setattr(Checkpoints, "_save", noted)
     run = train("epochs=6", "checkpoint_every=8")
     assert saved == [5, 14, 23, 30]  # the first epoch, then the step after 8 seconds, the end
     assert len(weights(run)["optimizer_states"]) == 1
@@ -518,18 +520,16 @@ def test_compile_without_a_compiler_is_one_sentence(tmp_path):
 
 
 def test_divergence_fails_with_its_step_and_keeps_the_last_checkpoint(call, monkeypatch, tmp_path):
-    from smilevae.training import module
-
-    real = module.beta_vae_terms
+    real = BetaVae.loss
     calls = []
 
-    def poisoned(*args):
+    def poisoned(self, batch):
         calls.append(1)
-        terms = real(*args)
-        second_epochs_second_step = len(calls) == 8
-        return terms._replace(loss=terms.loss * math.nan) if second_epochs_second_step else terms
+        second_epochs_second_step = len(calls) == 7
+        loss = real(self, batch)
+        return loss * math.nan if second_epochs_second_step else loss
 
-    monkeypatch.setattr(module, "beta_vae_terms", poisoned)
+    monkeypatch.setattr(BetaVae, "loss", poisoned)
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY)
     assert code == 1
     assert "the loss became nan in epoch 2, by step 6" in errors
@@ -593,13 +593,12 @@ def test_a_warm_start_begins_at_the_linear_optimum(train):
 def test_beta_auto_is_the_moving_average_of_each_batchs_optimum(train, monkeypatch, more):
     seen = []
 
-    def watched(vae, x, noise, beta):
-        out, terms = losses(vae, x, noise, beta)
-        if torch.is_grad_enabled():
-            seen.append((beta.item(), terms.recon.mean().item()))
+    def watched(vae, x, noise, beta, *others):
+        out, terms = train_losses(vae, x, noise, beta, *others)
+        seen.append((beta.item(), terms.recon.mean().item()))
         return out, terms
 
-    monkeypatch.setattr("smilevae.training.module.losses", watched)
+    monkeypatch.setattr("smilevae.training.module.train_losses", watched)
     run = train("beta=auto", "epochs=3", "evaluate=true", *more)
     beta = first = seen[0][0]
     for step, (used, recon) in enumerate(seen):
@@ -700,14 +699,14 @@ def test_a_time_limit_ends_as_interrupted_and_a_resume_gives_the_same_bits(
     run = tmp_path / "run"
     words = ("epochs=40", "log_images_every=1000")
     whole = train(*words, to="whole")
-    batch_end = Record.on_train_batch_end
+    batch_end = Checkpoints.on_train_batch_end
 
     def slowly(*args):
         time.sleep(0.02)
         batch_end(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "on_train_batch_end", slowly)
+        patch.setattr(Checkpoints, "on_train_batch_end", slowly)
         interrupted(call, run, *words, "+trainer.max_time='00:00:00:01'", code=143)
     assert read(run, "status.json")["reason"] == "trainer.max_time is over"
     assert 0 < runs.epochs_done(run) < 40

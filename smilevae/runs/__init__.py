@@ -7,8 +7,22 @@ sharp/         the run folder of a second phase, which sharpens the decoder
 """
 # ruff: noqa: F401
 
-from smilevae.runs.checkpoint_files import EXPORTED, best_name, find, rank_of, ranked, run_of
-from smilevae.runs.commands import command_name, hydra_argument, override, resume_line, shell_path
+from smilevae.runs.checkpoint_files import (
+    EXPORTED,
+    best_name,
+    find,
+    rank_of,
+    ranked,
+    run_of,
+)
+from smilevae.runs.commands import (
+    command_line,
+    command_name,
+    hydra_argument,
+    override,
+    resume_line,
+    shell_path,
+)
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
 from smilevae.runs.folder import SHARP, Run, closing_lines, new_run_dir, refuse_used

@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from smilevae import plugins
+
 
 def command_name(command: str) -> str:
     """A command as this process was started: `smilevae train`, or `python train.py`."""
@@ -14,9 +16,17 @@ def command_name(command: str) -> str:
     return f"smilevae {command}" if installed else f"python {command}.py"
 
 
+def command_line(command: str, key: str, path: Path) -> str:
+    """The command for key=path, with the plug-in file that this process was given."""
+    words = [command_name(command), hydra_argument(key, path)]
+    if plugins.REQUESTED in os.environ:
+        words.append(hydra_argument("plugin", Path(os.environ[plugins.REQUESTED])))
+    return " ".join(words)
+
+
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"{command_name('train')} {hydra_argument('resume', path)}"
+    return command_line("train", "resume", path)
 
 
 def shell_path(path: Path) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from smilevae.config import Settings
 from smilevae.errors import ConfigError, Interrupted, Paused, UserError
 from smilevae.runs.checkpoint_files import link, ranked
-from smilevae.runs.commands import command_name, hydra_argument, resume_line, shell_path
+from smilevae.runs.commands import command_line, resume_line, shell_path
 from smilevae.runs.files import TEMPORARY, write_bytes, write_text
 from smilevae.runs.machine import CostMeter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
@@ -217,6 +217,6 @@ def closing_lines(run: Path, best: Mapping[str, Any]) -> str:
     return (
         f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']};"
         f" run folder {shell_path(run)}\n"
-        f"next: {command_name('evaluate')} {hydra_argument('ckpt', shown)}\n"
+        f"next: {command_line('evaluate', 'ckpt', shown)}\n"
         f"      tensorboard --logdir {shell_path(run.parent)}"
     )

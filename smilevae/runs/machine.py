@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from smilevae import plugins
 from smilevae.runs.reading import read_json
 
 COST = ("cpu_seconds", "gpu_seconds")
@@ -21,11 +22,16 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", 
 
 
 def code_now() -> str:
-    """A hash of this package's source files on the disk. Any change counts, also of a comment."""
+    """A hash of the source files of this package and of loaded plug-ins, as on the disk.
+
+    Any change counts, also of a comment.
+    """
     whole = hashlib.blake2b(digest_size=4)
     package = Path(__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
         whole.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    for file in plugins.files():
+        whole.update(f"{file.name}\0".encode() + file.read_bytes())
     return whole.hexdigest()
 
 

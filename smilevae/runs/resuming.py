@@ -51,8 +51,11 @@ def _check_epochs(run: Path, settings: Settings, wanted: Settings, named: set[st
     """Raise ConfigError if nothing is left to train, or other epochs would change the result."""
     done = epochs_done(run)
     target = wanted.epochs if "epochs" in named else settings.epochs
-    if target != settings.epochs and settings.schedule == "cosine":
-        text = f"has schedule=cosine, which ends at epochs={settings.epochs}; start a new run"
+    if target != settings.epochs and settings.fixed_length:
+        cause = "schedule=cosine"
+        if settings.objective.scheduled:
+            cause = f"objective={settings.objective.name}"
+        text = f"has {cause}, which ends at epochs={settings.epochs}; start a new run"
         raise ConfigError(f"{run} {text}")
     sharp_exists = (run / SHARP / "config.yaml").exists()
     sharp_epochs = wanted.sharpen.epochs if "sharpen.epochs" in named else 0

@@ -90,10 +90,10 @@ class Queue(Plan):
     def shorter(self, name: str) -> list[str]:
         """The jobs whose epochs are the first ones of a job, the longest last.
 
-        With schedule=plateau a run does not know its number of epochs.
+        Only a run that does not depend on its number of epochs has such jobs.
         """
         settings = self.jobs[name]
-        if settings.schedule != "plateau" or settings.sharpen.epochs:
+        if settings.fixed_length or settings.sharpen.epochs:
             return []
         own = key(settings, "epochs")
         fewer = [other for other, its in self.jobs.items() if its.epochs < settings.epochs]

@@ -2,15 +2,17 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelSummary, ProgressBar
+from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import runs
+from smilevae import plugins, runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
@@ -18,14 +20,14 @@ from smilevae.errors import ConfigError, UserError
 from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
-from smilevae.models.vae import build_vae
+from smilevae.models.vae import build_vae, check_shapes
 from smilevae.runs import checkpoint
 from smilevae.training import sharp, trackers
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
-from smilevae.training.record import PlainCheckpointIO, Record
-from smilevae.training.tensorboard import TensorBoard
+from smilevae.training.record import Checkpoints, PlainCheckpointIO, Record
+from smilevae.training.tensorboard import Curves, TensorBoard
 from smilevae.training.until import Until
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def fit(
         vae.linear.load_state_dict(axes.linear_vae_weights(some, beta, settings.latent_dim))
     if isinstance(vae.beta, torch.Tensor):
         vae.beta.fill_(beta)
+    check_shapes(vae, settings.model.network)
 
     # Training, in one phase or two.
     module = VAEModule(vae, settings, faces.fingerprint)
@@ -90,7 +93,7 @@ def _report(evaluate: Evaluate, path: Path, faces: Faces) -> str:
         return evaluate(path, faces)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        again = f"{runs.command_name('evaluate')} {runs.hydra_argument('ckpt', path)}"
+        again = f"{runs.command_line('evaluate', 'ckpt', path)}"
         return f"the training is complete, but its evaluation failed ({reason}); again with {again}"
 
 
@@ -134,12 +137,19 @@ def train(
     """Train a module in a run folder, from the checkpoint `last` if there is one."""
     # What writes into the folder.
     settings = module.settings
-    record = Record(run, until, settings.checkpoint_every)
+    record = Record(run)
     callbacks: list[pl.Callback] = [record]
+    loggers: list[Logger] = []
     if run.is_main_process:
-        callbacks += [TensorBoard(record, faces, settings), Progress(record)]
-        if settings.logger != "tensorboard":
-            callbacks.append(trackers.Tracker(record, settings))
+        board = TensorBoard(record, faces, settings)
+        callbacks += [board, Progress(record)]
+        loggers.append(Curves(board))
+        loggers += [
+            trackers.open_logger(name, node, run.dir) for name, node in settings.logger.items()
+        ]
+    callbacks += [callback(name, node) for name, node in settings.callbacks.items()]
+    checkpoints = Checkpoints(record, until, settings.checkpoint_every)
+    callbacks.append(checkpoints)
 
     # Lightning's trainer.
     arguments = settings.trainer.model_dump()
@@ -149,7 +159,11 @@ def train(
     if not module.automatic_optimization:
         del arguments["gradient_clip_val"]  # Lightning refuses it
     validate_first = not module.automatic_optimization or settings.warm_start == "ppca"
-    trainer = build_trainer(settings.epochs, validate_first, callbacks, arguments)
+    arguments |= {"callbacks": callbacks, "logger": loggers, "default_root_dir": run.dir}
+    trainer = build_trainer(settings.epochs, validate_first, arguments)
+    for logger in loggers:
+        if not last:  # MLflow refuses other values later, such as more epochs
+            logger.log_hyperparams(settings.result_settings())
 
     # Train; a run without a result is not complete.
     if run.is_main_process:
@@ -166,7 +180,7 @@ def train(
         remedy = "install a C++ compiler, or pass compile=false"
         raise ConfigError(f"{text}; {remedy}") from None
     if run.is_main_process:
-        record.remove_others()  # for a resume with nothing left to train
+        checkpoints.remove_others()  # for a resume with nothing left to train
         figures.preview(run.dir, faces)
     return record
 
@@ -188,24 +202,34 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
     return beta
 
 
-def build_trainer(
-    epochs: int, validate_first: bool, callbacks: list[pl.Callback], arguments: dict[str, Any]
-) -> pl.Trainer:
+def callback(name: str, node: Mapping[str, Any]) -> pl.Callback:
+    """A callback by its `_target_`. Raises ConfigError."""
+    called = plugins.call(node)
+    twin = type(called).__module__.startswith("lightning.")  # it tests for classes of its own
+    if twin or not hasattr(called, "on_train_epoch_end"):
+        raise ConfigError(
+            f"callbacks.{name} is not a callback of pytorch_lightning; lightning.pytorch has other"
+            " classes of the same names"
+        )
+    return called
+
+
+def build_trainer(epochs: int, validate_first: bool, arguments: dict[str, Any]) -> pl.Trainer:
     """Lightning's trainer. Raises ConfigError for an argument that it refuses."""
+    kinds = [type(callback) for callback in arguments["callbacks"]]
     on_gpu = torch.cuda.is_available() and arguments["accelerator"] != "cpu"
+    defaults: dict[str, Any] = {
+        "enable_progress_bar": any(issubclass(kind, ProgressBar) for kind in kinds),
+        "enable_model_summary": any(issubclass(kind, ModelSummary) for kind in kinds),
+        "sync_batchnorm": on_gpu,
+    }
     try:
         return pl.Trainer(
             max_epochs=epochs,
-            logger=False,  # the callbacks write
-            callbacks=callbacks,
             plugins=[PlainCheckpointIO()],
-            enable_checkpointing=False,  # the record writes them
-            enable_progress_bar=False,
-            enable_model_summary=False,
             num_sanity_val_steps=-1 if validate_first else 0,
             use_distributed_sampler=False,  # EpochBatches shares batches out itself
-            sync_batchnorm=on_gpu,
-            **arguments,
+            **(defaults | arguments),
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None

@@ -17,15 +17,16 @@ from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
 from smilevae.errors import Diverged
-from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, optimal_beta, squared_error
+from smilevae.models.losses import Terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE, VAEOutput, build_vae
 from smilevae.runs import checkpoint
 from smilevae.training.datamodule import VAL_BATCH
+from smilevae.training.steps import losses, moving, one_cycle, train_losses
 
 BETA_SHARE = 0.05  # of beta=auto that a batch's own optimum makes up
 NOISE_AT_ONCE = 64  # batches: then a step waits for no transfer
-Batch = tuple[Tensor, Tensor]
+Labelled = tuple[Tensor, Tensor]  # images, smiles
 
 
 @dataclass
@@ -51,7 +52,9 @@ class EpochState:
 
 
 class VAEModule(pl.LightningModule):
-    """Trains `vae` on loss = SSE + beta * KL; callbacks read `epoch`.
+    """Trains `vae` on the loss of an objective; callbacks read `epoch`.
+
+    Validation's loss is SSE + beta * KL whatever the objective, so it compares between runs.
 
     A batch's noise (the posterior's and dropout's) depends on (seed, stage, epoch, batch) alone:
     neither validation nor a resume changes training. `train/psnr` is of sampled reconstructions;
@@ -71,7 +74,7 @@ class VAEModule(pl.LightningModule):
         self.epoch = EpochState(self.ema or vae, torch.zeros(vae.latent_dim))
         self.plateau: ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] = {}  # of a checkpoint, read before the optimizer
-        self._train_losses: Callable[..., tuple[VAEOutput, Terms]] = losses
+        self._train_losses: Callable[..., tuple[VAEOutput, Terms]] = train_losses
         self._drawn: dict[str, Tensor] = {}  # stage -> noise
         self._drawn_block: dict[str, tuple[int, int]] = {}  # stage -> epoch, block of batches
         self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
@@ -88,12 +91,15 @@ class VAEModule(pl.LightningModule):
         module.load_state_dict({k: v for k, v in weights if not k.startswith("discriminator.")})
         return module.to(map_location or "cpu").eval()
 
+    def setup(self, stage: str) -> None:
+        self.num_faces = len(self.trainer.datamodule.faces.rows("train"))
+
     def forward(self, x: Tensor) -> Tensor:
         """Reconstructions of faces (B, 3, S, S) in [0, 1]: mu decoded."""
         mu, _ = self.epoch.eval_model.encode(x)
         return self.epoch.eval_model.decode(mu)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         x, _ = batch
         amounts = self.settings.jitter.model_dump()
         if any(amounts.values()):
@@ -104,7 +110,7 @@ class VAEModule(pl.LightningModule):
             self.check_finite()
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch
 
     def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
@@ -115,7 +121,11 @@ class VAEModule(pl.LightningModule):
         vae = self.vae if training else self.epoch.eval_model
         noise = self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim)
         beta = vae.beta + 0.0  # a copy: the backward pass needs it as it is now
-        out, terms = (self._train_losses if training else losses)(vae, x, noise, beta)
+        if training:
+            rest = (self.settings.objective, self._progress(), self.num_faces)
+            out, terms = self._train_losses(vae, x, noise, beta, *rest)
+        else:
+            out, terms = losses(vae, x, noise, beta)
         with torch.no_grad():
             mu_error = terms.recon
             if training and isinstance(vae.beta, Tensor):
@@ -128,6 +138,12 @@ class VAEModule(pl.LightningModule):
                 self._moments = self._moments.to(x.device) + moments
             self.epoch.add(stage, torch.stack([torch.ones_like(mu_error), *terms, mu_error]))
         return terms.loss.mean()
+
+    def _progress(self) -> float:
+        """The share of the training's steps that are done; nan for an objective without one."""
+        if not self.settings.objective.scheduled:
+            return math.nan
+        return self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
 
     def _noise(
         self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int
@@ -178,6 +194,9 @@ class VAEModule(pl.LightningModule):
         loss = self.epoch.metrics["val/loss"]
         if not math.isfinite(loss):  # before anything is saved
             raise Diverged(f"val/loss became {loss} in epoch {self.current_epoch + 1}; lower lr")
+        if training:  # for callbacks at the end of validation; the record logs the whole epoch
+            several = self.trainer.world_size > 1
+            self.log_dict(self.epoch.metrics, logger=False, sync_dist=several)
         if self.plateau and training:
             self.plateau.step(loss)
 
@@ -205,7 +224,7 @@ class VAEModule(pl.LightningModule):
                 "fallback_random": True,  # dropout's masks are those of the plain step
                 "triton.cudagraphs": self.device.type == "cuda",
             }
-            self._train_losses = torch.compile(losses, options=options)
+            self._train_losses = torch.compile(train_losses, options=options)
         kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
         self.optimizer = kind(
             self.vae.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -232,7 +251,7 @@ class VAEModule(pl.LightningModule):
         if self.ema is not None:
             decay = min(self.settings.ema, (1 + step) / (10 + step))  # forgets the first soon
             with torch.no_grad():
-                get_ema_multi_avg_fn(decay)(_moving(self.ema), _moving(self.vae), step)
+                get_ema_multi_avg_fn(decay)(moving(self.ema), moving(self.vae), step)
 
     @property
     def lr(self) -> float:
@@ -247,26 +266,3 @@ class VAEModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._plateau_state = checkpoint["plateau"]
         self.epoch.sums = dict(checkpoint["sums"])
-
-
-def losses(vae: VAE, x: Tensor, noise: Tensor, beta: float | Tensor) -> tuple[VAEOutput, Terms]:
-    out = vae(x, noise)
-    return out, beta_vae_terms(out.x_hat, x, out.mu, out.logvar, beta)
-
-
-def one_cycle(done: float) -> float:
-    """The share of the peak rate after a share `done` of training.
-
-    It rises for a tenth, then follows a cosine down to 1%. A closed form: a resume needs no
-    state, unlike SequentialLR of LinearLR and CosineAnnealingLR.
-    """
-    if done < 0.1:
-        return 0.04 + 0.96 * done / 0.1
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.1) / 0.9)))
-
-
-def _moving(vae: VAE) -> list[Tensor]:
-    """The weights and BatchNorm's running statistics."""
-    named = vae.named_buffers()
-    buffers = [buffer for name, buffer in named if not name.startswith("linear.")]
-    return [*vae.parameters(), *(buffer for buffer in buffers if buffer.is_floating_point())]

@@ -20,7 +20,7 @@ from smilevae.evaluation.samplers import Mixture
 from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import VAE
-from smilevae.training.module import Batch, VAEModule
+from smilevae.training.module import Labelled, VAEModule
 
 RATES = (2e-4, 4e-4)  # of the decoder and the discriminator
 EMA = 0.995
@@ -113,7 +113,7 @@ class SharpModule(VAEModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.vae.eval()  # BatchNorm keeps its statistics
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+    def training_step(self, batch: Labelled, batch_idx: int) -> None:  # type: ignore[override]
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         for part in range(PASSES):
             seed = hash64("sharp", self.settings.seed, self.current_epoch, batch_idx, part)
@@ -178,7 +178,7 @@ class SharpModule(VAEModule):
         """Images at the side of their files, where a larger one has no more to show."""
         return F.interpolate(x, (self.native,) * 2, mode="area") if x.shape[-1] > self.native else x
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         real = self._small(batch[0]).cpu()
         rebuilt = self._small(self(batch[0])).cpu()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers.logger import Logger
 from torch.nn import functional as F
 
 from smilevae import runs
@@ -23,7 +24,7 @@ HP_METRICS = [f"val/{name}" for name in ("loss", "recon", "kl", "nelbo", "psnr",
 
 
 class TensorBoard(pl.Callback):
-    """Writes curves every epoch, figures every few epochs, HParams, and the projector at the end.
+    """Writes figures every few epochs, HParams, and the projector at the end.
 
     A resume purges the events after its checkpoint.
     """
@@ -52,10 +53,7 @@ class TensorBoard(pl.Callback):
             self.board.file_writer.add_summary(summary)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        line = dict(self.record.epochs[-1])
-        epoch = line.pop("epoch")
-        for name, value in line.items():
-            self.board.add_scalar(name if "/" in name else f"train/{name}", value, epoch)
+        epoch = self.record.num_epochs
         self.board.add_histogram("val/kl_per_dim", module.epoch.kl_per_dim, epoch)
         if epoch % self.settings.log_images_every == 0 or epoch in (1, trainer.max_epochs):
             vae = module.epoch.eval_model
@@ -87,6 +85,29 @@ class TensorBoard(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         if self.board:
             self.board.close()
+
+
+class Curves(Logger):
+    """The metrics that Lightning logs, in the event file of a TensorBoard callback."""
+
+    def __init__(self, tensorboard: TensorBoard):
+        super().__init__()
+        self.tensorboard = tensorboard
+
+    name = "smilevae"
+    version = ""
+
+    @property
+    def experiment(self) -> Any:
+        return self.tensorboard.board
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """TensorBoard's callback writes them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            if name != "epoch":
+                self.experiment.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
 
 def _of_a_thread(error: threading.ExceptHookArgs) -> None:

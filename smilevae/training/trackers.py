@@ -1,85 +1,107 @@
-"""Trackers beside TensorBoard: Lightning's loggers for Weights & Biases and MLflow."""
+"""Lightning's loggers beside TensorBoard: any class by `_target_`, and ours of two services."""
 
+import inspect
 import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import loggers
+from pytorch_lightning.loggers.logger import Logger
 
-from smilevae.config import Settings
-from smilevae.training.record import Record
+from smilevae import plugins
+from smilevae.errors import ConfigError
 
 log = logging.getLogger(__name__)
 RUN_ID = "tracker.txt"  # in the run folder: the tracker's name of the run
 
 
-class Tracker(pl.Callback):
-    """Sends the settings, every epoch's metrics and at the end the best epoch's to one tracker.
+def open_logger(name: str, node: Mapping[str, Any], run: Path) -> "Guarded":
+    """The logger of a `_target_`; `save_dir` and `run` are the run folder. Raises ConfigError."""
+    parameters = inspect.signature(plugins.callee(node)).parameters
+    places = {key: str(run.resolve()) for key in ("save_dir", "run") if key in parameters}
+    guarded = Guarded(name)
+    guarded.attempt(lambda: guarded.open(plugins.call({**places, **node})))
+    return guarded
 
-    A resumed run continues in its run of the tracker. An error of the tracker is logged once and
-    ends the tracking, not the training.
-    """
 
-    def __init__(self, record: Record, settings: Settings):
-        self.record = record
-        self.settings = settings
+def wandb(run: str, project: str = "smilevae", **options: Any) -> Logger:
+    """Weights & Biases: a resumed run continues; the runs of a sweep are a group."""
+    file = Path(run) / RUN_ID
+    known = file.read_text().strip() if file.exists() else secrets.token_hex(8)
+    file.write_text(f"{known}\n")
+    own = {"name": Path(run).name, "id": known, "group": _sweep(run), "resume": "allow"}
+    return loggers.WandbLogger(project=project, save_dir=run, **{**own, **options})
+
+
+def mlflow(run: str, **options: Any) -> Logger:
+    """MLflow, in mlflow.db beside the run folders or at MLFLOW_TRACKING_URI."""
+    file = Path(run) / RUN_ID
+    known = file.read_text().strip() if file.exists() else None
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(run).parent}/mlflow.db"
+    own = {"experiment_name": _sweep(run), "run_name": Path(run).name, "tracking_uri": uri}
+    logger = loggers.MLFlowLogger(run_id=known, **{**own, **options})
+    file.write_text(f"{logger.run_id}\n")
+    return logger
+
+
+def _sweep(run: str) -> str:
+    folder = Path(run).parent
+    return folder.name if (folder / "sweep.json").exists() else "smilevae"
+
+
+class Guarded(Logger):
+    """Passes metrics on. An error of the logger is logged once and ends it, not the training."""
+
+    def __init__(self, label: str):
+        super().__init__()
+        self.label = label
         self.logger: Any = None
         self._failed = False
 
-    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._try(self._open)
+    def open(self, logger: Any) -> None:
+        """Pass metrics to this logger. Raises ConfigError if it is none of Lightning's."""
+        if not isinstance(logger, Logger):
+            raise ConfigError(f"logger.{self.label} is not a logger of pytorch_lightning")
+        self.logger = logger
 
-    def _open(self) -> None:
-        self.logger = open_logger(self.settings.logger, self.record.run.dir)
-        if len(self.record.epochs) < 2:  # MLflow refuses other values later, such as more epochs
-            self.logger.log_hyperparams(self.settings.result_settings())
+    @property
+    def name(self) -> str | None:
+        return getattr(self.logger, "name", None)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
-        line = dict(self.record.epochs[-1])
-        self._try(lambda: self.logger.log_metrics(line, line.pop("epoch")))
+    @property
+    def version(self) -> int | str | None:
+        return getattr(self.logger, "version", None)
 
-    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        best = self.record.best()[0]
-        summary = {f"best/{name}": value for name, value in best.items()}
-        self._try(lambda: self.logger.log_metrics(summary, trainer.current_epoch))
-        self._try(lambda: self.logger.finalize("success"))
+    @property
+    def experiment(self) -> Any:
+        return getattr(self.logger, "experiment", None)
 
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if self.logger:
-            self._try(lambda: self.logger.finalize("failed"))
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.attempt(lambda: self.logger.log_hyperparams(params))
 
-    def _try(self, send: Callable[[], object]) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.attempt(lambda: self.logger.log_metrics(metrics, step))
+
+    def save(self) -> None:
+        self.attempt(lambda: self.logger.save())
+
+    def finalize(self, status: str) -> None:
+        self.attempt(lambda: self.logger.finalize(status))
+
+    def attempt(self, send: Callable[[], object]) -> None:
+        """Call the logger; an error ends it. Raises ConfigError."""
         if self._failed:
             return
         try:
             with warnings.catch_warnings(action="ignore"):  # of folders that exist
                 send()
+        except ConfigError:
+            raise
         except Exception as error:  # a full disk, a server that is gone
             kind = type(error).__name__
-            log.warning(f"logger={self.settings.logger} stopped: {kind}: {str(error)[:200]}")
+            log.warning(f"logger={self.label} stopped: {kind}: {str(error)[:200]}")
             self._failed = True
-
-
-def open_logger(name: str, run: Path) -> Any:
-    """Lightning's logger of a run folder. Runs of a sweep share a project or experiment."""
-    from pytorch_lightning import loggers
-
-    run = run.resolve()
-    group = run.parent.name if (run.parent / "sweep.json").exists() else "smilevae"
-    file = run / RUN_ID
-    known = file.read_text().strip() if file.exists() else None
-    if name == "wandb":
-        known = known or secrets.token_hex(8)
-        logger: Any = loggers.WandbLogger(
-            name=run.name, id=known, project="smilevae", group=group, save_dir=run, resume="allow"
-        )
-    else:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.parent}/mlflow.db"
-        logger = loggers.MLFlowLogger(group, run.name, tracking_uri=uri, run_id=known)
-        known = logger.run_id
-    file.write_text(f"{known}\n")
-    return logger
