@@ -329,6 +329,8 @@ def analyse(folder: Path) -> int:
     package = str(Path(smilevae.__file__).parents[1])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "multirun_analysis", str(folder)]
+    if runs.command_name("analyse").startswith("smilevae"):  # so the lines that it prints do, too
+        command = [sys.argv[0], "analyse", str(folder)]
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
 
 

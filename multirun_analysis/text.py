@@ -41,8 +41,7 @@ def with_interval(shown: str, half_width: float | None) -> str:
 
 
 def evaluate_command(checkpoint: Path) -> str:
-    argument = runs.hydra_argument("ckpt", checkpoint)
-    return collect.printable(f"{runs.command_name('evaluate')} {argument}")
+    return collect.printable(runs.command_line("evaluate", "ckpt", checkpoint))
 
 
 def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:

@@ -64,7 +64,6 @@ def _run(command: str, words: Sequence[str]) -> None:
         train(words)
     elif command in COMMANDS:
         options, function = COMMANDS[command]
-        words = load_plugin(words)
         parsed = console.parse_words(words, pkgutil.resolve_name(options), FOLDERS.get(command))
         console.quiet_lightning()
         runs.keep_memory()
@@ -74,23 +73,11 @@ def _run(command: str, words: Sequence[str]) -> None:
         raise ConfigError(f"{command} is not a command; there are train, {known}")
 
 
-def load_plugin(words: Sequence[str]) -> list[str]:
-    """Load the file of `plugin=FILE`; gives the other words. Raises ConfigError."""
-    others = []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key == "plugin":
-            plugins.load_file(value.strip("'\""))
-        else:
-            others.append(word)
-    return others
-
-
 def train(words: Sequence[str]) -> None:
     """Let Hydra compose conf/train.yaml, and train: one run, or the jobs of a sweep."""
     import hydra
 
-    load_plugin(words)
+    console.load_plugin(words)
     sys.argv = [sys.argv[0], *words]  # for Hydra
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors instead of printing them
     policy = {"version_base": "1.3"}

@@ -258,11 +258,12 @@ def checked(content: Any) -> Settings:
     if not isinstance(content, Mapping):
         raise ConfigError("these are no settings; restore them")
     values = dict(content)
-    choices = {group: plugins.chosen(group, values.get(group)) for group in OPEN}
-    known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in OPEN}
+    given = flatten(content)
+    named = [group for group, kind in OPEN.items() if f"{group}.{kind.key}" in given]
+    choices = {group: plugins.chosen(group, values[group]) for group in named}
+    known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in choices}
     for group, choice in choices.items():
         known |= fields(choice, f"{group}.")
-    given = flatten(content)
     problems = [f"{name} is missing" for name in known if name not in given]
     for group, choice in choices.items():
         try:

@@ -71,7 +71,23 @@ def sentence(error: Exception) -> str:
     if any(words in text for words in ("mismatched input", "token recognition", "NoViableAlt")):
         remedy = "write key=value, and quote a value that holds = , or brackets: \"key='value'\""
         return f"{text.splitlines()[0]}; {remedy}"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())[:300]
+    text = " ".join(line.strip() for line in text.splitlines() if line.strip())
+    if any(f"Could not find '{group}/" in text for group in config.OPEN):
+        known, _, _ = text.partition(" Config search path")
+        return f"{known}; name the file of your own one with plugin=FILE.py"
+    return text[:300]
+
+
+def load_plugin(words: Sequence[str]) -> list[str]:
+    """Load the file of `plugin=FILE`; gives the other words. Raises ConfigError."""
+    others = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "plugin":
+            plugins.load_file(value.strip("'\""))
+        else:
+            others.append(word)
+    return others
 
 
 def parse_words(words: Sequence[str], options: type[Options], rest: str | None = None) -> Options:
@@ -85,8 +101,11 @@ def parse_words(words: Sequence[str], options: type[Options], rest: str | None =
     usage = text.partition("\n")[0]
     if "-h" in words or "--help" in words:
         lines = [f"  {name:12} {field.description}" for name, field in known.items()]
+        lines.append(f"  {'plugin':12} the .py file of your network or objective")
         print(text, *lines, sep="\n")
         sys.exit(0)
+
+    words = load_plugin(words)
 
     # Split the words into names and values.
     given: dict[str, str | list[str]] = {}

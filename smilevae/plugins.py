@@ -270,6 +270,6 @@ def call(node: Any) -> Any:
 
 def files() -> list[Path]:
     """The files that define plug-ins of others."""
-    modules = {kind.__module__ for group in CHOICES.values() for kind in group.values()}
+    modules = {kind.__module__ for group in CHOICES for kind in choices(group).values()}
     others = [sys.modules[name] for name in modules if not name.startswith("smilevae.")]
     return sorted(Path(module.__file__) for module in others if module.__file__)

@@ -43,8 +43,11 @@ def change(content, **more):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda c: change(c, latent_dim=10**9), "settings out of range .latent_dim=1000000000"),
-        (lambda c: change(c, image_size=65), "settings out of range"),
+        (
+            lambda c: change(c, latent_dim=10**9),
+            "settings that cannot be used .latent_dim=1000000000",
+        ),
+        (lambda c: change(c, image_size=65), "settings that cannot be used"),
         (lambda c: change(c, latent_dim=9), "weights do not fit"),
         (lambda c: change(c, surprise=1), "surprise is not a knob"),
         (lambda c: {k: v for k, v in c.items() if k != "smilevae"}, "not a smilevae checkpoint"),

@@ -50,6 +50,7 @@ def objectives() -> str:
     for name, objective in plugins.choices("objective").items():
         first = inspect.getdoc(objective).partition("\n")[0]
         knobs = [f"`{k}={getattr(objective(), k)}`" for k in objective.model_fields if k != "name"]
+        first = first.replace("|", "\\|")
         lines.append(f"| `{name}` | {first} | {', '.join(knobs)} |")
     return "\n".join(lines)
 

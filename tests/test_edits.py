@@ -143,6 +143,7 @@ def test_changes_of_another_attribute_in_both_senses_do_not_cancel(scorer):
 
 
 def test_unmixing_inverts_what_directions_do_to_each_other():
+    torch.manual_seed(0)
     plain = torch.randn(3, 20)
     effects = torch.eye(3) + 0.3 * torch.randn(3, 3)
     combined = torch.stack(directions.unmixed(list(plain), effects))

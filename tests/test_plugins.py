@@ -89,14 +89,16 @@ def test_a_sweep_over_a_knob_of_an_objective(file, tmp_path):
     assert "objective.gamma=5 instead of 1" in done.stdout
     page = (sweep / "analysis" / "index.html").read_text()
     assert "objective.gamma" in page
+    assert re.search(r"evaluate.py ckpt=\S+ plugin=\S*my_vae.py", page)
+    assert "the program changed" not in done.stdout
     (status,) = {json.loads(path.read_text())["code"] for path in sweep.glob("*/status.json")}
     assert status != runs.code_now()  # it covers the file
 
 
-def test_a_run_whose_plugin_is_not_loaded_names_it(file, call, tmp_path, monkeypatch):
+def test_a_run_whose_plugin_is_not_loaded_names_it(file, call, tmp_path):
     run = tmp_path / "run"
     assert call("train", f"hydra.run.dir={run}", f"plugin={file}", *FACES, *MINE)[0] == 0
-    monkeypatch.delenv(plugins.REQUESTED)
+    os.environ.pop(plugins.REQUESTED)
     for command, word in (("train", "resume"), ("evaluate", "ckpt"), ("export", "ckpt")):
         out = [f"out={tmp_path / 'given'}"] if command == "export" else []
         done = subprocess.run(
@@ -118,6 +120,7 @@ def test_a_run_whose_plugin_is_not_loaded_names_it(file, call, tmp_path, monkeyp
         (("model=dense", "model.hiden=9"), "model.hiden is not a knob; did you mean model.hidden?"),
         (("objective=sparse", "objective.gamma=x"), "objective.gamma=x must be a number from 0"),
         (("objective=spars",), "Could not find 'objective/spars'"),
+        (("model=mine",), "name the file of your own one with plugin=FILE.py"),
     ],
 )
 def test_knobs_of_plugins_are_checked(file, call, tmp_path, words, sentence):
@@ -148,12 +151,33 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(call, tmp_path, text, sent
     assert sentence in errors
 
 
-def test_a_wrong_shape_is_one_sentence(call, tmp_path, file):
-    file.write_text(file.read_text().replace("2 * latent_dim)", "latent_dim)"))
-    words = (f"plugin={file}", *FACES, "model=dense")
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (
+            "2 * latent_dim)",
+            "latent_dim)",
+            "model=dense: the encoder gives (2, 8) for a batch of 2; it must give (2, 16)",
+        ),
+        (
+            "shape = (3, image_size",
+            "shape = (4, image_size",
+            "model=dense: the decoder fails: RuntimeError: unflatten: Provided sizes",
+        ),
+        (
+            "self.gamma * batch.mu.abs().sum(1)",
+            "self.gamma * batch.mu.abs()",
+            "objective=sparse: the loss is (8, 8); it must be (8,), one number an example",
+        ),
+    ],
+)
+def test_a_wrong_shape_is_one_sentence(call, tmp_path, file, before, after, sentence):
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
+    words = (f"plugin={file}", *FACES, *MINE)
     code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *words)
     assert code == 2
-    assert "model=dense: the encoder gives (2, 8) for a batch of 2; it must give (2, 16)" in errors
+    assert sentence in errors
 
 
 def test_an_installed_package_needs_no_file(file, tmp_path):
@@ -225,6 +249,9 @@ class Good(Network):
     def decoder(self, image_size, latent_dim):
         shape = (3, image_size, image_size)
         return nn.Sequential(nn.Linear(latent_dim, 3 * image_size**2), nn.Unflatten(1, shape))
+
+
+plugins.CHOICES["model"].pop(Good.choice)  # other tests shall not see it
 
 
 class Mixing(nn.Module):

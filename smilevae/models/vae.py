@@ -92,18 +92,22 @@ def build_vae(settings: Settings) -> VAE:
 
 
 def check_shapes(vae: VAE, name: str) -> None:
-    """Raise ConfigError if the encoder or decoder of a network gives another shape than it must."""
+    """Raise ConfigError if an encoder or a decoder fails, or gives another shape than it must."""
     size = vae.image_size
-    with torch.no_grad():
-        code = vae.encoder.eval()(torch.zeros(2, 3, size, size))
-        image = vae.decoder.eval()(torch.zeros(2, vae.latent_dim))
-    vae.train()
-    for what, tensor, shape in (
-        ("encoder", code, (2, 2 * vae.latent_dim)),
-        ("decoder", image, (2, 3, size, size)),
+    images = torch.zeros(2, 3, size, size)
+    codes = torch.zeros(2, vae.latent_dim)
+    for what, network, given, shape in (
+        ("encoder", vae.encoder, images, (2, 2 * vae.latent_dim)),
+        ("decoder", vae.decoder, codes, (2, 3, size, size)),
     ):
-        if tensor.shape != shape:
-            given = tuple(tensor.shape)
-            raise ConfigError(
-                f"model={name}: the {what} gives {given} for a batch of 2; it must give {shape}"
-            )
+        problem = None
+        try:
+            with torch.no_grad():
+                gives = tuple(network.eval()(given).shape)
+            if gives != shape:
+                problem = f"gives {gives} for a batch of 2; it must give {shape}"
+        except Exception as error:  # of a network of others
+            problem = f"fails: {type(error).__name__}: {str(error).splitlines()[0]}"
+        if problem:
+            raise ConfigError(f"model={name}: the {what} {problem}")
+    vae.train()

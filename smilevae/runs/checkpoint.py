@@ -65,7 +65,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         problem = "does not exist; pass a checkpoint or a run folder"
     except ConfigError as error:
-        problem = f"holds settings out of range ({str(error).splitlines()[0]}); not loaded"
+        problem = f"holds settings that cannot be used ({str(error).splitlines()[0]}); not loaded"
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises pickle, zip, runtime and key errors alike

@@ -66,6 +66,7 @@ class VAEModule(pl.LightningModule):
         self.vae = vae
         self.settings = settings
         self.fingerprint = fingerprint  # of the data
+        self.num_faces = 0  # of the training part; see `setup`
         self.num_pixels = 3 * vae.image_size**2
         self.ema = None
         if settings.ema:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from smilevae.errors import ConfigError
 from smilevae.models.losses import Terms, beta_vae_terms, gaussian_kl, squared_error
 from smilevae.models.vae import VAE, VAEOutput
 from smilevae.plugins import Batch, Objective
@@ -31,6 +32,9 @@ def train_losses(
     batch = Batch(x, out.x_hat, out.mu, out.logvar, out.z, recon, kl, beta, progress, num_faces)
     with torch.autocast(x.device.type, enabled=False):  # it would multiply in bf16
         loss = objective.loss(batch)
+    if loss.shape != recon.shape:
+        shapes = f"{tuple(loss.shape)}; it must be {tuple(recon.shape)}, one number an example"
+        raise ConfigError(f"objective={objective.choice}: the loss is {shapes}")
     return out, Terms(loss, recon, kl.sum(1))
 
 
