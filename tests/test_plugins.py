@@ -57,6 +57,7 @@ def test_the_file_of_the_docs_trains_resumes_evaluates_and_exports(file, call, t
     assert call("train", f"resume={run}", plugin, "epochs=3")[0] == 0
     assert call("evaluate", f"ckpt={run}", plugin)[0] == 0
     assert call("export", f"ckpt={run}", plugin, f"out={tmp_path / 'given'}")[0] == 0
+    assert str(tmp_path) not in (tmp_path / "given" / "model.json").read_text()
     exported = checkpoint.load(tmp_path / "given" / "model.safetensors").vae
     trained = checkpoint.load(runs.find(str(run))).vae
     assert all(map(torch.equal, exported.state_dict().values(), trained.state_dict().values()))

@@ -23,7 +23,10 @@ from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint, files
 
 CARD = Path(__file__).with_name("model_card.md")
-PRIVATE = ("resume", *(f"data.{name}" for name in PLACES))
+PRIVATE: dict[str, Any] = {
+    **dict.fromkeys(("resume", "plugin", *(f"data.{name}" for name in PLACES))),
+    **{"logger": {}, "callbacks": {}},
+}
 
 
 def main(options: ExportOptions) -> None:
@@ -42,7 +45,7 @@ def main(options: ExportOptions) -> None:
     sampler = samplers.load_sampler(path, vae.latent_dim, digest)
     model = {
         "smilevae": {"format": checkpoint.FORMAT},
-        "hyper_parameters": settings.with_values(dict.fromkeys(PRIVATE)).plain(),
+        "hyper_parameters": settings.with_values(PRIVATE).plain(),
         "fingerprint": fingerprint,
         "epoch": epoch,
     }
