@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from smilevae import runs
-from smilevae.config import NOT_RESULT, REPEATS
+from smilevae.config import NOT_RESULT, OPEN, REPEATS
 from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, pca_psnr
 
@@ -19,6 +19,7 @@ METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/acti
 COST = ("wall_seconds", "peak_memory_mb", *runs.COST)
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a run folder has one of them
 HIDDEN = {*NOT_RESULT} - {"data.unlabelled", "data.attributes"}
+CHOICES = {group: f"{group}.{kind.key}" for group, kind in OPEN.items()}
 SPLIT = ("split_seed", "val_fraction", "test_fraction", "person_pattern")
 PEOPLE = ("data_fingerprint", *(f"data.{name}" for name in SPLIT))  # equal: the same people
 
@@ -94,7 +95,11 @@ def swept(frame: pd.DataFrame, knobs: Iterable[str]) -> list[str]:
     `data_fingerprint` is added if runs have different images and no knob tells them apart.
     """
     codes: dict[tuple[int, ...], str] = {}
-    candidates = [knob for knob in knobs if knob in frame and knob not in HIDDEN]
+    candidates = [
+        knob
+        for knob in knobs
+        if knob in frame and knob not in HIDDEN and not _of_choice(frame, knob)
+    ]
     for knob in sorted(candidates, key=lambda knob: knob in REPEATS):
         code, levels = pd.factorize(frame[knob].map(str, na_action="ignore"))
         if len(levels) > 1:
@@ -106,6 +111,15 @@ def swept(frame: pd.DataFrame, knobs: Iterable[str]) -> list[str]:
         if not others or images.groupby(others).nunique().max() > 1:
             names.insert(len(others), "data_fingerprint")
     return names
+
+
+def _of_choice(frame: pd.DataFrame, knob: str) -> bool:
+    """Whether a knob of a network or objective differs only because its choice does."""
+    choice = CHOICES.get(knob.partition(".")[0])
+    if choice in (None, knob) or choice not in frame:
+        return False
+    values = frame[knob].map(str).groupby(frame[choice].map(str))
+    return bool(values.nunique().max() == 1)
 
 
 def differing(frame: pd.DataFrame, columns: Iterable[str]) -> list[str]:

@@ -75,7 +75,8 @@ def with_units(sweep: Sweep, metric: str) -> pd.DataFrame:
     frame = frame.sort_values(metric, ascending=BETTER[metric] < 0, kind="stable")
     knobs = [knob for knob in sweep.swept if knob not in REPEATS]
     rows = frame[knobs].astype(object).to_dict("records")
-    names = [", ".join(f"{knob}={plain(value)}" for knob, value in row.items()) for row in rows]
+    known = [{k: value for k, value in row.items() if not pd.isna(value)} for row in rows]
+    names = [", ".join(f"{knob}={plain(value)}" for knob, value in row.items()) for row in known]
     split = held_out(frame)
     block = split + " " + frame["seed"].map(str) if "seed" in frame else split
     return frame.assign(

@@ -180,6 +180,20 @@ def test_one_run_twice_is_one_run(tmp_path):
     assert result.loc[0, "half_width"] == pytest.approx(interval[1] + 0.5)
 
 
+def test_knobs_of_different_objectives_are_not_compared(tmp_path):
+    for name, nats in (("free_bits", 0.25), ("capacity", 25), ("capacity", 50), ("beta_vae", None)):
+        knobs = {"objective.name": name} | ({"objective.nats": nats} if nats else {})
+        write_run(tmp_path / "all" / f"{name}{nats}", **knobs)
+        if nats != 50:
+            write_run(tmp_path / "one" / name, **knobs)
+    assert collect.collect([tmp_path / "one"]).swept == ["objective.name"]
+    sweep = collect.collect([tmp_path / "all"])
+    assert sorted(sweep.swept) == ["objective.name", "objective.nats"]
+    names = configurations.rank(sweep, "val/nelbo")["configuration"].tolist()
+    assert "objective.name=beta_vae" in names
+    assert "objective.name=capacity, objective.nats=50" in names
+
+
 def test_knobs_that_vary_with_the_seed_are_knobs(tmp_path):
     for index in range(3):
         write_run(tmp_path / "s" / str(index), seed=index, lr=index)

@@ -166,11 +166,11 @@ def factor_table(scores: dict[str, dict[str, float]]) -> Table:
     from smilevae.evaluation.factors import NOTES
 
     note = "Each score is from 0 to 1; higher is better. Random codes show what chance gives."
-    columns = ["", "this model", "PCA", "random codes", "what it is"]
+    columns = ["", "this model", "PCA", "random codes"]
     rows = []
     for name, meaning in NOTES.items():
         values = [f"{scores[code][name]:.2f}" for code in ("model", "pca", "random")]
-        rows.append([name.replace("_", " "), *values, meaning])
+        rows.append([meaning, *values])
     return Table("True factors", note, columns, rows)
 
 
