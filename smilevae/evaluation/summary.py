@@ -69,7 +69,7 @@ def quality(metrics: Metrics) -> list[str]:
 
 def references(metrics: Metrics) -> dict[str, str]:
     """Titles of the rows of numbers."""
-    pca = f"PCA, {metrics['pca_dim']} dimensions"
+    pca = f"PCA, {metrics['pca_dim']} dimensions (pays no KL)"
     return {"model": "this model", "pca": pca, "mean_face": "mean face"}
 
 
@@ -110,7 +110,7 @@ def edit_lines(metrics: Metrics) -> list[str]:
             line = f"{title}, intensity 1: {reader} it on {scores[key][0]:.0%} before"
             line += f", {scores[key][one]:.0%} after"
             if scores["reference"]:
-                line += f", on {scores['reference']['real'][key]:.0%} of real faces with it"
+                line += f"; of real faces that have it, {scores['reference']['real'][key]:.0%}"
             lines.append(f"{line}.")
 
     # How far an edited face is from the person; nobody has two photos where the other is at 2.
@@ -123,9 +123,10 @@ def edit_lines(metrics: Metrics) -> list[str]:
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
-    beside = f"Also changed: {side}" if side else "No other known attribute changes clearly"
+    beside = f"Also changed: {side}" if side else "No other attribute changes clearly"
     near = " and faces stay near real ones" if "distance" in scores else ""
-    lines.append(f"From {low:g} to {high:g} it follows{near}. {beside}.")
+    what = name.replace("_", " ")
+    lines.append(f"From {low:g} to {high:g} the {what} follows{near}. {beside}.")
 
     # Other attributes.
     refused = list(metrics["not_editable"])
