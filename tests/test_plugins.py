@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, slow
 from faults import Process
 from torch import nn
 
@@ -63,6 +63,7 @@ def test_the_file_of_the_docs_trains_resumes_evaluates_and_exports(file, call, t
     assert all(map(torch.equal, exported.state_dict().values(), trained.state_dict().values()))
 
 
+@slow
 def test_a_killed_run_goes_on_to_the_same_bits(file, tmp_path):
     words = ["train.py", f"plugin={file}", *FACES, *MINE, "epochs=3", "checkpoint_every=0"]
     for name, killed in (("whole", False), ("killed", True)):
@@ -81,6 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(file, tmp_path):
     assert all(map(torch.equal, whole.values(), killed.values()))
 
 
+@slow
 def test_a_sweep_over_a_knob_of_an_objective(file, tmp_path):
     sweep = tmp_path / "sweep"
     words = [f"plugin={file}", *FACES, *MINE[:3], "objective.gamma=1,5", "epochs=1"]
@@ -96,6 +98,7 @@ def test_a_sweep_over_a_knob_of_an_objective(file, tmp_path):
     assert status != runs.code_now()  # it covers the file
 
 
+@slow
 def test_a_run_whose_plugin_is_not_loaded_names_it(file, call, tmp_path):
     run = tmp_path / "run"
     assert call("train", f"hydra.run.dir={run}", f"plugin={file}", *FACES, *MINE)[0] == 0
