@@ -52,10 +52,8 @@ Source = Literal["synthetic", "folder", "smiling_or_not", "celeba"]
 WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
 Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
-OPEN: dict[str, type[plugins.Plugin]] = {
-    "model": Network,
-    "objective": Objective,
-}  # groups whose choices are plug-ins
+# The groups whose choices are plug-ins.
+OPEN: dict[str, type[plugins.Plugin]] = {"model": Network, "objective": Objective}
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 

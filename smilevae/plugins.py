@@ -103,11 +103,11 @@ class Network(Plugin):
 
     def encoder(self, image_size: int, latent_dim: int) -> "nn.Module":
         """(B, 3, S, S) -> (B, 2 D): mu, then the raw log of the variance."""
-        raise NotImplementedError
+        raise ConfigError(f"model={self.choice} has no encoder; define the method")
 
     def decoder(self, image_size: int, latent_dim: int) -> "nn.Module":
         """(B, D) -> (B, 3, S, S): the mean, without a last activation."""
-        raise NotImplementedError
+        raise ConfigError(f"model={self.choice} has no decoder; define the method")
 
     def size_multiple(self) -> int:
         """image_size must be a multiple of this."""
@@ -144,7 +144,7 @@ class Objective(Plugin):
 
     def loss(self, batch: Batch) -> "Tensor":
         """The loss of each example: (B,). The step takes the mean."""
-        raise NotImplementedError
+        raise ConfigError(f"objective={self.choice} has no loss; define the method")
 
 
 def ours(group: str, name: str) -> Any:
@@ -253,7 +253,10 @@ def callee(node: Mapping[str, Any]) -> Any:
 
 
 def call(node: Any) -> Any:
-    """Call what a tree of `_target_`s names, as Hydra does. Raises ConfigError."""
+    """Call the class of a `_target_` with the arguments beside it, as Hydra does.
+
+    An argument may hold a `_target_`, too. Raises ConfigError.
+    """
     if isinstance(node, list):
         return [call(value) for value in node]
     if not isinstance(node, Mapping):

@@ -174,7 +174,17 @@ def test_a_logger_that_fails_is_logged_once_and_the_training_goes_on(train, monk
     assert said == ["logger=csv stopped: OSError: the server is gone"]
 
 
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_missing_package_is_one_sentence(call, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, f"logger={name}")
+    assert (code, len(errors.strip().splitlines())) == (2, 1)
+    assert f'logger={name} needs a package; install it with pip install -e ".[{name}]"' in errors
+    assert not (tmp_path / "run").exists()
+
+
 def test_jobs_with_long_names_have_wandb_runs_of_their_own_and_keep_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_needs", lambda package: None)
     monkeypatch.setattr(trackers.loggers, "WandbLogger", lambda **options: options["id"])
     knobs = "batch_size-32_latent_dim-120_normalize-false_seed-0_data.split_seed-0"
     names = [f"beta-{beta}_{knobs}" for beta in (1, 10)]

@@ -194,7 +194,7 @@ class Scorer:
         }
 
     def _look(self, x: Tensor, seen: mesh.Seen | None = None) -> Look:
-        """What is seen in images (N, 3, S, S), or was `seen` in them by the space."""
+        """The readers' scores and the features of images (N, 3, S, S); `seen` holds known ones."""
         scores = self.classifier(small(x.clamp(0, 1)))
         if not self.space:
             return Look(scores, {}, torch.empty(len(x), 0))
@@ -206,7 +206,7 @@ class Scorer:
         return Look(scores, landmarks, seen.features)
 
     def _rebuilt(self, rows: np.ndarray, x: Tensor) -> Look:
-        """What is seen in the reconstructions `x` of some faces, looked at before unless there are many."""
+        """The same of the reconstructions `x` of some faces; of held-out faces it is known."""
         position = {row: index for index, row in enumerate(self.held_out)}
         if all(row in position for row in rows):
             return self.rebuilt.at(torch.tensor([position[row] for row in rows]))

@@ -205,7 +205,9 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
 def callback(name: str, node: Mapping[str, Any]) -> pl.Callback:
     """A callback by its `_target_`. Raises ConfigError."""
     called = plugins.call(node)
-    twin = type(called).__module__.startswith("lightning.")  # it tests for classes of its own
+    twin = type(called).__module__.startswith(
+        "lightning."
+    )  # they check for classes of that package
     if twin or not hasattr(called, "on_train_epoch_end"):
         raise ConfigError(
             f"callbacks.{name} is not a callback of pytorch_lightning; lightning.pytorch has other"

@@ -1,5 +1,6 @@
 """Lightning's loggers beside TensorBoard: any class by `_target_`, and ours of two services."""
 
+import importlib.util
 import inspect
 import logging
 import os
@@ -28,8 +29,16 @@ def open_logger(name: str, node: Mapping[str, Any], run: Path) -> "Guarded":
     return guarded
 
 
+def _needs(package: str) -> None:
+    """Raise ConfigError if the package of a logger is not installed."""
+    if importlib.util.find_spec(package) is None:
+        install = f'install it with pip install -e ".[{package}]"'
+        raise ConfigError(f"logger={package} needs a package; {install}")
+
+
 def wandb(run: str, project: str = "smilevae", **options: Any) -> Logger:
     """Weights & Biases: a resumed run continues; the runs of a sweep are a group."""
+    _needs("wandb")
     file = Path(run) / RUN_ID
     known = file.read_text().strip() if file.exists() else secrets.token_hex(8)
     file.write_text(f"{known}\n")
@@ -39,6 +48,7 @@ def wandb(run: str, project: str = "smilevae", **options: Any) -> Logger:
 
 def mlflow(run: str, **options: Any) -> Logger:
     """MLflow, in mlflow.db beside the run folders or at MLFLOW_TRACKING_URI."""
+    _needs("mlflow")
     file = Path(run) / RUN_ID
     known = file.read_text().strip() if file.exists() else None
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(run).parent}/mlflow.db"
