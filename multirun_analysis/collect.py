@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from smilevae.errors import ConfigError
 from smilevae.models.linear import Spectrum, pca_psnr
 
 METRICS = ("val/loss", "val/recon", "val/kl", "val/nelbo", "val/psnr", "val/active_units")
+BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
+SIGNS = {"higher": 1, "lower": -1}
 COST = ("wall_seconds", "peak_memory_mb", *runs.COST)
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a run folder has one of them
 HIDDEN = {*NOT_RESULT} - {"data.unlabelled", "data.attributes"}
@@ -28,11 +30,14 @@ PEOPLE = ("data_fingerprint", *(f"data.{name}" for name in SPLIT))  # equal: the
 class Sweep:
     """`runs` has a row for every run: its knobs, and its metrics if it completed.
 
-    `swept` names the knobs that differ among the trained runs.
+    `swept` names the knobs that differ among the trained runs. `better` has the sign of better of
+    every metric that ranks, and `measures` the columns of measures.
     """
 
     runs: pd.DataFrame
     swept: list[str]
+    better: dict[str, int] = field(default_factory=BETTER.copy)
+    measures: list[str] = field(default_factory=list)
 
     @property
     def completed(self) -> pd.DataFrame:
@@ -43,6 +48,7 @@ def collect(folders: list[Path]) -> Sweep:
     """All runs in the given sweep or run folders. Raises ConfigError if there are none."""
     rows = []
     knobs: dict[str, Any] = {}
+    measures: dict[str, dict[str, Any]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is not a folder; pass a sweep's, such as multirun/<time>")
@@ -51,6 +57,9 @@ def collect(folders: list[Path]) -> Sweep:
             own, facts = read(path)
             settings = (planned or _settings(path)) | own
             knobs |= settings
+            scores = measured(path, facts)
+            measures |= scores
+            facts |= {name: float(score["value"]) for name, score in scores.items()}
             name = printable(prefix + (path.name or path.resolve().name))
             rows.append({"run": name, "path": path} | settings | facts)
     if not rows:
@@ -60,7 +69,21 @@ def collect(folders: list[Path]) -> Sweep:
     frame = frame[~frame["path"].map(Path.resolve).duplicated()]
     frame = frame.sort_values("run", kind="stable", ignore_index=True)
     trained = frame[frame["status"].isin(["completed", "paused"])]
-    return Sweep(frame, swept(trained, knobs))
+    signs = {name: SIGNS[score["better"]] for name, score in measures.items() if score["better"]}
+    return Sweep(frame, swept(trained, knobs), BETTER | signs, [*measures])
+
+
+def measured(path: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of measures in the evaluation of a run's best checkpoint, as measure/score."""
+    if "checkpoint" not in facts:
+        return {}
+    evaluation = runs.evaluation_folder(path / facts["checkpoint"]) / "metrics.json"
+    measures = runs.read_json(evaluation).get("measures", {})
+    return {
+        f"{printable(measure)}/{printable(name)}": score
+        for measure, scores in measures.items()
+        for name, score in scores.items()
+    }
 
 
 def _members(folder: Path) -> dict[Path, dict[str, Any]]:

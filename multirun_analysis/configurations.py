@@ -14,14 +14,17 @@ from scipy import stats
 from multirun_analysis.collect import PEOPLE, REPEATS, Sweep, differing, held_out, plain
 from smilevae.errors import ConfigError
 
-BETTER = {"val/nelbo": -1, "val/psnr": 1, "val/recon": -1, "val/loss": -1}  # the sign of better
 MAX_NAMED = 3
 
 
 def check_rank_by(sweep: Sweep, metric: str) -> None:
     """Raises ConfigError if a metric cannot rank runs, or not these runs."""
-    if metric not in BETTER:
-        raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(BETTER)}")
+    if metric not in sweep.better:
+        raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(sweep.better)}")
+    if missing := int(sweep.completed[metric].isna().sum()) if metric in sweep.completed else 0:
+        name = metric.partition("/")[0]
+        remedy = f"evaluate each with evaluate.py ckpt=RUN measures={name}"
+        raise ConfigError(f"rank_by={metric}: {missing} completed runs lack it; {remedy}")
     if metric == "val/loss" and differing(sweep.completed, ("used_beta", "image_size", *PEOPLE)):
         mixed = "runs of different beta, data or size"
         raise ConfigError(f"rank_by=val/loss does not compare {mixed}; use val/nelbo")
@@ -45,7 +48,7 @@ def rank(sweep: Sweep, metric: str) -> pd.DataFrame:
     # The same run twice counts once: a cell is a split and a seed.
     cells = frame.groupby(["unit", "block", "configuration"])[metric].mean().unstack()
     table = cells.groupby("unit").mean()
-    order = (-BETTER[metric] * table.mean()).sort_values(kind="stable").index
+    order = (-sweep.better[metric] * table.mean()).sort_values(kind="stable").index
 
     ranked = frame.groupby("configuration").agg(
         runs=("run", "size"),
@@ -61,7 +64,7 @@ def rank(sweep: Sweep, metric: str) -> pd.DataFrame:
     ranked["half_width"] = half_width(table.sem(), table.count() - 1)
     ranked["behind_mean_face"] = ranked["psnr"] <= ranked["mean_face_psnr"]
     difference, ranked["ahead_half_width"] = _ahead(cells[order], table[order])
-    ranked["ahead"] = BETTER[metric] * difference
+    ranked["ahead"] = sweep.better[metric] * difference
     ranked["apart"] = ranked["ahead"] > ranked["ahead_half_width"]
     return ranked.loc[order].reset_index()
 
@@ -72,7 +75,7 @@ def with_units(sweep: Sweep, metric: str) -> pd.DataFrame:
     A block is a split and a seed.
     """
     frame = sweep.completed.sort_values("run", kind="stable")
-    frame = frame.sort_values(metric, ascending=BETTER[metric] < 0, kind="stable")
+    frame = frame.sort_values(metric, ascending=sweep.better[metric] < 0, kind="stable")
     knobs = [knob for knob in sweep.swept if knob not in REPEATS]
     rows = frame[knobs].astype(object).to_dict("records")
     known = [{k: value for k, value in row.items() if not pd.isna(value)} for row in rows]

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from multirun_analysis.collect import REPEATS, Sweep, held_out, plain
-from multirun_analysis.configurations import BETTER, half_width, welch
+from multirun_analysis.configurations import half_width, welch
 
 MAX_VALUES = 12  # of a knob whose values are compared one by one
 MIN_REPEATED = 4  # values; a knob with more of them needs two runs of one
@@ -29,7 +29,8 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
             for metric in metrics:
                 key = {"knob": knob, "value": value, "instead_of": values[0], "metric": metric}
                 effect = _effect(frame, others, **key)
-                verdict = _verdict(metric, effect["change"], effect["half_width"])
+                sign = sweep.better.get(metric)
+                verdict = verdict_of(effect["change"], effect["half_width"], sign)
                 rows.append(key | effect | {"verdict": verdict})
     return pd.DataFrame(rows)
 
@@ -66,9 +67,10 @@ def _effect(
     return {"change": a.mean() - b.mean(), "half_width": welch(a, b), "n": n}
 
 
-def _verdict(metric: str, change: float, width: float) -> str:
+def verdict_of(change: float, width: float, sign: int | None) -> str:
+    """A change in words. `sign` is that of better, None if neither is."""
     if not abs(change) > width:  # NaN cannot tell either
         return "cannot tell"
-    if metric not in BETTER:
+    if sign is None:
         return "higher" if change > 0 else "lower"
-    return "better" if change * BETTER[metric] > 0 else "worse"
+    return "better" if change * sign > 0 else "worse"

@@ -10,15 +10,17 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from multirun_analysis import collect, configurations, diff, plots, rungs, text
+from multirun_analysis import collect, configurations, diff, equal_psnr, plots, rungs, text
 from multirun_analysis.collect import Sweep
 from multirun_analysis.effects import effects
 from multirun_analysis.options import AnalyseOptions
 from smilevae import __version__, runs
 
 MAX_PREVIEWS = 12
-EMPTY: Any = ("warnings", "explanation", "configurations", "effects", "conclusions")
-NOTHING = dict.fromkeys(EMPTY, ()) | {"verdict": "No run completed, so nothing is ranked."}
+LISTS = ("warnings", "explanation", "configurations", "effects", "equal_psnr", "conclusions")
+NOTHING: dict[str, Any] = {name: [] for name in LISTS} | {
+    "verdict": "No run completed, so nothing is ranked."
+}
 
 
 def main(options: AnalyseOptions) -> None:
@@ -89,14 +91,15 @@ def _ranking(
     if len(planned) > 1:
         conclusions.append(rungs.explain(sweep, planned))
         compared = rungs.after(sweep, planned[0][0])
-    metrics = [*dict.fromkeys([rank_by, "val/psnr", "val/kl"])]
+    metrics = [*dict.fromkeys([rank_by, "val/psnr", "val/kl", *compared.measures])]
     commands = (ranked["path"] / ranked["checkpoint"]).map(text.evaluate_command)
     return {
         "warnings": [*text.warnings(sweep, rank_by, ranked)],
-        "explanation": text.explanation(rank_by, len(ranked)),
+        "explanation": text.explanation(rank_by, len(ranked), sweep.better[rank_by]),
         "verdict": configurations.verdict(ranked),
         "configurations": _records(ranked.drop(columns="path").assign(evaluate=commands)),
         "effects": _records(effects(compared, metrics)),
+        "equal_psnr": _records(equal_psnr.equal_psnr(sweep)),
         "conclusions": [line for line in conclusions if line],
     }
 

@@ -10,7 +10,6 @@ import pandas as pd
 
 from multirun_analysis import collect
 from multirun_analysis.collect import Sweep
-from multirun_analysis.configurations import BETTER
 from smilevae import runs
 from smilevae.models.linear import linear_vae, pca_psnr
 
@@ -101,11 +100,12 @@ def cost(sweep: Sweep) -> str:
     return f"Cost of {len(known)} runs: {', '.join(totals)}." if totals else ""
 
 
-def explanation(rank_by: str, num: int) -> list[str]:
-    """How configurations are ranked."""
-    direction = "lower" if BETTER[rank_by] < 0 else "higher"
+def explanation(rank_by: str, num: int, sign: int) -> list[str]:
+    """How configurations are ranked; `sign` is that of better."""
+    direction = "lower" if sign < 0 else "higher"
+    meaning = MEANINGS.get(rank_by, "a measure")
     return [
-        f"The best of {num} configurations by {rank_by}, {MEANINGS[rank_by]}; {direction} is better.",
+        f"The best of {num} configurations by {rank_by}, {meaning}; {direction} is better.",
         "Runs that differ only in seed or split are one configuration. ± is a 95% interval.",
     ]
 
@@ -130,6 +130,11 @@ def terminal(summary: dict[str, Any], page: Path) -> str:
     if summary["effects"]:
         lines += ["", "The effect of each hyper-parameter, averaged over the others:"]
         lines += _effects(summary["effects"], rank_by)
+    if summary["equal_psnr"]:
+        lines += ["", "Measures at equal PSNR:"]
+        lines += _first(
+            list(map(_at_equal_psnr, summary["equal_psnr"])), MAX_EFFECTS, "on the page"
+        )
     lines += ["", *summary["warnings"], *summary["conclusions"], f"Page: {runs.shell_path(page)}"]
     return "\n".join(map(_wrapped, lines))
 
@@ -155,6 +160,12 @@ def _effects(effects: list[dict[str, Any]], rank_by: str) -> list[str]:
             changes.setdefault((name, effect["n"]), []).append(_change(effect))
     lines = [f"  {name}: {', '.join(texts)}; {n}" for (name, n), texts in changes.items()]
     return _first(lines, MAX_EFFECTS, "on the page")
+
+
+def _at_equal_psnr(row: dict[str, Any]) -> str:
+    """A comparison of two choices in words."""
+    name = f"{row['knob']}={row['value']} instead of {row['instead_of']}"
+    return f"  {name}, {row['low']:.1f} to {row['high']:.1f} dB: {_change(row)}; {row['n']}"
 
 
 def _first(lines: list[str], most: int, place: str) -> list[str]:

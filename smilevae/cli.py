@@ -19,9 +19,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smilevae import console, plugins, runs
+from smilevae import console, runs
 from smilevae.config import OPEN, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
+from smilevae.plugins import loading, targets
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -95,7 +96,7 @@ def register() -> None:
     store = ConfigStore.instance().store
     store("settings", {k: v for k, v in Settings().plain().items() if k not in OPEN})
     for group in OPEN:
-        for name, choice in plugins.choices(group).items():
+        for name, choice in loading.choices(group).items():
             store(name, choice().model_dump(), group)
     add = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
     for function in (runs.new_run_dir, runs.fast_precision):
@@ -157,7 +158,7 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
         settings = checked(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    plugins.trust([settings.callbacks, settings.logger])
+    targets.trust([settings.callbacks, settings.logger])
     if settings.resume:
         named = {text.lstrip("+~").partition("=")[0] for text in overrides}
         named |= {name.partition(".")[0] for name in named if name.startswith(TREES)}

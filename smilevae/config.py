@@ -13,15 +13,15 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, MinLen
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     ConfigDict,
     SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
-from smilevae import plugins
 from smilevae.errors import ConfigError, sentences, shown
-from smilevae.plugins import Network, Number, Objective, Section, fields, knob
+from smilevae.plugins import Network, Number, Objective, Plugin, Section, fields, knob, loading
 
 MAX_SEED = 2**32 - 1
 MANY = 1_000_000
@@ -45,6 +45,12 @@ def _with_group(pattern: str) -> str:
     raise ValueError("must be a regular expression with a group in brackets")
 
 
+def _split(names: Any) -> Any:
+    """The names in a text such as a,b or [a,b]."""
+    return re.findall(r"[^\s,\[\]]+", names) if isinstance(names, str) else names
+
+
+Names = Annotated[list[str], BeforeValidator(_split)]
 Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
 Place = Annotated[str, MinLen(1), AfterValidator(expanduser), AfterValidator(abspath)] | None
 Pattern = Annotated[str, AfterValidator(_with_group)]
@@ -53,7 +59,7 @@ WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
 Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
 # The groups whose choices are plug-ins.
-OPEN: dict[str, type[plugins.Plugin]] = {"model": Network, "objective": Objective}
+OPEN: dict[str, type[Plugin]] = {"model": Network, "objective": Objective}
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -171,10 +177,11 @@ class Settings(Section):
     logger: Targets = knob({}, "loggers beside TensorBoard, by _target_", role="machine")
     callbacks: Targets = knob({}, "callbacks of Lightning, by _target_")
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", role="machine")
+    measures: Names = knob([], "measures of the best checkpoint at the end", role="machine")
     resume: Place = knob(None, "a run folder to continue", role="machine")
     data: Data = Data()
-    model: SerializeAsAny[Network] = plugins.ours("model", "conv")
-    objective: SerializeAsAny[Objective] = plugins.ours("objective", "beta_vae")
+    model: SerializeAsAny[Network] = loading.ours("model", "conv")
+    objective: SerializeAsAny[Objective] = loading.ours("objective", "beta_vae")
     plugin: Place = knob(None, "a .py file with networks or objectives of yours", role="machine")
     trainer: Trainer = Trainer()
 
@@ -258,7 +265,7 @@ def checked(content: Any) -> Settings:
     values = dict(content)
     given = flatten(content)
     named = [group for group, kind in OPEN.items() if f"{group}.{kind.key}" in given]
-    choices = {group: plugins.chosen(group, values[group]) for group in named}
+    choices = {group: loading.chosen(group, values[group]) for group in named}
     known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in choices}
     for group, choice in choices.items():
         known |= fields(choice, f"{group}.")

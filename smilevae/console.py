@@ -13,8 +13,9 @@ from typing import NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from smilevae import config, plugins
+from smilevae import config
 from smilevae.errors import ConfigError, Interrupted, UserError, sentences, unknown
+from smilevae.plugins import loading
 
 HYDRA = ("hydra.", "omegaconf.", "antlr4")  # raise errors that are the user's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
@@ -67,7 +68,7 @@ def sentence(error: Exception) -> str:
     if text.startswith("Config group override"):  # data=null
         return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
-        return unknown(text.split("'")[1], config.FIELDS | plugins.knobs(), config.NOT_KNOWN)
+        return unknown(text.split("'")[1], config.FIELDS | loading.knobs(), config.NOT_KNOWN)
     if any(words in text for words in ("mismatched input", "token recognition", "NoViableAlt")):
         remedy = "write key=value, and quote a value that holds = , or brackets: \"key='value'\""
         return f"{text.splitlines()[0]}; {remedy}"
@@ -84,7 +85,7 @@ def load_plugin(words: Sequence[str]) -> list[str]:
     for word in words:
         key, _, value = word.partition("=")
         if key == "plugin":
-            plugins.load_file(value.strip("'\""))
+            loading.load_file(value.strip("'\""))
         else:
             others.append(word)
     return others

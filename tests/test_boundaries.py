@@ -115,10 +115,10 @@ def test_no_file_imports_itself_through_others():
 
 # Lines of code a room has at most. A new capability pays for its lines.
 BUDGETS = {
-    **{"errors": 125, "plugins": 283, "config": 295, "console": 150, "cli": 203, "__init__": 30},
-    **{"models": 850, "data": 1180, "runs": 1042, "editing": 1166, "evaluation": 1815},
-    **{"training": 1442, "apps": 624, "sweeps": 1101, "testing": 146},
-    **{"hydra_plugins": 342, "multirun_analysis": 1130},
+    **{"errors": 125, "plugins": 365, "config": 300, "console": 150, "cli": 203, "__init__": 30},
+    **{"models": 850, "data": 1180, "runs": 1042, "editing": 1166, "evaluation": 1854},
+    **{"training": 1445, "apps": 624, "sweeps": 1101, "testing": 146},
+    **{"hydra_plugins": 342, "multirun_analysis": 1236},
 }
 
 

@@ -94,6 +94,8 @@ def values_of(name: str):
     words = WORDS[name]
     if name == "data.person_pattern":
         return st.sampled_from([r"^(.+)_\d+\.\w+$", "(.+)", r"a(b)\\'\"c", "(=)"])
+    if name == "measures":
+        return st.lists(st.sampled_from(["disentanglement", "mine"]))
     if name == "model.widths":
         return st.lists(st.integers(1, 4096), min_size=1, max_size=4)
     if words == "true or false":

@@ -10,7 +10,7 @@ from conftest import slow
 from scipy import stats
 from test_analysis import analyse, grid, half, write_run  # noqa: F401
 
-from multirun_analysis import collect, configurations, effects
+from multirun_analysis import collect, configurations, effects, equal_psnr
 
 
 def simulated(y, unshared=False) -> collect.Sweep:
@@ -220,3 +220,45 @@ def test_the_two_checkpoints_to_evaluate_are_of_two_configurations_on_one_split(
     assert best_of(y) == ["r1", "r4"]
     assert best_of(y[:, :1, :1]) == ["r0", "r1"]  # one run each
     assert best_of(y[:1]) == ["r1", "r0"]  # one configuration
+
+
+def two_objectives(rng, shift: float) -> collect.Sweep:
+    """On each of 5 splits a score that rises with PSNR; beta_tc has `shift` more, and less PSNR."""
+    rows = []
+    for split, (name, lower), beta in itertools.product(
+        range(5), (("beta_vae", 0), ("beta_tc", 1)), (0, 1, 2, 3)
+    ):
+        psnr = 25 - beta - lower + rng.normal(0, 0.02)
+        score = 0.05 * (psnr - 20) + shift * lower + rng.normal(0, 0.01)
+        row = {"objective.name": name, "beta": beta, "data.split_seed": split, "seed": split}
+        rows.append(row | {"val/psnr": psnr, "m/score": score})
+    frame = pd.DataFrame(rows).assign(status="completed", data_fingerprint="f")
+    frame["run"] = frame.index.map(str)
+    swept = ["objective.name", "beta", "data.split_seed"]
+    return collect.Sweep(frame, swept, collect.BETTER | {"m/score": 1}, ["m/score"])
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.1, "better"), (-0.1, "worse")])
+def test_a_difference_at_equal_psnr_is_found(shift, verdict):
+    (row,) = equal_psnr.equal_psnr(two_objectives(np.random.default_rng(0), shift)).to_dict(
+        "records"
+    )
+    assert (row["value"], row["instead_of"]) == ("beta_tc", "beta_vae")
+    assert row["change"] == pytest.approx(shift, abs=0.01)
+    assert (row["low"], row["high"]) == pytest.approx((22, 24), abs=0.1)
+    assert row["verdict"] == verdict
+
+
+def test_equal_curves_are_told_apart_one_time_in_twenty_though_equal_beta_tells_them_apart():
+    rng = np.random.default_rng(0)
+    sweeps = [two_objectives(rng, 0) for _ in range(300)]
+    found = [equal_psnr.equal_psnr(sweep)["verdict"].iloc[0] for sweep in sweeps]
+    assert 0.01 < 1 - found.count("cannot tell") / len(found) < 0.1
+    table = effects.effects(sweeps[0], ["m/score"])
+    assert set(table[table["knob"] == "objective.name"]["verdict"]) <= {"better", "worse"}
+
+
+def test_curves_without_a_common_psnr_are_not_compared():
+    sweep = two_objectives(np.random.default_rng(0), 0)
+    sweep.runs.loc[sweep.runs["objective.name"] == "beta_tc", "val/psnr"] -= 10
+    assert equal_psnr.equal_psnr(sweep).empty

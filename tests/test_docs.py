@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smilevae import config, console, plugins
+from smilevae import config, console
 from smilevae.cli import COMMANDS
 from smilevae.errors import UserError, allowed
+from smilevae.plugins import loading
 from smilevae.sweeps.options import SweepOptions, parse
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def knobs() -> str:
 def objectives() -> str:
     """The objectives as a Markdown table."""
     lines = ["| objective | minimises | knobs |", "|---|---|---|"]
-    for name, objective in plugins.choices("objective").items():
+    for name, objective in loading.choices("objective").items():
         first = inspect.getdoc(objective).partition("\n")[0]
         knobs = [f"`{k}={getattr(objective(), k)}`" for k in objective.model_fields if k != "name"]
         first = first.replace("|", "\\|")
@@ -110,7 +111,7 @@ def knob_problem(word: str) -> str | None:
         return None if word in FLAGS else f"{word} is not key=value"
     choices = {path.stem for path in (ROOT / "conf" / name).glob("*.yaml")}
     if name in config.OPEN:
-        known = {*plugins.choices(name), "dense", "sparse"}
+        known = {*loading.choices(name), "dense", "sparse"}
         return None if value in known else f"{name} has {sorted(known)}"
     if name.startswith(("callbacks.", "logger.")) or name in OF_THE_EXAMPLE:
         return None

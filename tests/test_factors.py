@@ -169,6 +169,6 @@ def test_an_untrained_linear_vae_scores_as_pca_does_and_random_codes_score_less(
 def test_an_evaluation_shows_the_scores_or_says_why_not(call, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    assert call("evaluate", f"ckpt={run}", "factors=true", "edits=false")[0] == 0
+    assert call("evaluate", f"ckpt={run}", "measures=disentanglement", "edits=false")[0] == 0
     metrics = json.loads((run / "evaluation" / "best" / "metrics.json").read_text())
     assert "disentanglement needs 200 faces" in " ".join(metrics["left_out"])

@@ -14,10 +14,10 @@ from conftest import ROOT, TINY, slow
 from faults import Process
 from torch import nn
 
-from smilevae import plugins, runs, testing
+from smilevae import runs, testing
 from smilevae.config import Settings, checked
 from smilevae.models.architectures import Conv, Patch
-from smilevae.plugins import Batch, Network, Objective, knob
+from smilevae.plugins import Batch, Network, Objective, kinds, knob, loading
 from smilevae.runs import checkpoint
 
 FACES = TINY[4:]  # all but the network's knobs
@@ -28,12 +28,14 @@ MINE = ("model=dense", "model.hidden=16", "objective=sparse", "objective.gamma=2
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """Forget the plug-ins that a test loads."""
-    monkeypatch.delenv(plugins.REQUESTED, raising=False)
-    monkeypatch.setattr(plugins, "CHOICES", {k: dict(v) for k, v in plugins.CHOICES.items()})
+    monkeypatch.delenv(loading.REQUESTED, raising=False)
+    before = {group: dict(choices) for group, choices in kinds.CHOICES.items()}
     yield
-    plugins.load_file.cache_clear()
-    plugins._load_installed.cache_clear()
-    os.environ.pop(plugins.REQUESTED, None)
+    kinds.CHOICES.clear()
+    kinds.CHOICES.update(before)
+    loading.load_file.cache_clear()
+    loading._load_installed.cache_clear()
+    os.environ.pop(loading.REQUESTED, None)
 
 
 @pytest.fixture
@@ -63,6 +65,53 @@ def test_the_file_of_the_docs_trains_resumes_evaluates_and_exports(file, call, t
     assert all(map(torch.equal, exported.state_dict().values(), trained.state_dict().values()))
 
 
+BRIGHTNESS = """
+from smilevae.plugins import Measure, Score
+
+class Brightness(Measure):
+    def scores(self, vae, faces):
+        x_hat = vae(faces.batch(faces.rows("val"))).x_hat
+        return {"mean": Score(x_hat.mean().item(), "mean of pixels", "%", "higher", {"half": 0.5})}
+"""
+
+
+def test_a_measure_is_on_the_page_and_a_column_of_the_analysis(call, tmp_path):
+    file = tmp_path / "bright.py"
+    file.write_text(BRIGHTNESS)
+    words = [
+        f"plugin={file}",
+        *FACES,
+        "model=patch",
+        "model.widths=[4]",
+        "latent_dim=2",
+        "epochs=1",
+    ]
+    for seed in (0, 1):
+        run = tmp_path / f"s/seed-{seed}"
+        done = call(
+            "train", f"hydra.run.dir={run}", *words, f"seed={seed}", "measures=[brightness]"
+        )
+        assert done[0] == 0
+    out = run / "evaluation" / "best"
+    score = json.loads((out / "metrics.json").read_text())["measures"]["brightness"]["mean"]
+    assert 0.2 < score["value"] < 0.8
+    page = (out / "index.html").read_text()
+    assert all(text in page for text in ("Brightness", "mean of pixels", "higher is better"))
+    assert call("analyse", tmp_path / "s", "rank_by=brightness/mean")[0] == 0
+    top = json.loads((tmp_path / "s/analysis/top.json").read_text())
+    assert "by brightness/mean" in top["explanation"][0]
+    header = (tmp_path / "s/analysis/runs.csv").read_text().partition("\n")[0]
+    assert "brightness/mean" in header.split(",")
+
+    code, problem = call("train", f"hydra.run.dir={tmp_path / 'no'}", *words, "measures=[bright]")
+    assert code == 2
+    assert "measures=bright is not loaded" in problem
+    (out / "metrics.json").write_text("{}")
+    code, problem = call("analyse", tmp_path / "s", "rank_by=brightness/mean")
+    assert code == 2
+    assert "1 completed runs lack it" in problem
+
+
 @slow
 def test_a_killed_run_goes_on_to_the_same_bits(file, tmp_path):
     words = ["train.py", f"plugin={file}", *FACES, *MINE, "epochs=3", "checkpoint_every=0"]
@@ -74,7 +123,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(file, tmp_path):
             process.end(signal.SIGKILL)
             process = Process(tmp_path, "train.py", f"plugin={file}", f"resume={run}")
         assert process.end() == 0, process.output()
-    plugins.load_file(str(file))
+    loading.load_file(str(file))
     whole, killed = (
         checkpoint.load(tmp_path / name / "checkpoints/last.ckpt").vae.state_dict()
         for name in ("whole", "killed")
@@ -102,7 +151,7 @@ def test_a_sweep_over_a_knob_of_an_objective(file, tmp_path):
 def test_a_run_whose_plugin_is_not_loaded_names_it(file, call, tmp_path):
     run = tmp_path / "run"
     assert call("train", f"hydra.run.dir={run}", f"plugin={file}", *FACES, *MINE)[0] == 0
-    os.environ.pop(plugins.REQUESTED)
+    os.environ.pop(loading.REQUESTED)
     for command, word in (("train", "resume"), ("evaluate", "ckpt"), ("export", "ckpt")):
         out = [f"out={tmp_path / 'given'}"] if command == "export" else []
         done = subprocess.run(
@@ -214,8 +263,8 @@ def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     evil.write_text(f"open({str(mark)!r}, 'w').close()\n")
     run = train(f"plugin={ROOT / 'smilevae' / 'models' / 'latents.py'}")
-    os.environ.pop(plugins.REQUESTED)
-    plugins.load_file.cache_clear()
+    os.environ.pop(loading.REQUESTED)
+    loading.load_file.cache_clear()
     config = yaml.safe_load((run / "config.yaml").read_text())
     config |= {"plugin": str(evil), "model": {"network": "evil"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -233,8 +282,8 @@ def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch):
 def test_settings_of_a_plugin_survive_yaml_pickle_and_flat_names(file):
     import pickle
 
-    plugins.load_file(str(file))
-    mine = plugins.choices("model")["dense"](hidden=7)
+    loading.load_file(str(file))
+    mine = loading.choices("model")["dense"](hidden=7)
     plain = Settings().plain() | {"model": mine.model_dump()}
     settings = checked(yaml.safe_load(yaml.safe_dump(plain)))
     assert settings.model.hidden == 7
@@ -255,7 +304,7 @@ class Good(Network):
         return nn.Sequential(nn.Linear(latent_dim, 3 * image_size**2), nn.Unflatten(1, shape))
 
 
-plugins.CHOICES["model"].pop(Good.choice)  # other tests shall not see it
+kinds.CHOICES["model"].pop(Good.choice)  # other tests shall not see it
 
 
 class Mixing(nn.Module):
@@ -354,6 +403,6 @@ def test_our_networks_pass_the_checks(network):
     testing.check_network(network)
 
 
-@pytest.mark.parametrize("name", sorted(plugins.choices("objective")))
+@pytest.mark.parametrize("name", sorted(loading.choices("objective")))
 def test_our_objectives_pass_the_checks(name):
-    testing.check_objective(plugins.choices("objective")[name]())
+    testing.check_objective(loading.choices("objective")[name]())

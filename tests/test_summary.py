@@ -32,6 +32,7 @@ GLASSES = SMILE | {"intensities": [0.0, 1.0], "changes": [{}, {"beard": 0.61}], 
 NATIVE = {"native_psnr": 26.9, "native_ssim": 0.84}
 PRDC = {"precision": 0.9, "recall": 0.8, "density": 1, "coverage": 0.7}
 DEMO = {
+    "measures": {},
     "checkpoint": "checkpoints/epoch-0050.ckpt",
     "part": "test",
     "num_images": 300,

@@ -9,8 +9,9 @@ from conftest import TINY
 from pytorch_lightning.loggers.logger import Logger
 from test_training import assert_same_run, interrupted, resume, signal_at
 
-from smilevae import plugins, runs
+from smilevae import runs
 from smilevae.errors import ConfigError
+from smilevae.plugins import targets
 from smilevae.runs import checkpoint
 from smilevae.training import trackers
 
@@ -25,7 +26,7 @@ def chosen(name, **options):
 
 @pytest.fixture(autouse=True)
 def _distrust(monkeypatch):
-    monkeypatch.setenv(plugins.TRUSTED, "")
+    monkeypatch.setenv(targets.TRUSTED, "")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_the_metrics_of_callbacks_are_those_of_the_record(train, monkeypatch):
     read = lambda trainer, module: seen.append(  # noqa: E731
         (dict(trainer.callback_metrics), trainer.checkpoint_callback.best_model_path)
     )
-    monkeypatch.setattr(plugins, "call", lambda node: LambdaCallback(on_train_end=read))
+    monkeypatch.setattr(targets, "call", lambda node: LambdaCallback(on_train_end=read))
     run = train(*chosen("LambdaCallback"))
     ((metrics, best),) = seen
     line = {k: v for k, v in runs.read_metrics(run)[-1].items() if k != "epoch"}
@@ -104,7 +105,7 @@ def test_optuna_prunes_a_training(train, monkeypatch):
     trial = base.create_study().ask()
     monkeypatch.setattr(trial, "should_prune", lambda: True)
     pruning = optuna.PyTorchLightningPruningCallback(trial, monitor="val/loss")
-    monkeypatch.setattr(plugins, "call", lambda node: pruning)
+    monkeypatch.setattr(targets, "call", lambda node: pruning)
     with pytest.raises(base.TrialPruned):
         train(*chosen("Callback"))
 
@@ -131,13 +132,13 @@ def test_a_wrong_callback_is_one_sentence(call, tmp_path, target, sentence):
 def test_a_run_folder_cannot_name_what_is_called(tmp_path, target):
     mark = tmp_path / "mark"
     with pytest.raises(ConfigError, match="is not imported, because no command names it"):
-        plugins.call({"_target_": target, "command": f"touch {mark}"})
+        targets.call({"_target_": target, "command": f"touch {mark}"})
     nested = {
         "_target_": f"{OF}.Timer",
         "duration": {"_target_": target, "command": f"touch {mark}"},
     }
     with pytest.raises(ConfigError, match="is not imported"):
-        plugins.call(nested)
+        targets.call(nested)
     assert not mark.exists()
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from smilevae.config import Names
+
 Sampler = Literal["auto", "prior"]
 
 
@@ -26,8 +28,8 @@ class EvaluateOptions(BaseModel):
     )
     attribute: str | None = Field(None, description="the main one; the label unless given")
     realism: bool = Field(True, description="compare reconstructions and new faces with real ones")
-    factors: bool = Field(
-        False, description="score whether single latent dimensions follow the known true factors"
+    measures: Names = Field(
+        [], description="more numbers: disentanglement, or those of your plugin"
     )
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."

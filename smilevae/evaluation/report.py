@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from smilevae import runs
-from smilevae.config import PLACES
+from smilevae.config import PLACES, Settings
 from smilevae.data.dataset import Faces, load_faces
 from smilevae.editing import attributes, fitting
 from smilevae.errors import CheckpointError, ConfigError, DataError
 from smilevae.evaluation import compare, figures, page, realism, samplers, scoring, summary
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
+from smilevae.plugins import loading
 from smilevae.runs import checkpoint
 
 
@@ -25,10 +26,16 @@ def report(options: EvaluateOptions) -> str:
     return text
 
 
-def after_training(run: Path, faces: Faces) -> str:
-    """The same for a run that has just been trained, on its faces in memory."""
+def after_training(run: Path, faces: Faces, settings: Settings) -> str:
+    """The same for a run that has just been trained, on its faces in memory.
+
+    With `settings.measures` alone, edits and new faces are not scored.
+    """
     path = runs.find(str(run))
-    options = EvaluateOptions(ckpt=str(path))
+    whole = settings.evaluate
+    options = EvaluateOptions(
+        ckpt=str(path), edits=whole, realism=whole, measures=settings.measures
+    )
     return summary.summary(*evaluate_model(checkpoint.load(path), faces, path, options))
 
 
@@ -108,14 +115,14 @@ def evaluate_model(
         )
     metrics["left_out"] = left_out
 
-    # Do single dimensions follow the true factors?
-    if options.factors:
-        from smilevae.evaluation import factors  # scikit-learn takes a second
-
+    # What the user wants measured.
+    metrics["measures"] = {}
+    for name in options.measures:
         try:
-            metrics["factors"] = factors.of_model(vae, faces)
+            scores = loading.measure(name).scores(vae.eval(), faces)
+            metrics["measures"][name] = {key: score._asdict() for key, score in scores.items()}
         except DataError as error:
-            left_out.append(f"No scores of true factors: {error}.")
+            left_out.append(f"No {name}: {error}.")
 
     # Figures and the page.
     edits = fitted.edits if fitted else None

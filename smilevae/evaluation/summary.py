@@ -44,6 +44,11 @@ def summary(metrics: Metrics, out: Path) -> str:
         lines += realism_lines(metrics["realism"])
     if "edits" in metrics:
         lines += edit_lines(metrics)
+    for name, scores in metrics["measures"].items():
+        values = [
+            f"{key} {score['value']:.3g} {score['unit']}".strip() for key, score in scores.items()
+        ]
+        lines.append(f"{_title(name)}: {_listed(values, WIDTH - len(name) - 20)}.")
     lines += metrics["left_out"]
     short = [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines]
     page = f"page: {runs.shell_path(out / 'index.html')}"
@@ -100,7 +105,7 @@ def edit_lines(metrics: Metrics) -> list[str]:
     """What the edit of the main attribute does, and what else can be edited."""
     name, *others = metrics["edits"]
     scores = metrics["edits"][name]
-    title = name[:1].upper() + name[1:].replace("_", " ")
+    title = _title(name)
     one = scores["intensities"].index(1.0)
 
     # Two readers, before the edit, after it, and on real faces.
@@ -136,6 +141,10 @@ def edit_lines(metrics: Metrics) -> list[str]:
     return lines
 
 
+def _title(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
 def _listed(names: list[str], width: int = 16) -> str:
     """Names, as many as fit into so many characters, and how many more there are."""
     shown: list[str] = []
@@ -153,8 +162,7 @@ def tables(metrics: Metrics) -> list[Table]:
         result.append(realism_table(metrics))
     if "edits" in metrics:
         result.append(edit_table(metrics))
-    if "factors" in metrics:
-        result.append(factor_table(metrics["factors"]))
+    result += [measure_table(name, scores) for name, scores in metrics["measures"].items()]
     if metrics["not_editable"]:
         rows = [[name, why] for name, why in metrics["not_editable"].items()]
         note = "A classifier must recognise an attribute on unseen people, in images and reconstructions."
@@ -162,17 +170,20 @@ def tables(metrics: Metrics) -> list[Table]:
     return result
 
 
-def factor_table(scores: dict[str, dict[str, float]]) -> Table:
-    """Disentanglement."""
-    from smilevae.evaluation.factors import NOTES
-
-    note = "Each score is from 0 to 1; higher is better. Random codes show what chance gives."
-    columns = ["", "this model", "PCA", "random codes"]
+def measure_table(name: str, scores: dict[str, Metrics]) -> Table:
+    """What a measure says, beside its references."""
+    others = list(
+        dict.fromkeys(other for score in scores.values() for other in score["references"])
+    )
     rows = []
-    for name, meaning in NOTES.items():
-        values = [f"{scores[code][name]:.2f}" for code in ("model", "pca", "random")]
-        rows.append([meaning, *values])
-    return Table("True factors", note, columns, rows)
+    for key, score in scores.items():
+        values = [score["value"], *map(score["references"].get, others)]
+        cells = ["" if value is None else f"{value:.4g}" for value in values]
+        better = f"{score['better']} is better" if score["better"] else ""
+        rows.append([key, *cells, score["unit"], better, score["meaning"]])
+    note = "What each score is stands in its row."
+    columns = ["", "this model", *others, "unit", "", "meaning"]
+    return Table(_title(name), note, columns, rows)
 
 
 def quality_table(metrics: Metrics) -> Table:

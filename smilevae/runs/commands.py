@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from smilevae import plugins
+from smilevae.plugins import loading
 
 
 def command_name(command: str) -> str:
@@ -19,8 +19,8 @@ def command_name(command: str) -> str:
 def command_line(command: str, key: str, path: Path) -> str:
     """The command for key=path, with the plug-in file that this process was given."""
     words = [command_name(command), hydra_argument(key, path)]
-    if plugins.REQUESTED in os.environ:
-        words.append(hydra_argument("plugin", Path(os.environ[plugins.REQUESTED])))
+    if loading.REQUESTED in os.environ:
+        words.append(hydra_argument("plugin", Path(os.environ[loading.REQUESTED])))
     return " ".join(words)
 
 

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from smilevae import plugins
+from smilevae.plugins import loading
 from smilevae.runs.reading import read_json
 
 COST = ("cpu_seconds", "gpu_seconds")
@@ -30,7 +30,7 @@ def code_now() -> str:
     package = Path(__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
         whole.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
-    for file in plugins.files():
+    for file in loading.files():
         whole.update(f"{file.name}\0".encode() + file.read_bytes())
     return whole.hexdigest()
 

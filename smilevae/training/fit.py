@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelSummary, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from smilevae import plugins, runs
+from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
@@ -21,6 +21,7 @@ from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae, check_shapes
+from smilevae.plugins import loading, targets
 from smilevae.runs import checkpoint
 from smilevae.training import sharp, trackers
 from smilevae.training.datamodule import FaceDataModule
@@ -31,7 +32,7 @@ from smilevae.training.tensorboard import Curves, TensorBoard
 from smilevae.training.until import Until
 
 log = logging.getLogger(__name__)
-Evaluate = Callable[[Path, Faces], str]  # the report of a run folder, on its faces
+Evaluate = Callable[[Path, Faces, Settings], str]  # the report of a run folder, on its faces
 
 
 def fit(
@@ -44,11 +45,13 @@ def fit(
 ) -> dict[str, Any]:
     """Train and record the result; returns the best epoch's metrics.
 
-    `devices` replace the trainer's. With settings.evaluate the log gets what `evaluate` says.
+    `devices` replace the trainer's. With settings.evaluate or measures the log gets what `evaluate` says.
     Raises ConfigError, DataError, CheckpointError, Diverged, Interrupted; Paused after the epoch
     `until`.
     """
-    # The machine.
+    # The machine, and whether the measures are there.
+    for name in settings.measures:
+        loading.measure(name)
     keep_memory = settings.keep_memory and runs.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -81,16 +84,16 @@ def fit(
     machine = {"threads": torch.get_num_threads(), "keep_memory": keep_memory}
     machine |= runs.environment()
     result = record.result(settings, faces.fingerprint) | machine
-    if run.is_main_process and settings.evaluate:
-        log.info(_report(evaluate, evaluated, faces))
+    if run.is_main_process and (settings.evaluate or settings.measures):
+        log.info(_report(evaluate, evaluated, faces, settings))
     run.complete(result)
     return record.best()[0]
 
 
-def _report(evaluate: Evaluate, path: Path, faces: Faces) -> str:
+def _report(evaluate: Evaluate, path: Path, faces: Faces, settings: Settings) -> str:
     """What an evaluation says, or why it failed: the training is complete all the same."""
     try:
-        return evaluate(path, faces)
+        return evaluate(path, faces, settings)
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         again = f"{runs.command_line('evaluate', 'ckpt', path)}"
@@ -204,7 +207,7 @@ def describe(faces: Faces, settings: Settings, run: runs.Run) -> float:
 
 def callback(name: str, node: Mapping[str, Any]) -> pl.Callback:
     """A callback by its `_target_`. Raises ConfigError."""
-    called = plugins.call(node)
+    called = targets.call(node)
     twin = type(called).__module__.startswith(
         "lightning."
     )  # they check for classes of that package

@@ -13,8 +13,8 @@ from typing import Any
 from pytorch_lightning import loggers
 from pytorch_lightning.loggers.logger import Logger
 
-from smilevae import plugins
 from smilevae.errors import ConfigError
+from smilevae.plugins import targets
 
 log = logging.getLogger(__name__)
 RUN_ID = "tracker.txt"  # in the run folder: the tracker's name of the run
@@ -22,10 +22,10 @@ RUN_ID = "tracker.txt"  # in the run folder: the tracker's name of the run
 
 def open_logger(name: str, node: Mapping[str, Any], run: Path) -> "Guarded":
     """The logger of a `_target_`; `save_dir` and `run` are the run folder. Raises ConfigError."""
-    parameters = inspect.signature(plugins.callee(node)).parameters
+    parameters = inspect.signature(targets.callee(node)).parameters
     places = {key: str(run.resolve()) for key in ("save_dir", "run") if key in parameters}
     guarded = Guarded(name)
-    guarded.attempt(lambda: guarded.open(plugins.call({**places, **node})))
+    guarded.attempt(lambda: guarded.open(targets.call({**places, **node})))
     return guarded
 
 
