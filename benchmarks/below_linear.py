@@ -12,7 +12,8 @@ from scipy import stats
 from torch import Tensor
 
 from smilevae import runs
-from smilevae.data import batches, load_faces, spectrum_of
+from smilevae.data import batches
+from smilevae.data.dataset import load_faces, spectrum_of
 from smilevae.models import latents, linear
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.metrics import active_units

@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from smilevae import runs
-from smilevae.data import Faces, load_faces
+from smilevae.data.dataset import Faces, load_faces
 from smilevae.data.encode import batches_of, encode
 from smilevae.editing import fitting
 from smilevae.editing.attributes import Attribute, mean_difference

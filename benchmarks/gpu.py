@@ -31,8 +31,10 @@ from torchvision import datasets as folders
 from torchvision import transforms
 
 from smilevae import console, runs
-from smilevae.config import Data, Settings, Trainer
-from smilevae.data import batches, load_faces
+from smilevae.config import Settings, Trainer
+from smilevae.data import batches
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Synthetic
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import build_vae
 from smilevae.training.fit import fit
@@ -83,7 +85,7 @@ def ours(size: int, compile: bool) -> None:
 
 
 def bare(size: int, compile: bool) -> Callable[[], int]:
-    faces = load_faces(Data(), size)
+    faces = load_faces(Synthetic(), size)
     rows = torch.from_numpy(faces.rows("train")).to(DEVICE)
     images = torch.from_numpy(faces.images[:]).to(DEVICE)
     vae = build_vae(Settings(image_size=size)).to(DEVICE).train()
@@ -169,7 +171,7 @@ def main() -> None:
         f"{device}; torch {torch.__version__}, Lightning {pl.__version__}; n = {ROUNDS} rounds of {EPOCHS} epochs"
     )
     with tempfile.TemporaryDirectory() as home:
-        drawn = load_faces(Data(), 64)
+        drawn = load_faces(Synthetic(), 64)
         for row, smile in enumerate(drawn.smile):
             folder = Path(home, "train", "smile" if smile == 1 else "non_smile")
             folder.mkdir(parents=True, exist_ok=True)

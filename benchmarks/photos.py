@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import smilevae
 from smilevae import runs
 from smilevae.apps import photo
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
 from smilevae.editing import alignment, detector, mesh
 from smilevae.errors import DataError
 

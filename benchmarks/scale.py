@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from smilevae import runs
-from smilevae.config import Data
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Synthetic
 
 ROOT = Path(__file__).parents[1]
 STEPS = 300
 
 
 def write_faces(folder: Path, num: int) -> None:
-    drawn = load_faces(Data(source="synthetic"), 64)
+    drawn = load_faces(Synthetic(), 64)
     rng = np.random.default_rng(0)
     for name in ("smile", "non_smile"):
         (folder / name).mkdir(parents=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from smilevae import runs
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import fitting
 from smilevae.editing.attributes import mean_difference

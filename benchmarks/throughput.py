@@ -34,8 +34,10 @@ from torchvision import datasets as folders
 from torchvision import transforms
 
 from smilevae import console, plugins, runs
-from smilevae.config import Data, Settings
-from smilevae.data import batches, load_faces
+from smilevae.config import Settings
+from smilevae.data import batches
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Folder, Synthetic
 from smilevae.models import layers
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import build_vae
@@ -47,7 +49,7 @@ PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
 
 def settings_of(network: str, root: Path, **more: object) -> Settings:
     model = plugins.ours("model", network)
-    data = Data(source="folder", root=str(root))
+    data = Folder(root=str(root))
     return Settings(
         model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more
     )
@@ -318,7 +320,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(home)
         if len(sys.argv) == 1:
-            synthetic = load_faces(Data(), 64)
+            synthetic = load_faces(Synthetic(), 64)
             for row, smile in enumerate(synthetic.smile):
                 folder = root / "train" / ("smile" if smile == 1 else "non_smile")
                 folder.mkdir(parents=True, exist_ok=True)

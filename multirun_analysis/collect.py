@@ -22,6 +22,7 @@ COST = ("wall_seconds", "peak_memory_mb", *runs.COST)
 RUN_FILES = ("config.yaml", "status.json", "result.json")  # a run folder has one of them
 HIDDEN = {*NOT_RESULT} - {"data.unlabelled", "data.attributes"}
 CHOICES = {group: f"{group}.{kind.key}" for group, kind in OPEN.items()}
+SIZE = ("image_size", "channels")
 SPLIT = ("split_seed", "val_fraction", "test_fraction", "person_pattern")
 PEOPLE = ("data_fingerprint", *(f"data.{name}" for name in SPLIT))  # equal: the same people
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from multirun_analysis.collect import PEOPLE, REPEATS, Sweep, differing, held_out, plain
+from multirun_analysis.collect import PEOPLE, REPEATS, SIZE, Sweep, differing, held_out, plain
 from smilevae.errors import ConfigError
 
 MAX_NAMED = 3
@@ -25,14 +25,14 @@ def check_rank_by(sweep: Sweep, metric: str) -> None:
         name = metric.partition("/")[0]
         remedy = f"evaluate each with evaluate.py ckpt=RUN measures={name}"
         raise ConfigError(f"rank_by={metric}: {missing} completed runs lack it; {remedy}")
-    if metric == "val/loss" and differing(sweep.completed, ("used_beta", "image_size", *PEOPLE)):
+    if metric == "val/loss" and differing(sweep.completed, ("used_beta", *SIZE, *PEOPLE)):
         mixed = "runs of different beta, data or size"
         raise ConfigError(f"rank_by=val/loss does not compare {mixed}; use val/nelbo")
 
 
 def usable(sweep: Sweep, metric: str) -> str:
     """The metric to rank by: with several image sizes val/psnr replaces sums over pixels."""
-    if metric in ("val/nelbo", "val/recon") and differing(sweep.completed, ["image_size"]):
+    if metric in ("val/nelbo", "val/recon") and differing(sweep.completed, SIZE):
         return "val/psnr"
     return metric
 

@@ -90,7 +90,7 @@ def reference(done: pd.DataFrame) -> Spectrum | None:
     """The spectrum that all runs share, with the most axes; None if their faces differ."""
     mean_face = done["mean_face_psnr"]
     same = mean_face.max(skipna=False) - mean_face.min(skipna=False) < SAME_FACES
-    if not same or collect.differing(done, (*collect.PEOPLE, "image_size")):
+    if not same or collect.differing(done, (*collect.PEOPLE, *collect.SIZE)):
         return None
     return collect.spectrum(done.loc[done["latent_dim"].idxmax(), "path"])
 

@@ -50,7 +50,7 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:
         reason = ", ".join(people).replace("data_fingerprint", "other images")
         remedy = "compare means over several data.split_seed, not single runs."
         yield f"Runs hold out different people ({reason}), and some people are easier: {remedy}"
-    if collect.differing(done, ["image_size"]):
+    if collect.differing(done, collect.SIZE):
         depends = f"on which {rank_by} depends: compare runs of one size."
         yield f"Runs have different image sizes, {depends}"
     if collect.differing(done, ["code"]):

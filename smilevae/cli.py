@@ -97,7 +97,10 @@ def register() -> None:
     store("settings", {k: v for k, v in Settings().plain().items() if k not in OPEN})
     for group in OPEN:
         for name, choice in loading.choices(group).items():
-            store(name, choice().model_dump(), group)
+            content = choice().model_dump()
+            if group == "data":
+                content["split_seed"] = "${seed}"  # unless given
+            store(name, content, group)
     add = getattr(OmegaConf, "register_resolver" if _hydra_1_4() else "register_new_resolver")
     for function in (runs.new_run_dir, runs.fast_precision):
         if not OmegaConf.has_resolver(function.__name__):
@@ -164,8 +167,8 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
         named |= {name.partition(".")[0] for name in named if name.startswith(TREES)}
         return runs.settings_for_resume(settings.resume, settings, named)
     data = settings.data
-    if data.source == "folder" and not (data.root or data.positive):
-        remedy = "name the folder of your images: data=folder data.root=PATH"
+    if data.needs_root and not data.root:
+        remedy = f"name the folder of your images: data={data.source} data.root=PATH"
         raise ConfigError(f"data.root is not set; {remedy}")
     return settings
 

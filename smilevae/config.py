@@ -5,14 +5,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from os.path import abspath, expanduser
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Le
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     SerializeAsAny,
@@ -21,10 +18,23 @@ from pydantic import (
 )
 
 from smilevae.errors import ConfigError, sentences, shown
-from smilevae.plugins import Network, Number, Objective, Plugin, Section, fields, knob, loading
+from smilevae.plugins import (
+    Network,
+    Number,
+    Objective,
+    Plugin,
+    Section,
+    Source,
+    fields,
+    knob,
+    loading,
+)
+from smilevae.plugins.kinds import MAX_SEED
+from smilevae.plugins.source import Place
 
-MAX_SEED = 2**32 - 1
 MANY = 1_000_000
+MIN_SIDE = 28
+MAX_SIDE = 256
 RESERVED = (  # arguments of Trainer that a run gives itself
     *("callbacks", "logger", "max_epochs", "default_root_dir", "plugins", "enable_checkpointing"),
     *("num_sanity_val_steps", "use_distributed_sampler", "barebones", "fast_dev_run"),
@@ -38,13 +48,6 @@ HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "max_time")  # of
 NOT_KNOWN = "a knob; see --help"
 
 
-def _with_group(pattern: str) -> str:
-    with suppress(re.error):
-        if re.compile(pattern).groups:
-            return pattern
-    raise ValueError("must be a regular expression with a group in brackets")
-
-
 def _split(names: Any) -> Any:
     """The names in a text such as a,b or [a,b]."""
     return re.findall(r"[^\s,\[\]]+", names) if isinstance(names, str) else names
@@ -52,14 +55,11 @@ def _split(names: Any) -> Any:
 
 Names = Annotated[list[str], BeforeValidator(_split)]
 Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
-Place = Annotated[str, MinLen(1), AfterValidator(expanduser), AfterValidator(abspath)] | None
-Pattern = Annotated[str, AfterValidator(_with_group)]
-Source = Literal["synthetic", "folder", "smiling_or_not", "celeba"]
 WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
 Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
 # The groups whose choices are plug-ins.
-OPEN: dict[str, type[Plugin]] = {"model": Network, "objective": Objective}
+OPEN: dict[str, type[Plugin]] = {"data": Source, "model": Network, "objective": Objective}
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -78,49 +78,6 @@ class Jitter(Section):
 class Sharpen(Section):
     epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
     weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
-
-
-class Data(Section):
-    source: Source = knob("synthetic", "where faces come from")
-    root: Place = knob(None, "the folder of your images", role="path")
-    positive: Place = knob(None, "a folder of images with an attribute", role="path")
-    negative: Place = knob(None, "a folder of images without it", role="path")
-    person_pattern: Pattern = knob(r"^(.+)_\d+\.\w+$", "group 1 of a file name is the person")
-    val_fraction: Number = knob(0.2, "share of the people who are held out", 0.01, 0.9)
-    test_fraction: Number = knob(0, "share of the people whom only evaluations see", 0, 0.9)
-    split_seed: int = knob(0, "which people are held out; follows seed", 0, MAX_SEED, "repeat")
-    max_skipped: Number = knob(0.01, "stop if more of the files than this cannot be read", 0, 1)
-    unlabelled: Place = knob(None, "a folder of more faces to train on", role="path")
-    attributes: Place = knob(None, "a CSV table: file, gender, ...", role="path")
-    cache: bool = knob(True, "decode once, into the user's cache folder", role="machine")
-    draw_seed: int = knob(0, "which synthetic faces are drawn", 0, MAX_SEED, "drawn")
-    num_smiling: int = knob(600, "synthetic faces that smile", 1, 10 * MANY, "drawn")
-    num_not_smiling: int = knob(603, "synthetic faces that do not smile", 1, 10 * MANY, "drawn")
-    num_test: int = knob(300, "more synthetic faces, for the test part", 0, 10 * MANY, "drawn")
-    confound: Number = knob(0.0, "correlation of smile and hair length", -0.99, 0.99, "drawn")
-
-    @property
-    def place(self) -> str:
-        """The folder of the faces, or the name of their source, for an error sentence."""
-        return self.root or self.positive or self.source
-
-    def problems(self) -> list[str]:
-        """Settings that contradict each other, a sentence each."""
-        names: Iterable[str] = ("root", "positive", "negative", "unlabelled")
-        text = "does not apply to drawn faces; add data=folder"
-        if self.source != "synthetic":
-            names = [name.removeprefix("data.") for name in DRAWN]
-            text = "does not apply here; it is of data=synthetic"
-        changed = self.model_dump(exclude_defaults=True)
-        problems = [f"data.{name} {text}" for name in names if name in changed]
-        if self.val_fraction + self.test_fraction > 0.95:
-            problems.append("data.val_fraction and data.test_fraction are too large; lower one")
-        both = "data.positive and data.negative"
-        if bool(self.positive) != bool(self.negative):
-            problems.append(f"{both} go together; name both folders")
-        if self.positive and (self.root or self.source in ("smiling_or_not", "celeba")):
-            problems.append(f"{both} replace data.root; pass data=folder without data.root")
-        return problems
 
 
 class Trainer(Section):
@@ -158,7 +115,8 @@ class Settings(Section):
     epochs: int = knob(150, "passes over the training faces", 1, MANY, "study resumable")
     lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1, "study")
     normalize: bool = knob(False, "the input of the network is (x - 0.5) / 0.5", role="study")
-    image_size: int = knob(128, "side of the images in pixels", 64, 256, "study")
+    image_size: int = knob(128, "side of the images in pixels", MIN_SIDE, MAX_SIDE, "study")
+    channels: Literal[1, 3] = knob(3, "3 colours, or 1: grey")
     seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED, "study repeat")
     augment: bool = knob(True, "mirror half of the training faces")
     warm_start: WarmStart = knob("none", "ppca: start at the optimum of the linear VAE")
@@ -179,10 +137,12 @@ class Settings(Section):
     evaluate: bool = knob(False, "evaluate the best checkpoint at the end", role="machine")
     measures: Names = knob([], "measures of the best checkpoint at the end", role="machine")
     resume: Place = knob(None, "a run folder to continue", role="machine")
-    data: Data = Data()
+    data: SerializeAsAny[Source] = loading.ours("data", "synthetic")
     model: SerializeAsAny[Network] = loading.ours("model", "conv")
     objective: SerializeAsAny[Objective] = loading.ours("objective", "beta_vae")
-    plugin: Place = knob(None, "a .py file with networks or objectives of yours", role="machine")
+    plugin: Place = knob(
+        None, "a .py file with plug-ins of yours: networks, objectives, ...", role="machine"
+    )
     trainer: Trainer = Trainer()
 
     def __reduce__(self) -> Any:
@@ -225,13 +185,15 @@ class Settings(Section):
         problems = [*self.trainer.problems(), *self.data.problems()]
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
+        if self.sharpen.epochs and (self.channels, self.image_size >= 64) != (3, True):
+            problems.append("sharpen.epochs needs channels=3 and image_size=64 or more")
         if self.sharpen.epochs and self.trainer.devices != 1:
             problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
         multiple = self.model.size_multiple()
         if self.image_size % multiple:
-            sizes = [size for size in range(64, 257) if size % multiple == 0]
+            sizes = [size for size in range(MIN_SIDE, MAX_SIDE + 1) if size % multiple == 0]
             nearest = sorted(sizes, key=lambda size: abs(size - self.image_size))[:2]
-            near = " and ".join(map(str, sorted(nearest))) or "none up to 256"
+            near = " and ".join(map(str, sorted(nearest))) or f"none up to {MAX_SIDE}"
             text = f"does not fit this network; the nearest are {near}"
             problems.append(f"image_size={self.image_size} {text}")
         if problems:
@@ -247,7 +209,6 @@ def with_role(role: str) -> tuple[str, ...]:
 FIELDS = fields(Settings)
 STUDY = with_role("study")
 REPEATS = with_role("repeat")
-DRAWN = with_role("drawn")
 PLACES = tuple(name.removeprefix("data.") for name in with_role("path"))
 SAME_RESULT = (*with_role("path"), *with_role("machine"))
 NOT_RESULT = (*SAME_RESULT, *with_role("last_bits"), *(f"trainer.{name}" for name in HARDWARE))

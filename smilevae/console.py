@@ -68,7 +68,11 @@ def sentence(error: Exception) -> str:
     if text.startswith("Config group override"):  # data=null
         return "data, model and trainer each need a choice; leave the override out for the default"
     if "Could not override" in text and "'" in text:
-        return unknown(text.split("'")[1], config.FIELDS | loading.knobs(), config.NOT_KNOWN)
+        key = text.split("'")[1]
+        knobs = config.FIELDS | loading.knobs()
+        if key in knobs:
+            return f"{key} is a knob of {' and '.join(loading.owners(key))}; choose it, too"
+        return unknown(key, knobs, config.NOT_KNOWN)
     if any(words in text for words in ("mismatched input", "token recognition", "NoViableAlt")):
         remedy = "write key=value, and quote a value that holds = , or brackets: \"key='value'\""
         return f"{text.splitlines()[0]}; {remedy}"

@@ -107,7 +107,7 @@ def allowed(kind: Any, limits: Sequence[Any] = ()) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(allowed(part, limits) for part in parts)
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(parts)}" if len(parts) > 1 else parts[0]
+        return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if get_origin(kind) is list:
         num = f"{bounds['min_length']} to {bounds['max_length']} values" if bounds else "a list"
         return f"{num}, each {allowed(parts[0])}"

@@ -1,4 +1,4 @@
-"""Checks for your own networks and objectives, for the tests beside them.
+"""Checks for your own networks, objectives and sources of images, for the tests beside them.
 
 Each check raises AssertionError with a sentence that says what is wrong.
 
@@ -10,21 +10,25 @@ Example:
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from smilevae.data.dataset import load_faces
 from smilevae.models.losses import gaussian_kl, squared_error
 from smilevae.models.vae import VAE, check_shapes
-from smilevae.plugins import Batch, Network, Objective
+from smilevae.plugins import Batch, Network, Objective, Source
 
 NUM = 3  # examples of a batch
 
 
-def check_network(network: Network, image_size: int = 64, latent_dim: int = 8) -> None:
+def check_network(
+    network: Network, image_size: int = 64, latent_dim: int = 8, channels: int = 3
+) -> None:
     """Check what a training, a resume and an evaluation need of a network."""
     torch.manual_seed(0)
-    vae = VAE(network, image_size, latent_dim)
-    x = torch.rand(NUM, 3, image_size, image_size)
+    vae = VAE(network, image_size, latent_dim, channels=channels)
+    x = torch.rand(NUM, *vae.shape)
 
     # Shapes.
     check_shapes(vae, network.network)
@@ -52,14 +56,14 @@ def check_network(network: Network, image_size: int = 64, latent_dim: int = 8) -
 
     # Any device.
     with torch.device("meta"):
-        meta = VAE(network, image_size, latent_dim)
+        meta = VAE(network, image_size, latent_dim, channels=channels)
     try:
         meta(x.to("meta"), torch.zeros(NUM, latent_dim, device="meta"))
     except RuntimeError as error:
         raise AssertionError(f"it works on one device only: {error}") from None
 
     # A warm start sets the last layers to zero.
-    linear = VAE(network, image_size, latent_dim, linear=True).eval()
+    linear = VAE(network, image_size, latent_dim, linear=True, channels=channels).eval()
     zero = not linear.encode(x)[0].any()
     _require(zero, "the last layer that is registered is not the last that is applied")
 
@@ -95,6 +99,33 @@ def check_objective(objective: Objective, latent_dim: int = 8) -> None:
         objective.loss(Batch(**fields))
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"it works on one device only: {error}") from None
+
+
+def check_source(source: Source, image_size: int = 64) -> None:
+    """Check what a training, a resume and an evaluation need of a source of images."""
+    examples = list(source.examples())
+    _require(bool(examples), "it has no examples")
+
+    # Names and texts.
+    names = [example.name for example in examples]
+    _require(len(set(names)) == len(names), "two examples have the same name")
+    for example in examples:
+        texts = (example.name, example.label, example.person, example.part, example.digest)
+        _require(all(type(text) is str for text in texts), f"{example.name}: a field is no text")
+        _require(example.part in ("train", "test"), f"{example.name}: part is {example.part}")
+        made = callable(example.image) and not example.digest
+        _require(not made, f"{example.name}: a function needs a digest")
+
+    # The same images, names and order each time.
+    first = load_faces(source, image_size)
+    second = load_faces(source.model_copy(update={"cache": False}), image_size)
+    _require(first.fingerprint == second.fingerprint, "a second look finds other images")
+    _require(np.array_equal(first.images, second.images), "a second look finds other pixels")
+
+    # What else is known.
+    for name, values in source.attributes_of(first.names).items():
+        shape = np.shape(values)
+        _require(shape == (len(first.names),), f"{name} has the shape {shape}")
 
 
 def _batch(objective: Objective, latent_dim: int) -> Batch:

@@ -97,7 +97,6 @@ def script(name: str, *arguments: object, **options) -> subprocess.CompletedProc
 @pytest.fixture
 def pictures(tmp_path):
     """A folder in the public layout: 12 people smiling, 12 not, two images each, 4 test images."""
-    from PIL import Image
 
     from smilevae.data.synthetic import SyntheticFaces
 
@@ -109,7 +108,7 @@ def pictures(tmp_path):
         if not drawn.test[row]:
             place = root / "train" / name / f"Person_{name}{row // 2}_{row % 2:04d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.draw(row, 64)).save(place)
+        drawn.draw(row).save(place)
     return root
 
 

@@ -19,6 +19,7 @@ from smilevae import cli, config, console, runs
 from smilevae.config import FIELDS, Settings, checked
 from smilevae.errors import ConfigError, allowed
 from smilevae.evaluation.options import EvaluateOptions
+from smilevae.models.architectures import Conv
 
 laws = settings(deadline=None, derandomize=True, max_examples=100)
 WORDS = {name: allowed(field.annotation, field.metadata) for name, field in FIELDS.items()}
@@ -44,14 +45,19 @@ def test_the_public_knobs_and_their_defaults_are_frozen():
     assert Settings().model.network == "conv"
 
 
-@pytest.mark.parametrize("group", ["data", "trainer", "experiment", "logger", "callbacks"])
+@pytest.mark.parametrize("group", ["trainer", "experiment", "logger", "callbacks"])
 def test_every_recipe_composes_checks_and_opens_with_its_command(group):
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
     assert files
     for file in files:
-        more = ["data.root=/x"] if file.stem == "folder" else []
-        assert from_words(f"{group}={file.stem}", *more)
+        assert from_words(f"{group}={file.stem}")
         assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("source", ["celeba", "folder", "smiling_or_not", "torchvision"])
+def test_every_source_of_images_has_the_common_knobs_and_follows_the_seed(source):
+    data = from_words(f"data={source}", "data.root=/x", "seed=3").data
+    assert (data.source, data.root, data.split_seed) == (source, "/x", 3)
 
 
 def test_a_command_line_without_words_gives_the_defaults_and_the_split_follows_the_seed():
@@ -76,7 +82,7 @@ def bounds(name: str) -> tuple[float, float, bool]:
 
 @pytest.mark.parametrize("name", [name for name in WORDS if "number from" in WORDS[name][:20]])
 def test_numbers_must_be_finite_and_in_range(name):
-    base = Settings(image_size=64)
+    base = Settings(image_size=64, model=Conv(widths=[8, 16]))
     low, high, whole = bounds(name)
     wrong = [low - 1, high + 1, math.nan, math.inf, "abc", True, [1]]
     for value in [*wrong, low + 0.5] if whole else wrong:
@@ -184,7 +190,7 @@ def test_a_setting_that_is_missing_is_named():
     """A default would stand for a value that nobody knows."""
     plain = Settings().plain()
     del plain["beta"], plain["trainer"]["precision"], plain["data"]["val_fraction"]
-    missing = "beta is missing\ndata.val_fraction is missing\ntrainer.precision is missing"
+    missing = "beta is missing\ntrainer.precision is missing\ndata.val_fraction is missing"
     with pytest.raises(ConfigError, match=missing):
         checked(plain)
 

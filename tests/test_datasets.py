@@ -14,9 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from smilevae.config import Data
-from smilevae.data import cache, data_card, dataset, format_card, load_faces, sources, spectrum_of
+from smilevae.data import cache, dataset, sources
 from smilevae.data.batches import EpochBatches, FaceBatches, gather, hash64, in_order, to_unit
+from smilevae.data.card import data_card, format_card
+from smilevae.data.dataset import load_faces, spectrum_of
+from smilevae.data.sources import Celeba, Folder, SmilingOrNot, Synthetic
 from smilevae.data.split import split_parts
 from smilevae.errors import DataError
 
@@ -24,12 +26,12 @@ laws = settings(deadline=None, derandomize=True)
 
 
 def load(root, image_size=64, **more):
-    return load_faces(Data(source="folder", root=root and str(root), **more), image_size)
+    return load_faces(Folder(root=root and str(root), **more), image_size)
 
 
 def drawn(num=20, **more):
     """Synthetic faces, `num` of each class."""
-    return load_faces(Data(num_smiling=num, num_not_smiling=num, **{"num_test": 1} | more), 64)
+    return load_faces(Synthetic(num_smiling=num, num_not_smiling=num, **{"num_test": 1} | more), 64)
 
 
 def test_a_fifth_is_held_out_and_a_test_part_takes_people_from_training_alone():
@@ -143,20 +145,19 @@ def test_unlabelled_faces_are_trained_on_unless_their_person_is_held_out(picture
     assert held_out == again
     added = faces.rows("train")[-2:]
     assert {faces.people[row] for row in added} == {trained, "Somebody_Else"}
-    assert set(faces.smile[added]) == {sources.UNKNOWN}
+    assert set(faces.smile[added]) == {dataset.UNKNOWN}
     card = data_card(faces)
     assert (card["left_out"], card["people_in_train_and_val"]) == (1, 0)
     assert "left out of data.unlabelled: 1 images" in format_card(card)
     assert faces.fingerprint != plain.fingerprint
 
 
-@pytest.mark.parametrize("knob", ["unlabelled", "negative"])
-def test_a_folder_of_one_knob_that_is_not_there_or_empty_is_refused(pictures, tmp_path, knob):
-    other = {"positive": str(pictures)} if knob == "negative" else {}
+def test_a_folder_of_more_faces_that_is_not_there_or_empty_is_refused(pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     for name, why in (("nowhere", ": No such file or directory"), ("empty", " holds no images")):
-        with pytest.raises(DataError, match=f"data.{knob}=.*{name}{why}; name a folder of images"):
-            load(pictures, **{knob: str(tmp_path / name)}, **other)
+        sentence = f"data.unlabelled=.*{name}{why}; name a folder of images"
+        with pytest.raises(DataError, match=sentence):
+            load(pictures, unlabelled=str(tmp_path / name))
 
 
 def flatten(root):
@@ -176,7 +177,7 @@ def test_the_bare_layout_gives_the_same_faces(pictures):
 
 def test_labels_and_people_follow_from_folders_and_names(pictures):
     faces = load(pictures / "train" / "smile")  # without classes
-    assert set(faces.smile) == {sources.UNKNOWN}
+    assert set(faces.smile) == {dataset.UNKNOWN}
     assert set(faces.part) == {"train", "val"}
     draw(pictures / "test" / "smile", "Test_0099.png")
     draw(pictures / "train" / "smile", "me1x.png", "me2x.png")  # no number: a person each
@@ -295,8 +296,8 @@ def test_changed_content_under_the_same_name_and_size_is_seen(pictures):
 
 
 def test_an_interrupted_decoding_leaves_no_cache(pictures, monkeypatch):
-    def breaks(paths, size):
-        yield next(iter(decode_all(paths, size)))
+    def breaks(images, size, channels):
+        yield next(iter(decode_all(images, size, channels)))
         raise KeyboardInterrupt
 
     decode_all = dataset.decode_all
@@ -405,14 +406,14 @@ def test_smiling_or_not_reads_kagglehubs_cache(pictures, monkeypatch, tmp_path):
     mark = f"{version.name}.complete"  # kagglehub's, of a whole download
     (version.parent.parent / mark).touch()
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "hub"))
-    faces = load_faces(Data(source="smiling_or_not"), 64)
+    faces = load_faces(SmilingOrNot(), 64)
     assert faces.fingerprint
     np.testing.assert_array_equal(np.sort(faces.smile), np.sort(load(pictures).smile))
 
 
 def test_a_public_set_offline_or_without_the_extra_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=r"CelebA was not found in .*data.root=PATH"):
-        load_faces(Data(source="celeba", root=str(tmp_path)), 64)
+        load_faces(Celeba(root=str(tmp_path)), 64)
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path))
     hub = pytest.importorskip("kagglehub")
 
@@ -422,10 +423,10 @@ def test_a_public_set_offline_or_without_the_extra_is_one_sentence(monkeypatch, 
     monkeypatch.setattr(hub, "dataset_download", unreachable)
     sentence = r"Kaggle could not be reached.*go online once.*data.root=PATH"
     with pytest.raises(DataError, match=sentence):
-        load_faces(Data(source="smiling_or_not"), 64)
+        load_faces(SmilingOrNot(), 64)
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(DataError, match=r"needs kagglehub: pip install -e '.\[data\]'"):
-        load_faces(Data(source="smiling_or_not"), 64)
+        load_faces(SmilingOrNot(), 64)
 
 
 def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
@@ -447,7 +448,7 @@ def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
         (base / f"{table}.txt").write_text("\n".join(lines) + "\n")
     checksums = "_check_integrity"  # of the real 1.3 GB
     monkeypatch.setattr(CelebA, checksums, lambda self: True)
-    faces = load_faces(Data(source="celeba", root=str(tmp_path)), 64)
+    faces = load_faces(Celeba(root=str(tmp_path)), 64)
     assert len(set(faces.people)) == 10
     assert (faces.part == "test").sum() == 4
     assert faces.smile.sum() == 20
@@ -457,18 +458,38 @@ def test_celeba_reads_torchvisions_layout(tmp_path, monkeypatch):
     assert data_card(faces)["people_in_train_and_val"] == 0
 
 
-def test_two_folders_of_anything_are_two_classes(pictures, tmp_path):
-    glasses, none = (pictures / "train" / name for name in ("smile", "non_smile"))
-    faces = load(None, positive=str(glasses), negative=str(none))
-    assert (faces.label, faces.classes[1], faces.classes[0]) == ("smile", "smiling", "not smiling")
-    glasses = glasses.rename(tmp_path / "glasses")
-    moved = load(None, positive=str(glasses), negative=str(none))
+def test_folders_of_any_two_names_are_classes(pictures):
+    before = load(pictures)
+    (pictures / "train/smile").rename(pictures / "train/glasses")
+    (pictures / "train/non_smile").rename(pictures / "train/no_glasses")
+    faces = load(pictures)
     names = ["glasses", "glasses", "not glasses", "no label"]
-    assert [moved.label, *moved.classes.values()] == names
-    assert moved.fingerprint == faces.fingerprint  # the folders' names are not the images'
-    assert (moved.labels("glasses") == moved.smile).all()
-    assert {name.partition("/")[0] for name in moved.names} == {"positive", "negative"}
-    assert " glasses, " in format_card(data_card(moved))
+    assert [faces.label, *faces.classes.values()] == names
+    assert faces.smile.sum() == before.smile.sum()
+    assert (faces.labels("glasses") == faces.smile).all()
+    assert faces.attributes == {}
+    assert " glasses, " in format_card(data_card(faces))
+
+
+def test_each_of_more_folders_is_an_attribute_against_the_others(tmp_path):
+    for name in ("cat", "dog", "owl"):
+        draw(tmp_path / name, *(f"{name}{k}_0001.png" for k in range(9)))
+    faces = load(tmp_path)
+    assert (faces.label, set(faces.attributes)) == ("cat", {"dog", "owl"})
+    of_folder = np.array([name.partition("/")[0] for name in faces.names])
+    for name in ("cat", "dog", "owl"):
+        np.testing.assert_array_equal(faces.labels(name), of_folder == name)
+    draw(tmp_path, "stray.png")
+    with pytest.raises(
+        DataError, match=r"images beside its folders, such as stray\.png; move them"
+    ):
+        load(tmp_path)
+
+
+def test_many_folders_are_people_and_not_classes(tmp_path):
+    for number in range(30):
+        draw(tmp_path / f"person{number}", f"P{number}_0001.png")
+    assert set(load(tmp_path).smile) == {dataset.UNKNOWN}
 
 
 def test_a_face_has_a_continuous_attribute_above_the_median_of_the_training_faces():

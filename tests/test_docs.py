@@ -125,9 +125,11 @@ def knob_problem(word: str) -> str | None:
     try:
         if name.startswith("sweep."):
             parse(False, {"halving": 3, name.removeprefix("sweep."): yaml.safe_load(value)})
-        elif name not in config.FIELDS:
+        elif name not in config.FIELDS | loading.knobs():
             return f"{name} is not a knob"
-        elif not (name.startswith("data.") or value.isupper() or "(" in value):
+        elif name in config.FIELDS and not (
+            name.startswith("data.") or value.isupper() or "(" in value
+        ):
             for part in value.split(","):
                 config.Settings().with_values({name: yaml.safe_load(part)})
     except UserError as error:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import edit_scorecard
-from smilevae.config import Data
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
 from smilevae.data.encode import encode
+from smilevae.data.sources import Synthetic
 from smilevae.editing import directions, fitting
 from smilevae.editing.calibration import decode
 from smilevae.editing.geometry import GeometryReader, upright
@@ -25,7 +25,7 @@ from smilevae.models.vae import VAE
 def world():
     """A linear VAE on drawn faces of which more smiling ones have long hair; its edits; the space."""
     some = {"num_smiling": 250, "num_not_smiling": 250, "num_test": 0, "val_fraction": 0.4}
-    faces = load_faces(Data(source="synthetic", confound=0.5, **some), 64)
+    faces = load_faces(Synthetic(confound=0.5, **some), 64)
     names = ("hair_length", "skin", "glasses", "eye_colour")
     faces.attributes = {name: faces.attributes[name] for name in names}
     vae = VAE(Patch(widths=[8, 16]), 64, 120, linear=True).eval()

@@ -18,7 +18,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from smilevae import runs
-from smilevae.data import dataset, load_faces
+from smilevae.data import dataset
+from smilevae.data.dataset import load_faces
 from smilevae.data.encode import encode
 from smilevae.editing import attributes
 from smilevae.editing.attributes import mean_difference

@@ -18,8 +18,8 @@ from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.metrics import mutual_info_score
 from sklearn.svm import LinearSVC
 
-from smilevae.config import Data
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Synthetic
 from smilevae.errors import DataError
 from smilevae.evaluation import factors as scores
 from smilevae.models.architectures import Patch
@@ -158,7 +158,7 @@ def test_the_module_imports_no_torch():
 
 
 def test_an_untrained_linear_vae_scores_as_pca_does_and_random_codes_score_less():
-    faces = load_faces(Data(num_smiling=150, num_not_smiling=150, num_test=0), 64)
+    faces = load_faces(Synthetic(num_smiling=150, num_not_smiling=150, num_test=0), 64)
     vae = VAE(Patch(widths=[8, 16]), 64, 6, linear=True).eval()
     vae.linear.load_state_dict(linear_vae_weights(faces.axes(6), 1.0, 6))
     found = scores.of_model(vae, faces)

@@ -85,7 +85,7 @@ KNOWN = {
 def pool():
     """Faces that smile, then as many that do not: (2, NUM_DRAWN, 64, 64, 3)."""
     faces = SyntheticFaces(NUM_DRAWN, NUM_DRAWN, 0, seed=7)
-    drawn = [faces.draw(row, 64) for row in range(len(faces))]
+    drawn = [np.asarray(faces.draw(row)) for row in range(len(faces))]
     return np.array(drawn).reshape(2, NUM_DRAWN, 64, 64, 3)
 
 

@@ -2,19 +2,29 @@
 
 import io
 import struct
+import tempfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from smilevae.data.images import MAX_PIXELS, Unreadable, decode
+from smilevae.data import images
+from smilevae.data.images import MAX_PIXELS, Unreadable
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def decode(data: bytes, size: int) -> images.Decoded:
+    """What a file of these bytes gives."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        return images.decode(Path(file.name), size, 3)
 
 
 def flat(mode: str, colour) -> Image.Image:

@@ -1,6 +1,7 @@
 """Networks and objectives of others: the file of docs/extend.md, packages, attacks, the checks."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -213,8 +214,8 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(call, tmp_path, text, sent
             "model=dense: the encoder gives (2, 8) for a batch of 2; it must give (2, 16)",
         ),
         (
-            "shape = (3, image_size",
-            "shape = (4, image_size",
+            "nn.Unflatten(1, shape)",
+            "nn.Unflatten(1, (4, *shape[1:]))",
             "model=dense: the decoder fails: RuntimeError: unflatten: Provided sizes",
         ),
         (
@@ -295,13 +296,11 @@ def test_settings_of_a_plugin_survive_yaml_pickle_and_flat_names(file):
 class Good(Network):
     hidden: int = knob(8, "units", 1, 64)
 
-    def encoder(self, image_size, latent_dim):
-        pixels = 3 * image_size**2
-        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 2 * latent_dim))
+    def encoder(self, shape, latent_dim):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 2 * latent_dim))
 
-    def decoder(self, image_size, latent_dim):
-        shape = (3, image_size, image_size)
-        return nn.Sequential(nn.Linear(latent_dim, 3 * image_size**2), nn.Unflatten(1, shape))
+    def decoder(self, shape, latent_dim):
+        return nn.Sequential(nn.Linear(latent_dim, math.prod(shape)), nn.Unflatten(1, shape))
 
 
 kinds.CHOICES["model"].pop(Good.choice)  # other tests shall not see it
@@ -362,8 +361,8 @@ class Backwards(nn.Sequential):
 )
 def test_the_checks_notice_a_bad_network(module, problem):
     class Bad(Good):
-        def encoder(self, image_size, latent_dim):
-            return nn.Sequential(super().encoder(image_size, latent_dim), module(2 * latent_dim))
+        def encoder(self, shape, latent_dim):
+            return nn.Sequential(super().encoder(shape, latent_dim), module(2 * latent_dim))
 
     testing.check_network(Good())
     with pytest.raises(Exception, match=problem):

@@ -11,7 +11,7 @@ from scipy.stats import mannwhitneyu
 from torchmetrics.image.kid import poly_mmd
 
 from smilevae.config import Settings
-from smilevae.data import load_faces
+from smilevae.data.dataset import load_faces
 from smilevae.editing import mesh
 from smilevae.editing.classifier import blur
 from smilevae.errors import DataError

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from smilevae.config import Data
-from smilevae.data import load_faces, sources
+from smilevae.data import table
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Synthetic
 from smilevae.editing import calibration, directions, fitting
 from smilevae.editing.attributes import Attribute, Edits, mean_difference, plain_attribute
 from smilevae.editing.classifier import AttributeClassifier, blur, features, independence, validated
@@ -122,7 +123,7 @@ def test_the_estimate_from_codes_is_what_was_measured():
 @pytest.fixture(scope="module")
 def drawn():
     some = {"num_smiling": 150, "num_not_smiling": 150, "num_test": 0}
-    return load_faces(Data(source="synthetic", **some), 64)
+    return load_faces(Synthetic(**some), 64)
 
 
 def test_the_classifier_measures_people_outside_its_training_data_sharp_and_blurred(drawn):
@@ -264,7 +265,7 @@ def test_attributes_come_from_a_table(tmp_path):
     rows = ["train/smile/a.jpg,A,1,female,31,x", "b.jpg,B,1,male,,y", "c.jpg,C,0,female,40,z"]
     path.write_text("\n".join(["file,identity,smile,gender,age,town", *rows, ""]))
     names = ["train/smile/a.jpg", "smile/b.jpg", "c.jpg", "d.jpg"]
-    found = sources.read_attributes(path, names)
+    found = table.read_attributes(path, names)
     assert set(found) == {"gender", "age"}
     assert np.array_equal(found["gender"], [0, 1, 0, np.nan], equal_nan=True)
     assert found["age"][0] == 31
@@ -284,4 +285,4 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path, text, problem):
     if text:
         path.write_text(text)
     with pytest.raises(DataError, match=problem):
-        sources.read_attributes(path, ["a.jpg"])
+        table.read_attributes(path, ["a.jpg"])

@@ -23,8 +23,9 @@ from PIL import Image
 from test_images import PHOTO, SIXTEEN, encoded, flat, huge_png
 
 from smilevae import config, runs
-from smilevae.config import Data
-from smilevae.data import data_card, format_card, load_faces
+from smilevae.data.card import data_card, format_card
+from smilevae.data.dataset import load_faces
+from smilevae.data.sources import Folder
 from smilevae.errors import CheckpointError
 from smilevae.runs import checkpoint
 
@@ -309,7 +310,7 @@ def test_every_file_of_the_zoo_gives_its_pixels_or_a_reason(tmp_path, record_pro
     root.mkdir()
     good, bad = zoo(root)
     good["again.png"] = good.pop("rgb.png")  # one file, listed by the first of its two names
-    data = Data(source="folder", root=str(root), max_skipped=0.5, val_fraction=0.3)
+    data = Folder(root=str(root), max_skipped=0.5, val_fraction=0.3)
     faces = load_faces(data, 64)
     assert sorted(faces.names) == sorted(good)
     for name, image in zip(faces.names, faces.images):

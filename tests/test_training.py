@@ -18,8 +18,8 @@ from faults import Process
 
 from smilevae import runs
 from smilevae.config import checked
-from smilevae.data import load_faces
 from smilevae.data.augment import augment
+from smilevae.data.dataset import load_faces
 from smilevae.models.metrics import negative_elbo
 from smilevae.models.objectives import BetaVae
 from smilevae.runs import checkpoint, checkpoint_files

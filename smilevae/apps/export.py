@@ -72,10 +72,9 @@ def main(options: ExportOptions) -> None:
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:
     """encoder.onnx and decoder.onnx, for any number of images: name -> content."""
-    size = vae.image_size
     files = {}
     for method, example, inputs, outputs in (
-        ("encode", torch.rand(2, 3, size, size), ["x"], ["mu", "logvar"]),
+        ("encode", torch.rand(2, *vae.shape), ["x"], ["mu", "logvar"]),
         ("decode", torch.randn(2, vae.latent_dim), ["z"], ["x_hat"]),
     ):
         half = copy.deepcopy(vae)

@@ -1,4 +1,4 @@
-"""A trained model in Python. Shapes: B batch, S image side, D latent dimensions, I intensities."""
+"""A trained model in Python. Shapes: B batch, C channels, S image side, D latent dimensions, I intensities."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from smilevae import runs
-from smilevae.data.images import to_rgb8
+from smilevae.data.images import decode
 from smilevae.editing import attributes
 from smilevae.evaluation import samplers
 from smilevae.runs import checkpoint
@@ -22,7 +22,7 @@ class Model:
     """A checkpoint's `vae` in eval mode, its `settings` and its `edits`. Raises CheckpointError.
 
     `attribute` is the one that edits change without a name: the evaluation's unless given.
-    Images are float tensors (B, 3, S, S) in [0, 1], uint8 arrays (B, S, S, 3) or PIL images.
+    Images are float tensors (B, C, S, S) in [0, 1], uint8 arrays (B, S, S, C) or PIL images.
 
     Example:
         >>> model = smilevae.load(run)
@@ -55,7 +55,7 @@ class Model:
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """(B, D) -> (B, 3, S, S)."""
+        """(B, D) -> (B, C, S, S)."""
         return self.vae.decode(codes).clamp(0, 1)
 
     def draw(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
@@ -64,7 +64,7 @@ class Model:
         return self.sampler.draw(num, generator, temperature)
 
     def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> Tensor:
-        """New faces (num, 3, S, S), decoded from `draw`."""
+        """New faces (num, C, S, S), decoded from `draw`."""
         return self.decode(self.draw(num, seed, temperature))
 
     def turn(self, codes: Tensor, intensities: Sequence[float]) -> Tensor:
@@ -83,16 +83,15 @@ class Model:
         return self.edit(images, {self.edits.main.name: intensity})
 
     def _batch(self, images: Images) -> Tensor:
-        side = self.vae.image_size
+        channels, side, _ = self.vae.shape
         if not isinstance(images, Tensor | np.ndarray):
-            size = (side, side)
-            fitted = [ImageOps.fit(to_rgb8(i), size, Image.Resampling.BICUBIC) for i in images]
-            images = np.array([np.asarray(image) for image in fitted], np.uint8)
+            images = np.array([decode(image, side, channels).pixels for image in images])
         x = torch.as_tensor(images)
         if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
             x = x.movedim(-1, 1).float() / 255
-        if not x.is_floating_point() or not len(x) or x.shape[1:] != (3, side, side):
-            shapes = f"floats (B, 3, {side}, {side}), uint8 (B, {side}, {side}, 3)"
+        if not x.is_floating_point() or not len(x) or x.shape[1:] != self.vae.shape:
+            shapes = f"floats {('B', *self.vae.shape)}, uint8 {('B', side, side, channels)}"
+            shapes = shapes.replace("'", "")
             raise ValueError(f"images must be {shapes} or PIL images")
         if not (x.min() >= 0 and x.max() <= 1):
             raise ValueError("images must lie in [0, 1]")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from smilevae import runs
 from smilevae.apps.model import Model
-from smilevae.apps.options import Box, PhotoOptions
+from smilevae.apps.options import Box, Common, PhotoOptions
 from smilevae.data import images
 from smilevae.editing import alignment, detector, mesh
 from smilevae.editing.alignment import Face
@@ -26,7 +26,7 @@ FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def main(options: PhotoOptions) -> None:
     """Edit a photo, or every photo of a folder. Raises CheckpointError, ConfigError, DataError."""
-    model = Model(options.ckpt, options.attribute)
+    model = colour_model(options)
     source = Path(os.path.expanduser(options.image))
     out = Path(os.path.expanduser(options.out))
     if out.resolve() == source.resolve():
@@ -54,6 +54,14 @@ def main(options: PhotoOptions) -> None:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
+
+
+def colour_model(options: Common) -> Model:
+    """The model of a command. Raises ConfigError for one of grey images."""
+    model = Model(options.ckpt, options.attribute)
+    if model.settings.channels != 3:
+        raise ConfigError(f"{options.ckpt} is a model of grey images; take one with channels=3")
+    return model
 
 
 def edit_file(model: Model, source: Path, out: Path, options: PhotoOptions) -> str:

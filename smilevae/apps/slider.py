@@ -199,7 +199,7 @@ def _number(request: Request, name: str, bound: float) -> float:
 def main(options: AppOptions) -> None:
     """Serve the page until a signal. Raises CheckpointError, ConfigError."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # `smilevae app &` ignores it
-    app = application(Studio(Model(options.ckpt, options.attribute)))
+    app = application(Studio(photo.colour_model(options)))
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     except OSError as error:

@@ -3,8 +3,8 @@
 from collections import Counter
 from typing import Any
 
-from smilevae.data.dataset import Faces
-from smilevae.data.sources import UNKNOWN, UNLABELLED
+from smilevae.data.dataset import UNKNOWN, Faces
+from smilevae.plugins.source import UNLABELLED
 
 MANY = 50  # images of one person; more are often a camera's name, IMG_0001.jpg
 LABELS = {"smiling": 1, "not_smiling": 0, "unlabelled": UNKNOWN}

@@ -1,4 +1,4 @@
-"""Faces as one decoded array with labels, people and parts. Shapes: N faces, S image side."""
+"""Faces as one decoded array with labels, people and parts. Shapes: N faces, C channels, S image side."""
 
 import dataclasses
 import hashlib
@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smilevae.config import Data
 from smilevae.data import sources
 from smilevae.data.batches import gather, hash64, to_unit
 from smilevae.data.cache import Notes, cached
-from smilevae.data.images import Unreadable, decode_all
-from smilevae.data.sources import SMILE, UNKNOWN, UNLABELLED
+from smilevae.data.images import Unreadable, decode_all, to_pil
+from smilevae.data.sources import NEGATIONS, SMILE
 from smilevae.data.split import merge_people, split_parts
-from smilevae.data.synthetic import SIDE, SyntheticFaces
+from smilevae.data.table import read_attributes
 from smilevae.errors import DataError
 from smilevae.models.axes import Axes, mirrored_axes, spectrum, streamed_axes
 from smilevae.models.linear import Spectrum
+from smilevae.plugins import Example, Source
+from smilevae.plugins.source import UNLABELLED, named
 
+UNKNOWN = -1  # no label
 NUM_AXES = 256  # of a spectrum
 MIN_TEST = 20
 MAX_FITTED = 16_384  # faces that axes are fitted to; more improve the optimum by less than 1%
@@ -31,7 +33,7 @@ AT_ONCE = 75_000_000  # values in memory for linear algebra: 1,500 faces at 128 
 
 @dataclass
 class Faces:
-    images: np.ndarray  # (N, S, S, 3) uint8, possibly memory-mapped
+    images: np.ndarray  # (N, S, S, C) uint8, possibly memory-mapped
     smile: np.ndarray  # (N,) 1, 0 or UNKNOWN
     part: np.ndarray  # (N,) "train", "val", "test" or UNLABELLED (left out)
     names: list[str]
@@ -55,7 +57,7 @@ class Faces:
         return np.random.default_rng(0).permutation(self.rows(part))[:num]
 
     def batch(self, rows: np.ndarray) -> Tensor:
-        """Some faces as floats in [0, 1]: (B, 3, S, S), channels_last."""
+        """Some faces as floats in [0, 1]: (B, C, S, S), channels_last."""
         return to_unit(torch.from_numpy(gather(self.images, rows)))
 
     def labelled(self, part: str) -> bool:
@@ -111,19 +113,17 @@ class Faces:
         return self._axes[num]
 
     def _with_mirror_images(self, rows: np.ndarray) -> Tensor:
-        """Some faces, then their mirror images: (2 B, 3 S^2)."""
+        """Some faces, then their mirror images: (2 B, C S^2)."""
         x = self.batch(rows)
         return torch.cat([x, x.flip(3)]).flatten(1)
 
 
-def load_faces(data: Data, image_size: int) -> Faces:
-    """The faces of a source, split. Raises DataError if a part is empty or files are unreadable."""
-    load = _synthetic if data.source == "synthetic" else _decoded
-    faces = load(data, image_size)
-    if data.source == "celeba":
-        faces.attributes |= sources.celeba_attributes(data.root, faces.names)
+def load_faces(data: Source, image_size: int, channels: int = 3) -> Faces:
+    """The images of a source, split. Raises DataError if a part is empty or files are unreadable."""
+    faces = _decoded(data, image_size, channels)
+    faces.attributes |= data.attributes_of(faces.names)
     if data.attributes:
-        faces.attributes |= sources.read_attributes(data.attributes, faces.names)
+        faces.attributes |= read_attributes(data.attributes, faces.names)
     fractions = (data.val_fraction, data.test_fraction)
     faces.part = split_parts(faces.people, faces.smile, faces.part, data.split_seed, fractions)
     for part, least in (("train", 2), ("val", 1)):  # a batch of one has no variance for BatchNorm
@@ -138,83 +138,91 @@ def load_faces(data: Data, image_size: int) -> Faces:
     return faces
 
 
-def _decoded(data: Data, size: int) -> Faces:
-    files = [file._replace(digest=_digest(file.path)) for file in sources.list_faces(data)]
-    content = "".join(f"{file.name}\0{file.digest}\n" for file in files)
+def _decoded(data: Source, size: int, channels: int) -> Faces:
+    # What the source has.
+    more = sources.unlabelled(data.unlabelled) if data.unlabelled else []
+    named_ones = named([*data.examples(), *more], data.person_pattern)
+    examples = [example._replace(digest=_digest(example)) for example in named_ones]
+    content = "".join(f"{example.name}\0{example.digest}\n" for example in examples)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def build(images: np.ndarray) -> Notes:
         skipped: dict[str, str] = {}
         noted: dict[str, str] = {}
         sizes = Counter[int]()
-        for file, decoded in zip(files, decode_all([file.path for file in files], size)):
+        decoded_ones = decode_all([example.image for example in examples], size, channels)
+        for example, decoded in zip(examples, decoded_ones):
             if isinstance(decoded, Unreadable):
-                skipped[file.name] = str(decoded)
+                skipped[example.name] = str(decoded)
                 continue
             images[sizes.total()] = decoded.pixels
             sizes[min(decoded.native)] += 1
             if decoded.note:
-                noted[file.name] = decoded.note
+                noted[example.name] = decoded.note
         native_size = sizes.most_common(1)[0][0] if sizes else size
         return {"skipped": skipped, "noted": noted, "native_size": native_size}
 
-    # Decode, or take the pixels from the cache.
-    shape = (len(files), size, size, 3)
-    images, notes = cached(f"{fingerprint}-{size}", shape, build, data.cache)
+    # Decode, or take the pixels from the cache. What is in memory is decoded again.
+    shape = (len(examples), size, size, channels)
+    kind = "" if channels == 3 else "-grey"
+    cache = data.cache and all(isinstance(e.image, Path) or callable(e.image) for e in examples)
+    images, notes = cached(f"{fingerprint}-{size}{kind}", shape, build, cache)
     skipped = notes["skipped"]
-    if len(skipped) > data.max_skipped * len(files):
+    if len(skipped) > data.max_skipped * len(examples):
         first = "; ".join(f"{name}: {reason}" for name, reason in [*skipped.items()][:3])
-        problem = f"{len(skipped)} of {len(files)} files are unreadable, over data.max_skipped="
+        problem = f"{len(skipped)} of {len(examples)} files are unreadable, over data.max_skipped="
         remedy = "repair or remove them, or raise data.max_skipped"
         raise DataError(f"{problem}{data.max_skipped:g} ({first}); {remedy}")
 
     # Describe those that could be read.
-    files = [file for file in files if file.name not in skipped]
+    examples = [example for example in examples if example.name not in skipped]
     same_content: dict[str, list[str]] = {}
-    for file in files:
-        same_content.setdefault(file.digest, []).append(file.name)
+    for example in examples:
+        same_content.setdefault(example.digest, []).append(example.name)
+    labels = [example.label for example in examples]
+    main, *others = classes_of(labels) or [SMILE]
     return Faces(
-        images=images[: len(files)],
-        smile=np.array([file.smile for file in files], np.int8),
-        part=np.array([file.part for file in files], "<U5"),
-        names=[file.name for file in files],
-        people=merge_people(files),
+        images=images[: len(examples)],
+        smile=_one_class(labels, main),
+        part=np.array([example.part for example in examples], "<U5"),
+        names=[example.name for example in examples],
+        people=merge_people(examples),
         fingerprint=fingerprint,
         duplicates=[names for names in same_content.values() if len(names) > 1],
-        label=Path(data.positive).name if data.positive else SMILE,
+        attributes={name: _known(_one_class(labels, name)) for name in others},
+        label=main,
         cache=data.cache,
         **notes,
     )
 
 
-def _synthetic(data: Data, size: int) -> Faces:
-    nums = (data.num_smiling, data.num_not_smiling, data.num_test)
-    drawn = SyntheticFaces(*nums, data.draw_seed, data.confound)
+def classes_of(labels: list[str]) -> list[str]:
+    """The classes that are attributes: the label first.
 
-    def build(images: np.ndarray) -> Notes:
-        for row in range(len(drawn)):
-            images[row] = drawn.draw(row, size)
-        return {}
-
-    shape = (len(drawn), size, size, 3)
-    images, _ = cached(f"{drawn.fingerprint}-{size}", shape, build, data.cache)
-    names = [f"drawn_{row:05d}.png" for row in range(len(drawn))]
-    return Faces(
-        images=images,
-        smile=drawn.smile,
-        part=np.where(drawn.test, "test", "train"),
-        names=names,
-        people=names,
-        native_size=SIDE,
-        fingerprint=drawn.fingerprint,
-        attributes=drawn.factors,
-        cache=data.cache,
-    )
+    Of two classes one says all: the one whose name has no NEGATION, else the first.
+    """
+    names = sorted(set(labels) - {""}, key=lambda name: (name.startswith(NEGATIONS), name))
+    return names[:1] if len(names) == 2 else names
 
 
-def _digest(path: Path) -> str:
+def _one_class(labels: list[str], name: str) -> np.ndarray:
+    """1 where a label has a name, 0 where it has another, UNKNOWN where there is none: (N,)."""
+    known = {"": UNKNOWN, name: 1}
+    return np.array([known.get(label, 0) for label in labels], np.int8)
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    return np.where(labels == UNKNOWN, np.nan, labels).astype(np.float32)
+
+
+def _digest(example: Example) -> str:
+    """A text that changes with the content of an image."""
+    if example.digest:
+        return example.digest
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        image = example.image
+        content = image.read_bytes() if isinstance(image, Path) else to_pil(image).tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
     except OSError as error:
         return f"unreadable: {error.strerror}"
 

@@ -1,4 +1,4 @@
-"""Decodes image files to 8-bit RGB pixels. Shapes: S image side."""
+"""Decodes images to 8-bit pixels. Shapes: C channels, S image side."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,7 +28,7 @@ class TooLarge(Unreadable):
 
 
 class Decoded(NamedTuple):
-    pixels: np.ndarray  # uint8 (S, S, 3)
+    pixels: np.ndarray  # uint8 (S, S, C)
     native: tuple[int, int]  # (width, height) of the file
     note: str | None
 
@@ -49,11 +49,28 @@ def to_rgb8(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode(data: bytes, size: int) -> Decoded:
-    """An image file's bytes, cropped to the middle square and resized. Raises Unreadable."""
-    image = read(data)
-    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
-    return Decoded(pixels, image.size, image.info["note"])
+def decode(source: Any, size: int, channels: int) -> Decoded:
+    """The image of an Example, cropped to the middle square and resized. Raises Unreadable."""
+    if callable(source):
+        source = source()
+    try:
+        image = read(source.read_bytes()) if isinstance(source, Path) else to_rgb8(to_pil(source))
+    except OSError as error:
+        raise Unreadable(error.strerror or "cannot be read") from None
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    pixels = np.asarray(square if channels == 3 else square.convert("L"))
+    return Decoded(pixels.reshape(size, size, channels), image.size, image.info.get("note"))
+
+
+def to_pil(source: Any) -> Image.Image:
+    """A Pillow image, or bytes (H, W) or (H, W, C), or a tensor (C, H, W) in [0, 1]."""
+    if isinstance(source, Image.Image):
+        return source
+    pixels = np.asarray(source)
+    if pixels.dtype != np.uint8:
+        pixels = (255 * np.clip(pixels, 0, 1)).round().astype(np.uint8)
+        pixels = np.moveaxis(pixels, 0, -1)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels)
 
 
 def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -81,21 +98,19 @@ def read(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise Unreadable(f"damaged: {reason}") from None
 
 
-def decode_all(paths: list[Path], size: int) -> Iterator[Decoded | Unreadable]:
-    """Decode files in order, on all cores. A file that fails gives its Unreadable."""
+def decode_all(images: list[Any], size: int, channels: int) -> Iterator[Decoded | Unreadable]:
+    """Decode images in order, on all cores. One that fails gives its Unreadable."""
 
-    def decode_file(path: Path) -> Decoded | Unreadable:
+    def decode_one(image: Any) -> Decoded | Unreadable:
         try:
-            return decode(path.read_bytes(), size)
+            return decode(image, size, channels)
         except Unreadable as reason:
             return reason
-        except OSError as error:
-            return Unreadable(error.strerror or "cannot be read")
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's notes on odd metadata
-        for start in range(0, len(paths), 512):  # a bounded number in memory
-            yield from pool.map(decode_file, paths[start : start + 512])
+        for start in range(0, len(images), 512):  # a bounded number in memory
+            yield from pool.map(decode_one, images[start : start + 512])
 
 
 def list_images(folder: Path) -> list[Path]:

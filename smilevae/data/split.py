@@ -3,12 +3,13 @@
 import numpy as np
 
 from smilevae.data.batches import hash64
-from smilevae.data.sources import UNLABELLED, ImageFile
+from smilevae.plugins import Example
+from smilevae.plugins.source import UNLABELLED
 
 Fractions = tuple[float, float]  # of the people: held out, tested
 
 
-def merge_people(files: list[ImageFile]) -> list[str]:
+def merge_people(files: list[Example]) -> list[str]:
     """The person of each file. People who share an identical file become one."""
     first: dict[str, str] = {}
     alias: dict[str, str] = {}

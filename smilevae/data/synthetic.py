@@ -1,6 +1,7 @@
 """Synthetic faces with known factors. Shapes: N faces, S image side."""
 
 import colorsys
+import functools
 import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,15 +59,22 @@ class SyntheticFaces:
     def _face(self, row: int) -> dict[str, float]:
         return {name: float(values[row]) for name, values in self.factors.items()}
 
-    def draw(self, row: int, size: int) -> np.ndarray:
-        return draw_face(self._face(row), size)
+    def draw(self, row: int) -> Image.Image:
+        return draw_face(self._face(row))
 
 
-def draw_face(face: Mapping[str, float], size: int) -> np.ndarray:
-    """One face of given FACTORS as uint8 (S, S, 3)."""
+@functools.lru_cache(2)
+def synthetic_faces(
+    num_smiling: int, num_calm: int, num_test: int, seed: int, confound: float
+) -> SyntheticFaces:
+    """The same, kept: a training asks for them twice."""
+    return SyntheticFaces(num_smiling, num_calm, num_test, seed, confound)
+
+
+def draw_face(face: Mapping[str, float]) -> Image.Image:
+    """One face of given FACTORS, SIDE x SIDE."""
     png = resvg_py.svg_to_bytes(face_svg(face), width=SIDE, height=SIDE, skip_system_fonts=True)
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
 
 
 def face_svg(face: Mapping[str, float]) -> str:

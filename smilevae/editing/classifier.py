@@ -1,7 +1,7 @@
 """Measures attributes of images independently of any VAE.
 
 Trained on real images, sharp and blurred: a VAE blurs, and blur lowers any smile.
-Shapes: N images, B batch, S image side, F features, K columns of codes.
+Shapes: N images, B batch, C channels, S image side, F features, K columns of codes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Labels = Mapping[str, np.ndarray]
 
 
 def features(x: Tensor) -> Tensor:
-    """Histograms of oriented gradients and coarse colours: (B, 3, S, S) in [0, 1] -> (B, 2, F).
+    """Histograms of oriented gradients and coarse colours: (B, C, S, S) in [0, 1] -> (B, 2, F).
 
     Dalal & Triggs 2005.
     The first half is equal for an image and its mirror image; the second half changes its sign.
@@ -49,7 +49,7 @@ def features(x: Tensor) -> Tensor:
 
 
 def _shrunk(x: Tensor) -> Tensor:
-    """Images of SIDE pixels with values in [0, 1]: (B, 3, SIDE, SIDE)."""
+    """Images of SIDE pixels with values in [0, 1]: (B, C, SIDE, SIDE)."""
     x = x.cpu()
     x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
     return x.clamp(0, 1)
@@ -60,13 +60,14 @@ def _measured(x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sd: float = BLUR) -> Tensor:
-    """A Gaussian blur of `sd` pixels of SIDE, the border repeated: (B, 3, S, S) -> the same."""
+    """A Gaussian blur of `sd` pixels of SIDE, the border repeated: (B, C, S, S) -> the same."""
     sd = sd * x.shape[-1] / SIDE
     reach = int(3 * sd) + 1
     kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2) / (2 * sd**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    x = F.pad(x, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+    channels = x.shape[1]
+    kernel = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+    x = F.conv2d(F.pad(x, (reach,) * 4, mode="replicate"), kernel, groups=channels)
+    return F.conv2d(x, kernel.transpose(2, 3), groups=channels)
 
 
 class Reader:
@@ -109,7 +110,7 @@ class AttributeClassifier(Reader):
     """Reads attributes from principal axes of the features that mirror images share, or of all."""
 
     def __init__(self, x: Tensor, attributes: Labels, people: list[str]):
-        """Images (N, 3, S, S), their attributes, the person of each image."""
+        """Images (N, C, S, S), their attributes, the person of each image."""
         from sklearn.decomposition import PCA
 
         # Features of the images, sharp and blurred
@@ -127,7 +128,7 @@ class AttributeClassifier(Reader):
         super().__init__(self._codes(every), attributes, people, (num, 2 * num))
 
     def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        """Scores (B,) of images (B, 3, S, S) by attribute."""
+        """Scores (B,) of images (B, C, S, S) by attribute."""
         return self.scores(self._codes(_measured(x)))
 
     def embed(self, x: Tensor) -> Tensor:

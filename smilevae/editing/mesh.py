@@ -65,9 +65,10 @@ class Seen(NamedTuple):
 
 
 def see(x: Tensor, margin: int = MARGIN) -> Seen:
-    """One pass over crops (B, 3, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError."""
+    """One pass over crops (B, C, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError."""
     inner = (SIDE - 2 * margin,) * 2
-    x = F.interpolate(x.cpu(), inner, mode="bicubic", align_corners=False).clamp(0, 1)
+    colours = x.cpu().expand(-1, 3, -1, -1)
+    x = F.interpolate(colours, inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
     blobs = x[:, None].contiguous().numpy()
     rows = [forward(MODEL, blob, OUTPUTS) for blob in blobs]

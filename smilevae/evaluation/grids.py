@@ -8,12 +8,13 @@ GAP = 2  # pixels of white between images
 
 
 def tile(images: Tensor) -> Tensor:
-    """Lay (R, C, 3, S, S) out as one image (3, H, W), values clamped to [0, 1].
+    """Lay (R, C, K, S, S), K channels, out as one image (3, H, W), values clamped to [0, 1].
 
     The same bits as torchvision's make_grid, whose import takes seconds.
     """
     cells = F.pad(images.detach().cpu().clamp(0, 1), (0, GAP, 0, GAP), value=1.0)
-    rows = cells.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    colours = cells.expand(-1, -1, 3, -1, -1)
+    rows = colours.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
     return F.pad(rows, (GAP, 0, GAP, 0), value=1.0)
 
 

@@ -68,7 +68,7 @@ def measure(vae: VAE, faces: Faces, seed: int) -> dict[str, Any]:
     terms = torch.cat(losses, dim=1)
     _, recons, kls = terms
     loss, recon, kl = terms.mean(1).tolist()
-    num_pixels = 3 * vae.image_size**2
+    num_pixels = vae.num_pixels
     beta = vae.beta
     if isinstance(beta, Tensor):
         beta = optimal_beta(recon / num_pixels)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from smilevae.plugins import Measure, Score
 
 if TYPE_CHECKING:
-    from smilevae.data import Faces
+    from smilevae.data.dataset import Faces
     from smilevae.models.vae import VAE
 
 

@@ -20,8 +20,6 @@ class EvaluateOptions(BaseModel):
     ckpt: str = Field(description="a run folder, a checkpoint file or a sweep folder")
     verbose: bool = Field(False, description="print every table of the page")
     root: str | None = Field(None, description="where the images are now, if they moved")
-    positive: str | None = Field(None, description="where data.positive is now, if it moved")
-    negative: str | None = Field(None, description="where data.negative is now, if it moved")
     unlabelled: str | None = Field(None, description="where data.unlabelled is now, if it moved")
     edits: bool = Field(
         True, description="fit and score edits of attributes, where there are labels"

@@ -55,10 +55,9 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     places = {name: getattr(options, name) for name in PLACES}
     moved = {f"data.{name}": place for name, place in places.items() if place}
     data = loaded.settings.with_values(moved).data
-    if data.source == "folder" and not (data.root or data.positive):
-        remedy = "pass root=PATH, or positive= and negative="
-        raise ConfigError(f"{path} does not name the folder of its images; {remedy}")
-    faces = load_faces(data, loaded.settings.image_size)
+    if data.needs_root and not data.root:
+        raise ConfigError(f"{path} does not name the folder of its images; pass root=PATH")
+    faces = load_faces(data, loaded.settings.image_size, loaded.settings.channels)
     if faces.fingerprint != loaded.fingerprint:
         raise CheckpointError(
             f"{path} was trained on other images than {data.place} holds, so its held-out people"

@@ -45,9 +45,7 @@ def summary(metrics: Metrics, out: Path) -> str:
     if "edits" in metrics:
         lines += edit_lines(metrics)
     for name, scores in metrics["measures"].items():
-        values = [
-            f"{key} {score['value']:.3g} {score['unit']}".strip() for key, score in scores.items()
-        ]
+        values = [f"{key} {s['value']:.3g} {s['unit']}".strip() for key, s in scores.items()]
         lines.append(f"{_title(name)}: {_listed(values, WIDTH - len(name) - 20)}.")
     lines += metrics["left_out"]
     short = [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines]
@@ -131,7 +129,10 @@ def edit_lines(metrics: Metrics) -> list[str]:
     beside = f"Also changed: {side}" if side else "No other attribute changes clearly"
     near = " and faces stay near real ones" if "distance" in scores else ""
     what = name.replace("_", " ")
-    lines.append(f"From {low:g} to {high:g} the {what} follows{near}. {beside}.")
+    range_ = f"From {low:g} to {high:g} the {what} follows{near}"
+    if low == high:
+        range_ = f"At no intensity the {what} follows"
+    lines.append(f"{range_}. {beside}.")
 
     # Other attributes.
     refused = list(metrics["not_editable"])
@@ -181,9 +182,8 @@ def measure_table(name: str, scores: dict[str, Metrics]) -> Table:
         cells = ["" if value is None else f"{value:.4g}" for value in values]
         better = f"{score['better']} is better" if score["better"] else ""
         rows.append([key, *cells, score["unit"], better, score["meaning"]])
-    note = "What each score is stands in its row."
     columns = ["", "this model", *others, "unit", "", "meaning"]
-    return Table(_title(name), note, columns, rows)
+    return Table(_title(name), "A measure that was asked for", columns, rows)
 
 
 def quality_table(metrics: Metrics) -> Table:

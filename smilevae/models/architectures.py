@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le, Len
 
-from smilevae.plugins import Network, Number, knob
+from smilevae.plugins import Network, Number, Shape, knob
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,15 +20,15 @@ class Conv(Network):
     widths: Widths = knob([32, 64, 128, 256], WIDTHS)
     dropout: Number = knob(0.1, DROPOUT, 0, 0.95)
 
-    def encoder(self, image_size: int, latent_dim: int) -> "nn.Module":
+    def encoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import conv_encoder
 
-        return conv_encoder(image_size, latent_dim, self.widths, self.dropout)
+        return conv_encoder(shape, latent_dim, self.widths, self.dropout)
 
-    def decoder(self, image_size: int, latent_dim: int) -> "nn.Module":
+    def decoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import conv_decoder
 
-        return conv_decoder(image_size, latent_dim, self.widths, self.dropout)
+        return conv_decoder(shape, latent_dim, self.widths, self.dropout)
 
     def size_multiple(self) -> int:
         return 2 ** len(self.widths)
@@ -40,15 +40,15 @@ class Patch(Network):
     widths: Widths = knob([32, 64, 128], WIDTHS)
     dropout: Number = knob(0.0, DROPOUT, 0, 0.95)
 
-    def encoder(self, image_size: int, latent_dim: int) -> "nn.Module":
+    def encoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import patch_encoder
 
-        return patch_encoder(image_size, latent_dim, self.widths, self.dropout)
+        return patch_encoder(shape, latent_dim, self.widths, self.dropout)
 
-    def decoder(self, image_size: int, latent_dim: int) -> "nn.Module":
+    def decoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import patch_decoder
 
-        return patch_decoder(image_size, latent_dim, self.widths, self.dropout)
+        return patch_decoder(shape, latent_dim, self.widths, self.dropout)
 
     def size_multiple(self) -> int:
         return 4 * 2 ** (len(self.widths) - 1)

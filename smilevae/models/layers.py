@@ -55,10 +55,13 @@ class _NormReluDrop(torch.autograd.Function):
 
 
 class ToColours(nn.ConvTranspose2d):
-    """ConvTranspose2d to 3 channels as a convolution to 12 and a pixel shuffle: faster on a CPU."""
+    """ConvTranspose2d to 3 channels as a convolution to 12 and a pixel shuffle: faster on a CPU.
 
-    def __init__(self, in_channels: int):
-        super().__init__(in_channels, 3, 4, stride=2, padding=1)
+    Or to 1 channel and 4.
+    """
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__(in_channels, channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert self.bias is not None
@@ -90,15 +93,23 @@ class PatchesToPixels(nn.PixelShuffle):
 class FromPatches(nn.Conv2d):
     """A convolution of PixelsToPatches' values. Its weights have PixelUnshuffle's order."""
 
+    def __init__(self, channels: int, patch: int, width: int):
+        super().__init__(channels * patch**2, width, 3, padding=1, bias=False)
+        self.channels = channels
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.unflatten(1, (3, -1)).transpose(1, 2).flatten(1, 2)
+        weight = self.weight.unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1, 2)
         return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
 class ToPatches(nn.Conv2d):
     """A convolution to PatchesToPixels' values; its weights have PixelShuffle's order."""
 
+    def __init__(self, width: int, channels: int, patch: int):
+        super().__init__(width, channels * patch**2, 3, padding=1)
+        self.channels = channels
+
     def forward(self, x: Tensor) -> Tensor:
-        parts = (part.unflatten(0, (3, -1)).transpose(0, 1) for part in self.parameters())
-        weight, bias = (part.flatten(0, 1) for part in parts)
+        parts = [part.unflatten(0, (self.channels, -1)) for part in self.parameters()]
+        weight, bias = (part.transpose(0, 1).flatten(0, 1) for part in parts)
         return F.conv2d(x, weight, bias, padding=self.padding)

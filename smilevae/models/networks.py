@@ -1,6 +1,6 @@
 """Encoders, image to (mu, raw logvar), and decoders, latent code to image.
 
-Shapes: B batch, S image side, D latent dimensions, w the `widths`, L = len(w).
+Shapes: B batch, C channels, S image side, D latent dimensions, w the `widths`, L = len(w).
 """
 
 from itertools import pairwise
@@ -9,46 +9,51 @@ from torch import nn
 
 from smilevae.models import layers
 from smilevae.models.layers import Layers
+from smilevae.plugins import Shape
 
 Widths = list[int]
 PATCH = 4  # side of a patch in pixels
 
 
-def conv_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+def conv_encoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """The source study's encoder: blocks of Conv2d, BatchNorm2d, ReLU, Dropout2d."""
+    channels, size, _ = shape
     side = size >> len(widths)
     return Layers(
-        *_blocks(nn.Conv2d, [3, *widths], dropout),  # (B, w[L-1], S/2^L, S/2^L)
+        *_blocks(nn.Conv2d, [channels, *widths], dropout),  # (B, w[L-1], S/2^L, S/2^L)
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def conv_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+def conv_decoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """The mirror of conv_encoder, without a last activation: a Gaussian mean."""
+    channels, size, _ = shape
     return Layers(
         *_from_code(latent_dim, size >> len(widths), widths, dropout),  # (B, w[0], S/2, S/2)
-        layers.ToColours(widths[0]),  # (B, 3, S, S)
+        layers.ToColours(widths[0], channels),  # (B, C, S, S)
     )
 
 
-def patch_encoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+def patch_encoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
     """Space to depth: convolutions of 3 channels at full resolution are slow on a CPU."""
+    channels, size, _ = shape
     side = size // PATCH >> (len(widths) - 1)
     return Layers(
-        layers.PixelsToPatches(PATCH),  # (B, 48, S/4, S/4)
-        layers.FromPatches(3 * PATCH**2, widths[0], 3, padding=1, bias=False),
+        layers.PixelsToPatches(PATCH),  # (B, 16 C, S/4, S/4)
+        layers.FromPatches(channels, PATCH, widths[0]),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
         *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
 
 
-def patch_decoder(size: int, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+def patch_decoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+    channels, size, _ = shape
     side = size // PATCH >> (len(widths) - 1)
     return Layers(
         *_from_code(latent_dim, side, widths, dropout),  # (B, w[0], S/4, S/4)
-        layers.ToPatches(widths[0], 3 * PATCH**2, 3, padding=1),  # (B, 48, S/4, S/4)
-        layers.PatchesToPixels(PATCH),  # (B, 3, S, S)
+        layers.ToPatches(widths[0], channels, PATCH),  # (B, 16 C, S/4, S/4)
+        layers.PatchesToPixels(PATCH),  # (B, C, S, S)
     )
 
 

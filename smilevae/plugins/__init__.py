@@ -1,4 +1,4 @@
-"""The open points: networks, objectives and measures, ours and those of others.
+"""The open points: networks, objectives, sources of images and measures, ours and those of others.
 
 A plug-in is a class whose fields are its knobs. To define it is to register it: its name on the
 command line is the class's name in snake case. docs/extend.md shows how to write one.
@@ -13,12 +13,15 @@ from smilevae.plugins.kinds import (
     Plugin,
     Score,
     Section,
+    Shape,
     fields,
     knob,
 )
+from smilevae.plugins.source import Example, Source
 
 __all__ = [
     "Batch",
+    "Example",
     "Measure",
     "Network",
     "Number",
@@ -26,6 +29,8 @@ __all__ = [
     "Plugin",
     "Score",
     "Section",
+    "Shape",
+    "Source",
     "fields",
     "knob",
 ]

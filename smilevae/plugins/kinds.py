@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Number = int | float
+Shape = tuple[int, int, int]  # channels, side, side
+MAX_SEED = 2**32 - 1
 
 
 class Section(BaseModel):
@@ -28,7 +30,7 @@ def knob(
 
     Roles, separated by spaces. `study`: the study's own knobs. `repeat`: runs that differ only in
     these are repetitions. `path` of the data and `machine`: the result stays the same. `last_bits`:
-    only its last bits change. `resumable`: a resume may change it. `drawn`: of synthetic faces.
+    only its last bits change. `resumable`: a resume may change it.
     """
     return Field(default, description=text, ge=low, le=high, json_schema_extra={"role": role})
 
@@ -74,18 +76,18 @@ CHOICES: dict[str, dict[str, type[Plugin]]] = {}  # group -> name -> class
 
 
 class Network(Plugin):
-    """An encoder and a decoder. B batch, S image side, D latent dimensions."""
+    """An encoder and a decoder. B batch, C channels, S image side, D latent dimensions."""
 
     group: ClassVar[str] = "model"
     key: ClassVar[str] = "network"
     network: str = knob("conv", "the network; model=NAME chooses it with its knobs")
 
-    def encoder(self, image_size: int, latent_dim: int) -> "nn.Module":
-        """(B, 3, S, S) -> (B, 2 D): mu, then the raw log of the variance."""
+    def encoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
+        """(B, C, S, S) -> (B, 2 D): mu, then the raw log of the variance. `shape` is (C, S, S)."""
         raise ConfigError(f"model={self.choice} has no encoder; define the method")
 
-    def decoder(self, image_size: int, latent_dim: int) -> "nn.Module":
-        """(B, D) -> (B, 3, S, S): the mean, without a last activation."""
+    def decoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
+        """(B, D) -> (B, C, S, S): the mean, without a last activation."""
         raise ConfigError(f"model={self.choice} has no decoder; define the method")
 
     def size_multiple(self) -> int:
@@ -94,10 +96,10 @@ class Network(Plugin):
 
 
 class Batch(NamedTuple):
-    """What an objective sees of a batch. B examples, S image side, D latent dimensions."""
+    """What an objective sees of a batch. B examples, C channels, S side, D latent dimensions."""
 
-    x: "Tensor"  # (B, 3, S, S) in [0, 1]
-    x_hat: "Tensor"  # (B, 3, S, S), not clamped
+    x: "Tensor"  # (B, C, S, S) in [0, 1]
+    x_hat: "Tensor"  # (B, C, S, S), not clamped
     mu: "Tensor"  # (B, D), as are logvar and z
     logvar: "Tensor"
     z: "Tensor"

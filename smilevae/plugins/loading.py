@@ -14,12 +14,13 @@ from pydantic.fields import FieldInfo
 
 from smilevae.errors import ConfigError
 from smilevae.plugins.kinds import CHOICES, Measure, Network, Objective, Plugin, fields
+from smilevae.plugins.source import Source
 
 GROUP = "smilevae.plugins"  # of entry points
 REQUESTED = "SMILEVAE_PLUGIN"  # the file of `plugin=`, for the processes that a command starts
 OURS = (
     *("smilevae.models.architectures", "smilevae.models.objectives"),
-    "smilevae.evaluation.measures",
+    *("smilevae.data.sources", "smilevae.evaluation.measures"),
 )
 
 
@@ -47,6 +48,12 @@ def knobs() -> dict[str, FieldInfo]:
     return known
 
 
+def owners(name: str) -> list[str]:
+    """The choices, such as data=synthetic, that have a knob."""
+    group, _, leaf = name.partition(".")
+    return [f"{group}={n}" for n, c in CHOICES.get(group, {}).items() if leaf in c.model_fields]
+
+
 def measure(name: str) -> Measure:
     """A measure by its name. Raises ConfigError."""
     known: dict[str, Any] = choices("measures")
@@ -60,7 +67,7 @@ def measure(name: str) -> Measure:
 
 def chosen(group: str, given: Any) -> type[Plugin]:
     """The plug-in that the plain content of a group names. Raises ConfigError."""
-    kind = {kind.group: kind for kind in (Network, Objective)}[group]
+    kind = {kind.group: kind for kind in (Network, Objective, Source)}[group]
     name = given.get(kind.key) if isinstance(given, dict) else None
     known = choices(group)
     if name in known:

@@ -55,17 +55,18 @@ def forecast(points: list[Settings]) -> None:
 
     Raises DataError for faces that cannot be read.
     """
-    from smilevae.data import load_faces, spectrum_of
+    from smilevae.data.dataset import load_faces, spectrum_of
     from smilevae.models import linear
 
     runs.Stop().install()
     wanted: dict[Any, dict[Any, None]] = {}
     for settings in points:
-        targets = wanted.setdefault((settings.data, settings.image_size), {})
+        images = (settings.data, settings.image_size, settings.channels)
+        targets = wanted.setdefault(images, {})
         targets[settings.beta, settings.latent_dim] = None
-    for (data, image_size), targets in list(wanted.items())[:MAX_FORECASTS]:
+    for images, targets in list(wanted.items())[:MAX_FORECASTS]:
         least = max(latent_dim for _, latent_dim in targets)
-        spectrum = spectrum_of(load_faces(data, image_size), least)
+        spectrum = spectrum_of(load_faces(*images), least)
         for target in targets:
             print(linear.forecast(spectrum, *target), flush=True)
 

@@ -28,7 +28,13 @@ except ImportError:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 NAME = "search.log"
-FACES = {"image_size", "data", *REPEATS, *(name for name in FIELDS if name.startswith("data."))}
+FACES = {
+    "image_size",
+    "channels",
+    "data",
+    *REPEATS,
+    *(name for name in FIELDS if name.startswith("data.")),
+}
 STARTUP = 3  # one of so many trials is drawn at random, the first ones
 
 

@@ -138,7 +138,7 @@ class Watch:
         parts += [f"{counts.pop(status)} {status.lower()}" for status in LISTED if counts[status]]
         if counts.total():
             parts.append(f"{counts.total()} left")
-        sizes = {settings.image_size for settings in self.queue.jobs.values()}
+        sizes = {(settings.image_size, settings.channels) for settings in self.queue.jobs.values()}
         best = {n: state["best"] for n, state in self.states.items() if RANK_BY in state["best"]}
         if best and len(sizes) == 1:
             parts.append(f"best {min(best, key=lambda name: (best[name][RANK_BY], name))}")

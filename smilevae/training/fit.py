@@ -14,8 +14,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from smilevae import runs
 from smilevae.config import Settings
-from smilevae.data import Faces, data_card, format_card, load_faces, spectrum_of
 from smilevae.data.batches import hash64
+from smilevae.data.card import data_card, format_card
+from smilevae.data.dataset import Faces, load_faces, spectrum_of
 from smilevae.errors import ConfigError, UserError
 from smilevae.evaluation import figures, realism
 from smilevae.evaluation.samplers import sampler_of
@@ -57,7 +58,7 @@ def fit(
         torch.set_num_threads(settings.threads)
 
     # The faces and what a linear VAE would reach on them.
-    faces = load_faces(settings.data, settings.image_size)
+    faces = load_faces(settings.data, settings.image_size, settings.channels)
     if settings.sharpen.epochs:
         realism.feature_space(faces)  # raises DataError before the first phase
     beta = describe(faces, settings, run)

@@ -67,7 +67,7 @@ class VAEModule(pl.LightningModule):
         self.settings = settings
         self.fingerprint = fingerprint  # of the data
         self.num_faces = 0  # of the training part; see `setup`
-        self.num_pixels = 3 * vae.image_size**2
+        self.num_pixels = vae.num_pixels
         self.ema = None
         if settings.ema:
             shared = {id(vae.linear): vae.linear}  # the linear path is fixed

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smilevae.config import Settings
-from smilevae.data import Faces
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
+from smilevae.data.dataset import Faces
 from smilevae.evaluation.realism import Space, kernel_distance
 from smilevae.evaluation.samplers import Mixture
 from smilevae.models import latents

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from smilevae import runs
 from smilevae.config import STUDY as USUAL
 from smilevae.config import Settings
-from smilevae.data import Faces
+from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
 from smilevae.evaluation import grids
 from smilevae.evaluation.figures import plain_samples, plain_strip
