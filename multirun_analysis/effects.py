@@ -1,11 +1,13 @@
 """The effect of each hyper-parameter: how a metric's mean changes from one value to another."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from multirun_analysis.collect import REPEATS, Sweep, held_out, plain
 from multirun_analysis.configurations import half_width, welch
+from smilevae.config import FIELDS
 
 MAX_VALUES = 12  # of a knob whose values are compared one by one
 MIN_REPEATED = 4  # values; a knob with more of them needs two runs of one
@@ -19,8 +21,7 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
     frame = sweep.completed
     rows = []
     for knob in sweep.swept:
-        levels = map(plain, frame[knob].dropna().unique())
-        values = sorted(levels, key=lambda value: (isinstance(value, str), value))
+        values = in_order(knob, [plain(value) for value in frame[knob].dropna().unique()])
         drawn = MIN_REPEATED < len(values) == len(frame)  # as a search draws them
         if knob in REPEATS or drawn or len(values) > MAX_VALUES:
             continue
@@ -33,6 +34,14 @@ def effects(sweep: Sweep, metrics: list[str]) -> pd.DataFrame:
                 verdict = verdict_of(effect["change"], effect["half_width"], sign)
                 rows.append(key | effect | {"verdict": verdict})
     return pd.DataFrame(rows)
+
+
+def in_order(knob: str, values: Sequence[Any]) -> list[Any]:
+    """Values of a knob: numbers as they rise, then texts, the default first."""
+    default = FIELDS[knob].default if knob in FIELDS else None
+    numbers = sorted(value for value in values if not isinstance(value, str))
+    texts = [value for value in values if isinstance(value, str)]
+    return numbers + sorted(texts, key=lambda text: (text != default, text))
 
 
 def _effect(

@@ -11,8 +11,7 @@ import pandas as pd
 
 from multirun_analysis.collect import CHOICES, Sweep
 from multirun_analysis.configurations import half_width, with_units
-from multirun_analysis.effects import verdict_of
-from smilevae.config import FIELDS
+from multirun_analysis.effects import in_order, verdict_of
 
 NUM_LEVELS = 20  # of PSNR
 
@@ -30,8 +29,7 @@ def equal_psnr(sweep: Sweep) -> pd.DataFrame:
     for metric in sweep.measures if choices else []:
         frame = with_units(sweep, "val/psnr").dropna(subset=metric)
         for knob in choices:
-            default = FIELDS[knob].default
-            first, *others = sorted(frame[knob].unique(), key=lambda name: (name != default, name))
+            first, *others = in_order(knob, frame[knob].unique())
             for value in others:
                 key = {"knob": knob, "value": value, "instead_of": first, "metric": metric}
                 runs = [frame[frame[knob] == choice] for choice in (first, value)]
@@ -57,8 +55,9 @@ def _compared(one: pd.DataFrame, two: pd.DataFrame, metric: str) -> dict[str, An
     if not rows:
         return {}
     units = pd.DataFrame(rows).groupby("unit").mean()
+    kind = "splits" if one["split"].nunique() > 1 else "seeds"
     width = half_width(units["change"].sem(), len(units) - 1)
-    return {**units.mean(), "half_width": width, "n": f"{len(units)} splits or seeds"}
+    return {**units.mean(), "half_width": width, "n": f"{len(units)} {kind}"}
 
 
 def _curve(runs: pd.DataFrame, metric: str, levels: np.ndarray) -> np.ndarray:

@@ -131,10 +131,7 @@ def terminal(summary: dict[str, Any], page: Path) -> str:
         lines += ["", "The effect of each hyper-parameter, averaged over the others:"]
         lines += _effects(summary["effects"], rank_by)
     if summary["equal_psnr"]:
-        lines += ["", "Measures at equal PSNR:"]
-        lines += _first(
-            list(map(_at_equal_psnr, summary["equal_psnr"])), MAX_EFFECTS, "on the page"
-        )
+        lines += ["", "Measures at equal PSNR:", *_at_equal_psnr(summary["equal_psnr"])]
     lines += ["", *summary["warnings"], *summary["conclusions"], f"Page: {runs.shell_path(page)}"]
     return "\n".join(map(_wrapped, lines))
 
@@ -162,10 +159,15 @@ def _effects(effects: list[dict[str, Any]], rank_by: str) -> list[str]:
     return _first(lines, MAX_EFFECTS, "on the page")
 
 
-def _at_equal_psnr(row: dict[str, Any]) -> str:
-    """A comparison of two choices in words."""
-    name = f"{row['knob']}={row['value']} instead of {row['instead_of']}"
-    return f"  {name}, {row['low']:.1f} to {row['high']:.1f} dB: {_change(row)}; {row['n']}"
+def _at_equal_psnr(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each two choices: how their measures differ."""
+    changes: dict[str, list[str]] = {}
+    for row in rows:
+        name = f"{row['knob']}={row['value']} instead of {row['instead_of']}"
+        where = f"{row['low']:.1f} to {row['high']:.1f} dB, {row['n']}"
+        changes.setdefault(f"  {name} ({where})", []).append(_change(row))
+    lines = [f"{name}: {', '.join(texts)}" for name, texts in changes.items()]
+    return _first(lines, MAX_EFFECTS, "on the page")
 
 
 def _first(lines: list[str], most: int, place: str) -> list[str]:

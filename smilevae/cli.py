@@ -39,7 +39,7 @@ COMMANDS = {  # options, which cost no torch, and the function that receives the
     "analyse": ("multirun_analysis.options:AnalyseOptions", "multirun_analysis.report:main"),
 }
 FOLDERS = {"analyse": "folders"}  # the option that takes words without =
-TREES = ("callbacks.", "logger.")
+TREES = ("callbacks.", "logger.", "optimizer.")
 NOT_SETTINGS = ("hydra", "sweep", "retry_failed")
 log = logging.getLogger("smilevae")
 
@@ -94,7 +94,8 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     store = ConfigStore.instance().store
-    store("settings", {k: v for k, v in Settings().plain().items() if k not in OPEN})
+    groups = (*OPEN, "optimizer")
+    store("settings", {k: v for k, v in Settings().plain().items() if k not in groups})
     for group in OPEN:
         for name, choice in loading.choices(group).items():
             content = choice().model_dump()
@@ -161,7 +162,7 @@ def settings_from(config: "DictConfig", overrides: Iterable[str]) -> Settings:
         settings = checked(OmegaConf.to_container(own, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    targets.trust([settings.callbacks, settings.logger])
+    targets.trust([settings.callbacks, settings.logger, settings.optimizer])
     if settings.resume:
         named = {text.lstrip("+~").partition("=")[0] for text in overrides}
         named |= {name.partition(".")[0] for name in named if name.startswith(TREES)}

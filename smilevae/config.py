@@ -58,6 +58,7 @@ Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
 WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
 Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True}
 # The groups whose choices are plug-ins.
 OPEN: dict[str, type[Plugin]] = {"data": Source, "model": Network, "objective": Objective}
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -98,6 +99,9 @@ class Trainer(Section):
         for name, usable in USABLE.items():
             if given.get(name, usable[0]) not in usable:
                 problems.append(f"trainer.{name}={given[name]} {text}")
+        if given.get("overfit_batches"):
+            remedy = "use debug=overfit"
+            problems.append(f"trainer.overfit_batches does not know these batches; {remedy}")
         if given.get("limit_val_batches") == 0:
             problems.append(f"trainer.limit_val_batches=0 {text}")
         max_time = given.get("max_time") or "00:00:00:00"
@@ -113,7 +117,7 @@ class Settings(Section):
     latent_dim: int = knob(120, "dimensions of the latent code", 1, 4096, "study")
     batch_size: int = knob(32, "faces a step", 2, 65536, "study")
     epochs: int = knob(150, "passes over the training faces", 1, MANY, "study resumable")
-    lr: Number = knob(0.0005, "learning rate of Adam", 1e-8, 1, "study")
+    lr: Number = knob(0.0005, "learning rate", 1e-8, 1, "study")
     normalize: bool = knob(False, "the input of the network is (x - 0.5) / 0.5", role="study")
     image_size: int = knob(128, "side of the images in pixels", MIN_SIDE, MAX_SIDE, "study")
     channels: Literal[1, 3] = knob(3, "3 colours, or 1: grey")
@@ -122,7 +126,7 @@ class Settings(Section):
     warm_start: WarmStart = knob("none", "ppca: start at the optimum of the linear VAE")
     schedule: Schedule = knob("plateau", "cosine: lr rises for a tenth, then falls to 1%")
     plateau: Plateau = Plateau()
-    weight_decay: Number = knob(0, "above 0: AdamW", 0, 1)
+    optimizer: dict[str, Any] = knob(ADAM, "the optimizer, by _target_; lr is its learning rate")
     ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
     sharpen: Sharpen = Sharpen()
@@ -230,7 +234,7 @@ def checked(content: Any) -> Settings:
     known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in choices}
     for group, choice in choices.items():
         known |= fields(choice, f"{group}.")
-    problems = [f"{name} is missing" for name in known if name not in given]
+    problems = [f"{name} is missing" for name in known if name not in {*given, *content}]
     for group, choice in choices.items():
         try:
             values[group] = choice.model_validate(values[group])

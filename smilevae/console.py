@@ -20,7 +20,7 @@ from smilevae.plugins import loading
 HYDRA = ("hydra.", "omegaconf.", "antlr4")  # raise errors that are the user's
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 LIGHTNING = ("pytorch_lightning", "lightning_fabric", "lightning")
-TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer.fit` stopped", "Restor")
+TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer", "Restor")
 WARNINGS = (
     *("isinstance.treespec", "does not have many workers", "ended before the epoch ended"),
     "smaller than the logging interval",  # an epoch is logged, whatever its steps

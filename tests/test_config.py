@@ -45,7 +45,9 @@ def test_the_public_knobs_and_their_defaults_are_frozen():
     assert Settings().model.network == "conv"
 
 
-@pytest.mark.parametrize("group", ["trainer", "experiment", "logger", "callbacks"])
+@pytest.mark.parametrize(
+    "group", ["trainer", "experiment", "logger", "callbacks", "optimizer", "debug"]
+)
 def test_every_recipe_composes_checks_and_opens_with_its_command(group):
     files = sorted((ROOT / "conf" / group).glob("*.yaml"))
     assert files
@@ -91,7 +93,8 @@ def test_numbers_must_be_finite_and_in_range(name):
     base.with_values({name: int(low) if whole else low})
 
 
-OPEN = {"model.network", "objective.name", "callbacks", "logger", "plugin"}
+OPEN = {"data.source", "model.network", "objective.name", "callbacks", "logger", "optimizer"}
+OPEN |= {"plugin"}
 KNOBS = sorted(FIELDS.keys() - OPEN)  # test_plugins and test_trackers have the others
 
 

@@ -111,9 +111,9 @@ def knob_problem(word: str) -> str | None:
         return None if word in FLAGS else f"{word} is not key=value"
     choices = {path.stem for path in (ROOT / "conf" / name).glob("*.yaml")}
     if name in config.OPEN:
-        known = {*loading.choices(name), "dense", "sparse"}
+        known = {*loading.choices(name), "dense", "sparse", "pets"}
         return None if value in known else f"{name} has {sorted(known)}"
-    if name.startswith(("callbacks.", "logger.")) or name in OF_THE_EXAMPLE:
+    if name.startswith(("callbacks.", "logger.", "optimizer.")) or name in OF_THE_EXAMPLE:
         return None
     if name == "hydra/sweeper":
         choices = {"resumable", "optuna"}

@@ -13,7 +13,8 @@ from smilevae import runs
 from smilevae.errors import ConfigError
 from smilevae.plugins import targets
 from smilevae.runs import checkpoint
-from smilevae.training import trackers
+from smilevae.training import fit, trackers
+from smilevae.training.module import VAEModule
 
 OF = "pytorch_lightning.callbacks"
 
@@ -90,7 +91,7 @@ def test_the_metrics_of_callbacks_are_those_of_the_record(train, monkeypatch):
     read = lambda trainer, module: seen.append(  # noqa: E731
         (dict(trainer.callback_metrics), trainer.checkpoint_callback.best_model_path)
     )
-    monkeypatch.setattr(targets, "call", lambda node: LambdaCallback(on_train_end=read))
+    monkeypatch.setattr(fit, "callback", lambda *_: LambdaCallback(on_train_end=read))
     run = train(*chosen("LambdaCallback"))
     ((metrics, best),) = seen
     line = {k: v for k, v in runs.read_metrics(run)[-1].items() if k != "epoch"}
@@ -105,7 +106,7 @@ def test_optuna_prunes_a_training(train, monkeypatch):
     trial = base.create_study().ask()
     monkeypatch.setattr(trial, "should_prune", lambda: True)
     pruning = optuna.PyTorchLightningPruningCallback(trial, monitor="val/loss")
-    monkeypatch.setattr(targets, "call", lambda node: pruning)
+    monkeypatch.setattr(fit, "callback", lambda *_: pruning)
     with pytest.raises(base.TrialPruned):
         train(*chosen("Callback"))
 
@@ -216,3 +217,61 @@ def test_wandb_writes_an_offline_run(train, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = train("logger=wandb")
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ([], torch.optim.Adam),
+        (["optimizer=adamw", "optimizer.weight_decay=0.2"], torch.optim.AdamW),
+        (["optimizer=sgd", "lr=0.0001"], torch.optim.SGD),
+        (
+            ["optimizer._target_=torch.optim.RMSprop", "+optimizer.momentum=0.5"],
+            torch.optim.RMSprop,
+        ),
+    ],
+)
+def test_an_optimizer_by_its_name_is_the_one_that_trains(train, monkeypatch, words, kind):
+    seen = []
+    configure = VAEModule.configure_optimizers
+    monkeypatch.setattr(
+        VAEModule, "configure_optimizers", lambda self: seen.append(configure(self)) or seen[-1]
+    )
+    run = train(*words, "epochs=1")
+    (optimizer,) = seen
+    assert type(optimizer) is kind
+    given = {word.partition("=")[0].rpartition(".")[2]: word.partition("=")[2] for word in words}
+    for name in given.keys() & {"weight_decay", "momentum", "lr"}:
+        assert optimizer.defaults[name] == float(given[name])
+    assert runs.read_settings(run).optimizer["_target_"] == f"torch.optim.{kind.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["+optimizer.nope=3"], "optimizer: "),
+        (["optimizer._target_=torch.optim.Nothing"], "torch.optim.Nothing cannot be imported"),
+        (["+trainer.overfit_batches=1"], "does not know these batches; use debug=overfit"),
+    ],
+)
+def test_a_wrong_optimizer_is_one_sentence(call, tmp_path, words, sentence):
+    code, problem = call("train", *TINY, *words, f"hydra.run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert sentence in problem
+    assert len(problem.strip().splitlines()) == 1
+
+
+def test_a_run_folder_cannot_name_an_optimizer_of_others(train, call, tmp_path):
+    run = train("epochs=1")
+    mark = tmp_path / "mark"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("torch.optim.Adam", "evil.Evil"))
+    code, _ = call("train", f"resume={run}", "epochs=2")
+    assert code in (2, 4)
+    assert not mark.exists()
+
+
+def test_one_batch_runs_everything(train):
+    trained = runs.read_settings(train("debug=one_batch", "epochs=1")).trainer.model_dump()
+    assert trained["limit_train_batches"] == trained["limit_val_batches"] == 1

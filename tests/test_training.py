@@ -171,7 +171,7 @@ def test_validation_does_not_change_training(train, monkeypatch):
 
 
 JITTER = ("jitter.shift=2", "jitter.rotate=5", "jitter.zoom=0.1", "jitter.light=0.1")
-COSINE = ("schedule=cosine", "weight_decay=0.01", "ema=0.9", *JITTER)
+COSINE = ("schedule=cosine", "optimizer=adamw", "ema=0.9", *JITTER)
 RECIPES = {
     "plateau": ("plateau.patience=0",),
     "cosine": COSINE,

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -162,9 +163,10 @@ def folder(root: str | None) -> list[Example]:
     classes = {path.relative_to(train).parts[0] for path in images} - set(beside)
     smiles = {SMILE, NO_SMILE}
     if classes < smiles and any((train / name).is_dir() for name in smiles):
-        empty = train / min(smiles - classes)
-        remedy = f"fill it, or put all images into {train} itself"
-        raise DataError(f"one class is empty ({empty}: 0 images); {remedy}")
+        nums = Counter(path.relative_to(train).parts[0] for path in images)
+        counts = ", ".join(f"{train / name}: {nums[name]} images" for name in (SMILE, NO_SMILE))
+        remedy = f"fill both folders, or put all images into {train} itself"
+        raise DataError(f"one class is empty ({counts}); {remedy}")
     if not 2 <= len(classes) <= MAX_CLASSES:
         classes = set()
     if classes and beside:

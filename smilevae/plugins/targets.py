@@ -1,5 +1,6 @@
-"""Callbacks and loggers by `_target_`: which names may be imported."""
+"""Callbacks, loggers and optimizers by `_target_`: which names may be imported."""
 
+import functools
 import os
 import pkgutil
 from collections.abc import Mapping
@@ -8,8 +9,8 @@ from typing import Any
 from smilevae.errors import ConfigError
 
 TRUSTED = "SMILEVAE_TARGETS"  # names that the command line gives, for the same processes
-LIGHTNING = (  # packages whose names a run folder may hold
-    *("pytorch_lightning.callbacks", "pytorch_lightning.loggers"),
+KNOWN = (  # packages whose names a run folder may hold
+    *("pytorch_lightning.callbacks", "pytorch_lightning.loggers", "torch.optim"),
     "smilevae.training.trackers",
 )
 
@@ -34,15 +35,15 @@ def _trusted() -> list[str]:
 def callee(node: Mapping[str, Any]) -> Any:
     """The function or class that a `_target_` names. Raises ConfigError.
 
-    A run folder may hold such names: only Lightning's, and those that the command line gives, are
+    A run folder may hold such names: only those of KNOWN, and those that the command line gives, are
     imported.
     """
     name = str(node.get("_target_", ""))
     package, _, last = name.rpartition(".")
-    if name not in _trusted() and (package not in LIGHTNING or not last.isidentifier()):
+    if name not in _trusted() and (package not in KNOWN or not last.isidentifier()):
         remedy = "name it on the command line with _target_"
         raise ConfigError(
-            f"{name or 'a callback or logger'} is not imported, because no command names it; {remedy}"
+            f"{name or 'a callback, logger or optimizer'} is not imported, because no command names it; {remedy}"
         )
     try:
         return pkgutil.resolve_name(name)
@@ -59,10 +60,13 @@ def call(node: Any) -> Any:
         return [call(value) for value in node]
     if not isinstance(node, Mapping):
         return node
-    values = {key: call(value) for key, value in node.items() if key != "_target_"}
+    own = ("_target_", "_partial_")
+    values = {key: call(value) for key, value in node.items() if key not in own}
     if "_target_" not in node:
         return values
     function = callee(node)
+    if node.get("_partial_"):
+        return functools.partial(function, **values)
     try:
         return function(**values)
     except (ImportError, TypeError, ValueError) as error:

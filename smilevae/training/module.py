@@ -1,6 +1,7 @@
 """How a VAE is trained: one step for every stage, Adam, a schedule that a resume repeats."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from smilevae.config import Settings, checked
 from smilevae.data.augment import augment
 from smilevae.data.batches import hash64
-from smilevae.errors import Diverged
+from smilevae.errors import ConfigError, Diverged
 from smilevae.models.losses import Terms, gaussian_kl, optimal_beta, squared_error
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE, VAEOutput, build_vae
+from smilevae.plugins import targets
 from smilevae.runs import checkpoint
 from smilevae.training.datamodule import VAL_BATCH
 from smilevae.training.steps import losses, moving, one_cycle, train_losses
@@ -226,10 +228,14 @@ class VAEModule(pl.LightningModule):
                 "triton.cudagraphs": self.device.type == "cuda",
             }
             self._train_losses = torch.compile(train_losses, options=options)
-        kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
-        self.optimizer = kind(
-            self.vae.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
+        try:
+            make = targets.call(settings.optimizer)
+            options = {"lr": settings.lr}
+            if "fused" in inspect.signature(make).parameters and "fused" not in settings.optimizer:
+                options["fused"] = True
+            self.optimizer = make(self.vae.parameters(), **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer: {str(error).splitlines()[0]}") from None
         # Lightning refuses to clip where it is True, without need
         self.optimizer._step_supports_amp_scaling = False
         if settings.schedule == "plateau":  # Lightning's would lose an update on resume
