@@ -140,6 +140,8 @@ def task(config: "DictConfig") -> float | None:
                 from smilevae.training import fit
 
                 console.quiet_lightning()
+                if " " in run.code:
+                    log.info("the program changed since this run began, so its result may, too")
                 best = fit.fit(settings, run, stop, report.after_training)
         except (UserError, Interrupted):
             run.close()

@@ -177,8 +177,8 @@ class Settings(Section):
         nested = self.plain()
         for group, kind in OPEN.items():
             choice = flat.get(f"{group}.{kind.key}", nested[group][kind.key])
-            if choice != nested[group][kind.key]:
-                nested[group] = {}  # another choice has other knobs
+            if choice != nested[group][kind.key]:  # another choice has other knobs
+                nested[group] = loading.chosen(group, {kind.key: choice})().model_dump()
         for name, value in flat.items():
             group, _, leaf = name.rpartition(".")
             (nested[group] if group else nested)[leaf] = value

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny runs, a cache of their own, a folder of synthetic faces."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,23 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def forget_plugins(monkeypatch):
+    """Forget the plug-ins that a test loads or defines."""
+    from smilevae import runs
+    from smilevae.plugins import kinds, loading
+
+    monkeypatch.delenv(loading.REQUESTED, raising=False)
+    before = {group: dict(choices) for group, choices in kinds.CHOICES.items()}
+    yield
+    kinds.CHOICES.clear()
+    kinds.CHOICES.update(before)
+    loading.load_file.cache_clear()
+    loading._load_installed.cache_clear()
+    runs.code.cache_clear()
+    os.environ.pop(loading.REQUESTED, None)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, slow
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -499,6 +499,7 @@ def test_nothing_from_a_run_folder_is_markup(tmp_path, analyse):
     assert ">{{7*7}}<" in page
 
 
+@slow
 def test_five_thousand_runs_take_seconds(tmp_path):
     """20% unfinished, 5% corrupt; the time limit is generous, for machines differ."""
     root = tmp_path / "s"

@@ -21,15 +21,8 @@ from smilevae.errors import DataError
 from smilevae.models.architectures import Conv, Patch
 from smilevae.plugins import Example, Source, kinds
 
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 SMALL = ("model.widths=[8]", "latent_dim=4", "epochs=2", "batch_size=32", "threads=1")
-
-
-@pytest.fixture(autouse=True)
-def _forget():
-    """Forget the sources that a test defines."""
-    before = dict(kinds.CHOICES["data"])
-    yield
-    kinds.CHOICES["data"] = before
 
 
 def write_mnist(root: Path, train: int = 240, test: int = 40) -> Path:
@@ -186,6 +179,9 @@ class Colours(Source):
     def attributes_of(self, names):
         num = len(names) - (self.broken == "attributes")
         return {"value": np.arange(num, dtype=np.float32)}
+
+
+kinds.CHOICES["data"].pop(Colours.choice)  # other tests shall not see it
 
 
 def test_a_source_of_others_is_checked_and_split_by_person():

@@ -191,6 +191,7 @@ def test_new_points_join_the_rungs(tmp_path):
     assert "0 to run" in again.stdout
 
 
+@slow
 def test_a_changed_program_is_said_in_every_job_and_once_by_the_sweep(tmp_path):
     folder = tmp_path / "s"
     Plan(folder, code="older").begin()
@@ -226,6 +227,7 @@ def test_a_run_names_every_program_that_trained_it(tmp_path):
     assert runs.read_result(tmp_path)["code"] == f"older {runs.code()}"
 
 
+@slow
 def test_a_longer_run_begins_with_the_epochs_of_a_shorter_one(tmp_path, train):
     """Three complete folders, each epoch trained once, the same bits as three separate runs."""
     folder = tmp_path / "s"

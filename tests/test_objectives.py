@@ -13,7 +13,8 @@ from scipy.stats import norm
 
 from smilevae.models import objectives as ours
 from smilevae.models.losses import gaussian_kl, squared_error
-from smilevae.plugins import Batch, choices
+from smilevae.plugins import Batch
+from smilevae.plugins.loading import choices
 
 NUM_FACES = 50
 

@@ -22,21 +22,9 @@ from smilevae.plugins import Batch, Network, Objective, kinds, knob, loading
 from smilevae.runs import checkpoint
 
 FACES = TINY[4:]  # all but the network's knobs
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 MAIN = "from smilevae import cli; cli.main()"
 MINE = ("model=dense", "model.hidden=16", "objective=sparse", "objective.gamma=2")
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch):
-    """Forget the plug-ins that a test loads."""
-    monkeypatch.delenv(loading.REQUESTED, raising=False)
-    before = {group: dict(choices) for group, choices in kinds.CHOICES.items()}
-    yield
-    kinds.CHOICES.clear()
-    kinds.CHOICES.update(before)
-    loading.load_file.cache_clear()
-    loading._load_installed.cache_clear()
-    os.environ.pop(loading.REQUESTED, None)
 
 
 @pytest.fixture
@@ -57,7 +45,11 @@ def test_the_file_of_the_docs_trains_resumes_evaluates_and_exports(file, call, t
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["model"] == {"network": "dense", "hidden": 16}
     assert settings["objective"] == {"name": "sparse", "gamma": 2}
+    assert "the program changed" not in (run / "train.log").read_text()
+    file.write_text(file.read_text() + "# changed\n")
+    runs.code.cache_clear()  # another process would look again
     assert call("train", f"resume={run}", plugin, "epochs=3")[0] == 0
+    assert "the program changed since this run began" in (run / "train.log").read_text()
     assert call("evaluate", f"ckpt={run}", plugin)[0] == 0
     assert call("export", f"ckpt={run}", plugin, f"out={tmp_path / 'given'}")[0] == 0
     assert str(tmp_path) not in (tmp_path / "given" / "model.json").read_text()

@@ -73,6 +73,7 @@ def test_an_interrupted_second_phase_goes_on_to_the_same_bits(
     assert_same_run(whole / runs.SHARP, run / runs.SHARP)
 
 
+@slow
 def test_a_finished_run_can_be_sharpened_later_as_if_at_once(train, call):
     at_once = train(*SHARP, to="at_once")
     run = train(*SHARP, "sharpen.epochs=0", to="later")

@@ -354,6 +354,7 @@ Progress.on_train_epoch_start = at_start
 """
 
 
+@slow
 def test_a_job_that_fails_in_any_way_costs_only_itself(tmp_path):
     """Raised, diverged, sys.exit(0), killed, out of memory; then retry_failed runs the five."""
     folder = tmp_path / "s"

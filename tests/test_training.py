@@ -263,7 +263,10 @@ def assert_same_run(one, two):
         assert_same(weights(one, path.name), weights(two, path.name))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=slow), pytest.param(20, marks=slow)])
+@pytest.mark.parametrize(
+    "kills",
+    [pytest.param(1, marks=slow), pytest.param(3, marks=slow), pytest.param(20, marks=slow)],
+)
 def test_a_killed_training_loses_no_more_than_the_interval_of_its_checkpoints(
     train, tmp_path, kills
 ):

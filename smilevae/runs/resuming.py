@@ -39,8 +39,8 @@ def settings_for_resume(resume: str, wanted: Settings, named: set[str]) -> Setti
     if run.name == SHARP and (run.parent / "config.yaml").exists():
         first = hydra_argument("resume", run.parent)
         raise ConfigError(f"resume={resume} is the second phase of a run; pass {first}")
-    if "experiment" in named:
-        text = f"an experiment does not apply to resume={resume}, which has its own settings"
+    if recipes := sorted(named & {"experiment", "debug"}):
+        text = f"{recipes[0]} does not apply to resume={resume}, which has its own settings"
         raise ConfigError(f"{text}; leave it out")
     settings = read_settings(run)
     _check_epochs(run, settings, wanted, named)
