@@ -26,6 +26,8 @@ NO_TORCH = (  # as modules, with all that they import
         "smilevae.models.linear",
         "smilevae.models.objectives",
         "smilevae.models.architectures",
+        "smilevae.data.sources",
+        "smilevae.evaluation.measures",
         "smilevae.sweeps.plan",
     ),
     *(

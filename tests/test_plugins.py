@@ -226,6 +226,7 @@ def test_a_wrong_shape_is_one_sentence(call, tmp_path, file, before, after, sent
     assert sentence in errors
 
 
+@slow
 def test_an_installed_package_needs_no_file(file, tmp_path):
     info = tmp_path / "mine-1.0.dist-info"
     info.mkdir()

@@ -309,6 +309,7 @@ def test_a_mistake_in_a_sweep_is_one_sentence_and_leaves_nothing(call, tmp_path,
     assert not (tmp_path / "s").exists()
 
 
+@slow
 def test_a_sweep_equals_single_runs_and_new_points_join_it(tmp_path, train):
     """A second call with one more seed runs the new points, and changes no file of the old ones."""
     folder = tmp_path / "s"
