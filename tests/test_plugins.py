@@ -250,7 +250,8 @@ def test_an_installed_package_needs_no_file(file, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch):
+@pytest.mark.parametrize("choice", ["model.network", "objective.name", "data.source"])
+def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch, choice):
     """A run folder, a checkpoint and an export that name a module with a side effect."""
     mark = tmp_path / "imported"
     evil = tmp_path / "evil.py"
@@ -260,7 +261,8 @@ def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch):
     os.environ.pop(loading.REQUESTED)
     loading.load_file.cache_clear()
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config |= {"plugin": str(evil), "model": {"network": "evil"}}
+    group, _, key = choice.partition(".")
+    config |= {"plugin": str(evil), group: {key: "evil"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     for path in (run / "checkpoints").glob("*.ckpt"):
         content = torch.load(path, weights_only=True)
@@ -269,7 +271,7 @@ def test_no_file_of_a_run_imports_a_module(train, call, tmp_path, monkeypatch):
         out = [f"out={tmp_path / 'given'}"] if command == "export" else []
         code, errors = call(command, f"{word}={run}", *out)
         assert code in (2, 4)
-        assert "model.network=evil is not loaded" in errors
+        assert f"{choice}=evil is not loaded" in errors
     assert not mark.exists()
 
 

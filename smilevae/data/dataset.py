@@ -140,9 +140,11 @@ def load_faces(data: Source, image_size: int, channels: int = 3) -> Faces:
 
 def _decoded(data: Source, size: int, channels: int) -> Faces:
     # What the source has.
-    more = sources.unlabelled(data.unlabelled) if data.unlabelled else []
-    named_ones = named([*data.examples(), *more], data.person_pattern)
-    examples = [example._replace(digest=_digest(example)) for example in named_ones]
+    found = [*data.examples()]
+    if data.unlabelled:
+        found += sources.unlabelled(data.unlabelled)
+    people = named(found, data.person_pattern)
+    examples = [example._replace(digest=_digest(example)) for example in people]
     content = "".join(f"{example.name}\0{example.digest}\n" for example in examples)
     fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 

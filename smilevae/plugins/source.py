@@ -86,8 +86,8 @@ class Source(Plugin):
         classes: Any = getattr(dataset, "classes", None)
         for index in range(len(dataset)):
             image, label = dataset[index]
-            name = classes[int(label)] if classes else label
-            yield Example(image, f"{part}/{index:07d}", str(name), part=part)
+            name = classes[int(label)] if classes else f"{label}"  # a tensor's value
+            yield Example(image, f"{part}/{index:07d}", name, part=part)
 
 
 def named(examples: Iterable[Example], pattern: str) -> list[Example]:
