@@ -5,6 +5,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,17 @@ def test_every_address_in_the_project_is_meant_to_be_there():
 def test_the_doors_are_short():
     for name in ("train.py", "evaluate.py"):
         assert len((ROOT / name).read_text().splitlines()) < 20
+
+
+def test_the_wheel_holds_every_folder_of_the_program():
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    folders = {path.parent for path in FILES} | {p.parent for p in (ROOT / "conf").rglob("*.yaml")}
+    wanted = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    wanted = {f"smilevae.{name}" if name.startswith("conf") else name for name in wanted}
+    assert wanted - listed == set()
+    paths = [
+        Path(*name.removeprefix("smilevae.conf.").split(".")) for name in listed if ".conf." in name
+    ]
+    assert all((ROOT / "conf" / path).is_dir() for path in paths)
