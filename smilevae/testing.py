@@ -74,7 +74,8 @@ def check_objective(objective: Objective, latent_dim: int = 8) -> None:
 
     # One finite number for each example, and finite gradients.
     loss = _loss(objective, batch)
-    _require(loss.shape == (NUM,), f"the loss is {tuple(loss.shape)}, and not ({NUM},): sum over")
+    shapes = f"{tuple(loss.shape)}; it must be ({NUM},), one number an example"
+    _require(loss.shape == (NUM,), f"the loss is {shapes}")
     _require(bool(loss.isfinite().all()), "the loss is not finite")
     loss.mean().backward()
     for name in ("x_hat", "mu", "logvar"):

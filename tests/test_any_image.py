@@ -137,6 +137,11 @@ def test_arrays_tensors_and_pil_images_are_the_same_picture(image):
     assert np.asarray(to_pil(image).convert("RGB")).tolist() == [[[255] * 3] * 5] * 5
 
 
+def test_an_array_of_floats_is_refused_in_a_sentence():
+    with pytest.raises(DataError, match=r"array of float64; give bytes \(uint8\), or a tensor"):
+        to_pil(np.ones((5, 5, 3)))
+
+
 def test_colours_become_grey_and_grey_stays(tmp_path):
     for k in range(8):
         Image.new("RGB", (40, 30), (20 * k, 0, 0)).save(tmp_path / f"a{k}.png")

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from smilevae.errors import DataError
+
 MAX_PIXELS = 50_000_000  # checked before decoding; Pillow only warns, see console.WARNINGS
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -67,6 +69,9 @@ def to_pil(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return source
     pixels = np.asarray(source)
+    if isinstance(source, np.ndarray) and source.dtype != np.uint8:
+        remedy = "give bytes (uint8), or a tensor (C, H, W) in [0, 1]"
+        raise DataError(f"an image is an array of {source.dtype}; {remedy}")
     if pixels.dtype != np.uint8:
         pixels = (255 * np.clip(pixels, 0, 1)).round().astype(np.uint8)
         pixels = np.moveaxis(pixels, 0, -1)

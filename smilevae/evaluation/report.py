@@ -13,7 +13,7 @@ from smilevae.errors import CheckpointError, ConfigError, DataError
 from smilevae.evaluation import compare, figures, page, realism, samplers, scoring, summary
 from smilevae.evaluation.measure import measure
 from smilevae.evaluation.options import EvaluateOptions
-from smilevae.plugins import loading
+from smilevae.plugins import Score, loading
 from smilevae.runs import checkpoint
 
 
@@ -119,6 +119,8 @@ def evaluate_model(
     for name in options.measures:
         try:
             scores = loading.measure(name).scores(vae.eval(), faces)
+            if not all(isinstance(score, Score) for score in scores.values()):
+                raise ConfigError(f"measures={name} gives other values than Score; see extend.md")
             metrics["measures"][name] = {key: score._asdict() for key, score in scores.items()}
         except DataError as error:
             left_out.append(f"No {name}: {error}.")

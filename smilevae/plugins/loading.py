@@ -90,7 +90,7 @@ def load_file(path: str) -> None:
     file = Path(path).expanduser().absolute()
     spec = importlib.util.spec_from_file_location(f"plugin_{file.stem}", file)
     if not file.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"plugin={path} is not a Python file; name the .py file of your plug-in")
+        raise ConfigError(f"plugin={path} is not a Python file; name one .py file for all plug-ins")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
