@@ -70,7 +70,7 @@ def collect(folders: list[Path]) -> Sweep:
     frame = frame[~frame["path"].map(Path.resolve).duplicated()]
     frame = frame.sort_values("run", kind="stable", ignore_index=True)
     trained = frame[frame["status"].isin(["completed", "paused"])]
-    signs = {name: SIGNS[score["better"]] for name, score in measures.items() if score["better"]}
+    signs = {n: SIGNS[s["better"]] for n, s in measures.items() if s.get("better") in SIGNS}
     return Sweep(frame, swept(trained, knobs), BETTER | signs, [*measures])
 
 
@@ -84,6 +84,7 @@ def measured(path: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
         f"{printable(measure)}/{printable(name)}": score
         for measure, scores in measures.items()
         for name, score in scores.items()
+        if isinstance(score.get("value"), int | float)
     }
 
 

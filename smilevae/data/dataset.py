@@ -139,7 +139,7 @@ def load_faces(data: Source, image_size: int, channels: int = 3) -> Faces:
 
 
 def _decoded(data: Source, size: int, channels: int) -> Faces:
-    # What the source has.
+    # List the images of the source.
     found = [*data.examples()]
     if data.unlabelled:
         found += sources.unlabelled(data.unlabelled)
@@ -164,7 +164,7 @@ def _decoded(data: Source, size: int, channels: int) -> Faces:
         native_size = sizes.most_common(1)[0][0] if sizes else size
         return {"skipped": skipped, "noted": noted, "native_size": native_size}
 
-    # Decode, or take the pixels from the cache. What is in memory is decoded again.
+    # Decode the images, or read the cache. It holds no image that the source has in memory.
     shape = (len(examples), size, size, channels)
     kind = "" if channels == 3 else "-grey"
     cache = data.cache and all(isinstance(e.image, Path) or callable(e.image) for e in examples)

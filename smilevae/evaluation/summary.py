@@ -172,7 +172,7 @@ def tables(metrics: Metrics) -> list[Table]:
 
 
 def measure_table(name: str, scores: dict[str, Metrics]) -> Table:
-    """What a measure says, beside its references."""
+    """The scores of a measure, and what to compare them with."""
     others = list(
         dict.fromkeys(other for score in scores.values() for other in score["references"])
     )

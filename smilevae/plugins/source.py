@@ -1,7 +1,7 @@
 """The kind of plug-in that gives images."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from os.path import abspath, expanduser
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -94,7 +94,7 @@ def named(examples: Iterable[Example], pattern: str) -> list[Example]:
     """Examples with the person of each."""
     result = []
     for example in examples:
-        match: Mapping[int, str] | Any = re.match(pattern, example.name.rpartition("/")[2])
+        match = re.match(pattern, example.name.rpartition("/")[2])
         person = example.person or (match[1] if match else example.name)
         result.append(example._replace(person=person))
     return result
