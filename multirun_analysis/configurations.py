@@ -22,8 +22,7 @@ def check_rank_by(sweep: Sweep, metric: str) -> None:
     if metric not in sweep.better:
         raise ConfigError(f"rank_by={metric} is unknown; choose one of {', '.join(sweep.better)}")
     if missing := int(sweep.completed[metric].isna().sum()) if metric in sweep.completed else 0:
-        name = metric.partition("/")[0]
-        remedy = f"evaluate each with evaluate.py ckpt=RUN measures={name}"
+        remedy = f"evaluate each with evaluate.py ckpt=RUN measures={metric.partition('/')[0]}"
         raise ConfigError(f"rank_by={metric}: {missing} completed runs lack it; {remedy}")
     if metric == "val/loss" and differing(sweep.completed, ("used_beta", *SIZE, *PEOPLE)):
         mixed = "runs of different beta, data or size"
@@ -60,6 +59,7 @@ def rank(sweep: Sweep, metric: str) -> pd.DataFrame:
         path=("path", "first"),
         checkpoint=("checkpoint", "first"),
     )
+    ranked[sweep.measures] = frame.groupby("configuration")[sweep.measures].mean()
     ranked["mean"] = table.mean()
     ranked["half_width"] = half_width(table.sem(), table.count() - 1)
     ranked["behind_mean_face"] = ranked["psnr"] <= ranked["mean_face_psnr"]

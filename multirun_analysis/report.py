@@ -97,6 +97,7 @@ def _ranking(
         "warnings": [*text.warnings(sweep, rank_by, ranked)],
         "explanation": text.explanation(rank_by, len(ranked), sweep.better[rank_by]),
         "verdict": configurations.verdict(ranked),
+        "measures": sweep.measures,
         "configurations": _records(ranked.drop(columns="path").assign(evaluate=commands)),
         "effects": _records(effects(compared, metrics)),
         "equal_psnr": _records(equal_psnr.equal_psnr(sweep)),

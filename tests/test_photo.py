@@ -1,4 +1,5 @@
 import shutil
+from collections import defaultdict
 from unittest.mock import Mock
 
 import numpy as np
@@ -181,11 +182,22 @@ def test_opencv_5_reads_the_networks_with_the_engine_that_gives_every_layer(port
     def read_with(path, engine=0):
         return read(path, *real) if engine == classic else new_engine
 
-    monkeypatch.setattr(mesh, "_network", mesh._network.__wrapped__)  # without its cache
+    monkeypatch.setattr(mesh, "_idle", defaultdict(list))  # no network was read
     monkeypatch.setattr(dnn, "ENGINE_CLASSIC", classic, raising=False)
     monkeypatch.setattr(dnn, "readNetFromTFLite", read_with)
     head, face = portrait
     assert np.array_equal(detector.find_faces(head), [face])
+
+
+def test_faces_seen_in_several_threads_are_those_seen_in_one(monkeypatch):
+    x = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = mesh.see(x)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    together = mesh.see(x)
+    assert torch.equal(alone.features, together.features)
+    assert np.array_equal(alone.points, together.points)
+    assert np.array_equal(alone.scores, together.scores)
 
 
 def test_an_opencv_that_does_not_run_the_networks_is_one_sentence_and_the_evaluation_does_without(
@@ -193,7 +205,7 @@ def test_an_opencv_that_does_not_run_the_networks_is_one_sentence_and_the_evalua
 ):
     error = cv2.error("OpenCV(6.0.0) error: (-2:Unspecified error)\n> where\n>     1")
     head, _ = portrait
-    monkeypatch.setattr(mesh, "_network", mesh._network.__wrapped__)  # without its cache
+    monkeypatch.setattr(mesh, "_idle", defaultdict(list))  # no network was read
     monkeypatch.setattr(cv2.dnn, "readNetFromTFLite", Mock(side_effect=error))
     problem = r"^face_\w+.tflite: OpenCV\(6.0.0\) error: .+; run pip install .+$"
     with pytest.raises(DataError, match=problem):

@@ -93,8 +93,9 @@ def test_a_measure_is_on_the_page_and_a_column_of_the_analysis(call, tmp_path):
     assert call("analyse", tmp_path / "s", "rank_by=brightness/mean")[0] == 0
     top = json.loads((tmp_path / "s/analysis/top.json").read_text())
     assert "by brightness/mean" in top["explanation"][0]
-    header = (tmp_path / "s/analysis/runs.csv").read_text().partition("\n")[0]
-    assert "brightness/mean" in header.split(",")
+    for name in ("runs", "configurations"):
+        header = (tmp_path / f"s/analysis/{name}.csv").read_text().partition("\n")[0]
+        assert "brightness/mean" in header.split(",")
 
     code, problem = call("train", f"hydra.run.dir={tmp_path / 'no'}", *words, "measures=[bright]")
     assert code == 2

@@ -50,8 +50,7 @@ def features(x: Tensor) -> Tensor:
 
 def _shrunk(x: Tensor) -> Tensor:
     """Images of SIDE pixels with values in [0, 1]: (B, C, SIDE, SIDE)."""
-    x = x.cpu()
-    x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+    x = F.interpolate(x.cpu(), (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
     return x.clamp(0, 1)
 
 

@@ -23,16 +23,14 @@ ZOOMS = (0.5, 1, 2, 4)  # it finds faces of an eighth to a half of its input
 ANGLES = np.radians([0, 45, -45])
 LIKELY = -0.5  # logit of a proposal
 TRUST = 11.0  # score of the mesh; of 84 faces 82 had over 12, wrong places at most 10.2
-# of the crops whose landmarks are averaged
-TURNS = np.multiply.outer([0.92, 1.08], np.exp([0.1j, -0.1j])).ravel()
+TURNS = np.multiply.outer([0.92, 1.08], np.exp([0.1j, -0.1j])).ravel()  # of averaged crops
 MARGIN = 36  # pixels of the mesh's input about a face
 
 
 def find_faces(photo: np.ndarray) -> list[np.ndarray]:
     """Landmarks (L, 2) of the faces in a photo (H, W, 3), largest first; tilted ones if none is upright."""
     share = min(1, alignment.LONGEST / max(photo.shape))
-    height, width = photo.shape[:2]
-    size = max(1, round(share * width)), max(1, round(share * height))
+    size = [max(1, round(share * side)) for side in photo.shape[1::-1]]
     small = mesh.opencv().resize(photo, size, interpolation=mesh.opencv().INTER_AREA)
     faces: list[np.ndarray] = []
     for angle in ANGLES:

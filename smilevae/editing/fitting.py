@@ -102,9 +102,8 @@ def fit_edits(vae: VAE, faces: Faces, wanted: str | None = None) -> Fitted | Non
     first, *others = attributes
     first = replace(first, matrix=directions.transport(mu, first.labels))
     attributes = [calibration.calibrated(first, mu, scoring, MAX_CALIBRATED, scores)]
-    for other in others:
-        num = MAX_CALIBRATED // 2
-        attributes.append(calibration.calibrated(other, mu, scoring, num, scores))
+    half = MAX_CALIBRATED // 2
+    attributes += [calibration.calibrated(one, mu, scoring, half, scores) for one in others]
     x, known, people = training_data(faces, rows, attributes, scoring)
     scorer = AttributeClassifier(x, known, people)
     return Fitted(Edits(attributes, points), left_out, scorer, frozenset(people))
@@ -143,10 +142,8 @@ def shortage(faces: Faces, name: str, main: str | None = None) -> str | None:
     has = [int((labels[side] == 1).sum()) for side in (half, ~half)]
     lacks = [int((labels[side] == 0).sum()) for side in (half, ~half)]
     if min(has + lacks) < MIN_LABELLED:
-        return (
-            f"{sum(has)} training faces have it and {sum(lacks)} do not; {2 * MIN_LABELLED} of each"
-            f" are needed, {MIN_LABELLED} in each half of the people"
-        )
+        needed = f"{2 * MIN_LABELLED} of each are needed, {MIN_LABELLED} in each half of the people"
+        return f"{sum(has)} training faces have it and {sum(lacks)} do not; {needed}"
     if not (faces.labels(name)[faces.rows("val")] == 0).any():
         return "no held-out face is known to lack it"
     return None

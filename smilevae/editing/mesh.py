@@ -3,9 +3,10 @@
 Shapes: B batch, S image side, L = 468 landmarks.
 """
 
-import functools
-import threading
+import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ NUM_FEATURES = 256
 NUM_POINTS = 468
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 INSTALL = "pip install -e '.[photo]'"
-_one_at_a_time = threading.Lock()
+_idle: defaultdict[Path, list[Any]] = defaultdict(list)  # networks that no thread is using
 
 
 def opencv() -> Any:
@@ -36,9 +37,13 @@ def opencv() -> Any:
     return cv2
 
 
-@functools.cache
-def _network(model: Path) -> Any:
+def _free_network(model: Path) -> Any:
+    """One that no other thread is using: read once, given back by `forward`."""
+    with contextlib.suppress(IndexError):
+        return _idle[model].pop()
     dnn = opencv().dnn
+    # A face a core takes less than half the time of one face on both
+    opencv().setNumThreads(1)
     # The new engine of OpenCV 5 gives no inner layers and only the last output
     engine = [dnn.ENGINE_CLASSIC] if hasattr(dnn, "ENGINE_CLASSIC") else []
     return dnn.readNetFromTFLite(str(model), *engine)
@@ -46,14 +51,15 @@ def _network(model: Path) -> Any:
 
 def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
     """Outputs of a network's layers for one input, in any thread. Raises DataError if OpenCV cannot."""
-    with _one_at_a_time:
-        try:
-            network = _network(model)
-            network.setInput(blob)  # it keeps no reference
-            return network.forward(list(names))
-        except opencv().error as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{model.name}: {reason}; run {INSTALL}") from None
+    try:
+        network = _free_network(model)
+        network.setInput(blob)  # it keeps no reference
+        outputs = network.forward(list(names))
+    except opencv().error as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{model.name}: {reason}; run {INSTALL}") from None
+    _idle[model].append(network)
+    return outputs
 
 
 class Seen(NamedTuple):
@@ -71,7 +77,8 @@ def see(x: Tensor, margin: int = MARGIN) -> Seen:
     x = F.interpolate(colours, inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
     blobs = x[:, None].contiguous().numpy()
-    rows = [forward(MODEL, blob, OUTPUTS) for blob in blobs]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        rows = list(pool.map(lambda blob: forward(MODEL, blob, OUTPUTS), blobs))
     *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
     features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
     points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
