@@ -65,7 +65,7 @@ PRINTED = """\
 300 held-out faces, epoch 50. These faces were not used to choose the epoch.
 Reconstructions (higher is better)        PSNR      SSIM
 this model                             27.0 dB     0.851
-PCA, 120 dimensions (pays no KL)       30.5 dB     0.909
+PCA, 120 dimensions (no KL penalty)    30.5 dB     0.909
 mean face                              16.1 dB     0.646
 Loss 181.0 (lower is better) = squared error 126.5 + beta (1) x KL (54.5); 120/120 dimensions used
 Distance to real faces (0: as real): reconstructions 50 ± 10, new faces 153 ± 20, mean face 1,900.
@@ -95,7 +95,7 @@ COPIES = DEMO["realism"] | {"sampled": DEMO["realism"]["sampled"] | {"copies": 0
     [
         (
             {"part": "val"},
-            ", chosen on the same faces (data.test_fraction=0.2 keeps others apart).",
+            ". They also chose the epoch; set data.test_fraction=0.2 to avoid that.",
         ),
         ({"active_units": None}, "= squared error 126.5 + beta (1) x KL (54.5)\n"),
         (smile(changes=[{}, {"skin": -0.72}, {}]), "Also changed: skin -0.7."),
@@ -138,7 +138,7 @@ def test_the_page_opens_from_disk_and_holds_every_table():
     text = page.page(metrics, figures, {"smile": image, "<b>$x$ $": image}, epochs)
     words = ["Reconstructions", "New faces", "from -1 to 1.5", "<svg", "prefers-color-scheme: dark"]
     words += ["data:image/jpeg", "accuracy 53% on unseen people", "nELBO", "PSNR at 64 px"]
-    words += ["beard +0.61", "random codes, decoded"]
+    words += ["beard +0.61", "Decoded random codes"]
     for word in words:
         assert word in text
     assert "<b>$x" not in text
@@ -146,7 +146,7 @@ def test_the_page_opens_from_disk_and_holds_every_table():
     assert "://" not in outside  # nothing is loaded from elsewhere
 
 
-def test_every_table_has_as_many_cells_as_columns_and_a_note():
+def test_every_table_has_as_many_cells_as_columns_and_the_page_explains_it():
     for table in summary.tables(json.loads(json.dumps(DEMO))):
         assert all(len(row) == len(table.columns) for row in table.rows)
-        assert table.note.endswith(".")
+        assert f'title == "{table.title}"' in page.TEMPLATE.read_text()

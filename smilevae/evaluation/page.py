@@ -55,7 +55,7 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     psnr = [line["val/psnr"] for line in lines]
     training.plot([line["epoch"] for line in lines], psnr, color="#2a78a8")
     training.axhline(metrics["pca"]["psnr"], color="black", linewidth=0.8, linestyle=":")
-    training.set(title="PSNR of validation faces, dB (dotted: PCA)", xlabel="epoch")
+    training.set(title="PSNR (dB)", xlabel="epoch")
 
     # Readers and distances of edits.
     if "edits" in metrics:
@@ -69,15 +69,13 @@ def curves(metrics: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
                     success.axhline(real, color=color, linestyle=":")
         success.legend(fontsize=8)
         label = name.replace("$", r"\$")
-        title = f"share seen with {label} (dotted: real faces)"
-        success.set(title=title, xlabel="intensity", ylim=(0, 1.05))
+        success.set(title=f"share with {label}", xlabel="intensity", ylim=(0, 1.05))
         if "distance" in scores:
             values, errors = 1000 * np.array(scores["distance"]).T
             floor = 1000 * scores["reference"]["reconstructed"]["distance"][0]
             distance.errorbar(x, values, errors, capsize=2, color="#2a78a8")
             distance.axhline(REAL * floor, color="black", linewidth=0.8, linestyle="--")
-        title = "distance to real faces (dashed: limit of the range)"
-        distance.set(title=title, xlabel="intensity")
+        distance.set(title="distance to real faces", xlabel="intensity")
     else:
         success.set_axis_off()
         distance.set_axis_off()

@@ -1,4 +1,4 @@
-"""What an evaluation says: a few lines for a terminal, and tables with a sentence under each."""
+"""What an evaluation says: a few lines for a terminal, and tables."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,9 @@ Metrics = dict[str, Any]
 
 
 class Table(NamedTuple):
-    """A table of texts with a title, and a note that explains its columns."""
+    """A table of texts. page.html explains its columns under its title."""
 
     title: str
-    note: str
     columns: list[str]
     rows: list[list[str]]
 
@@ -30,7 +29,7 @@ class Table(NamedTuple):
         """The table for a terminal."""
         table = [self.columns, *self.rows]
         widths = [max(len(row[index]) for row in table) for index in range(len(self.columns))]
-        lines = [f"{self.title}. {self.note}"]
+        lines = [self.title]
         for first, *cells in table:
             padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])]
             lines.append("  ".join([f"{first:{widths[0]}}", *padded]).rstrip())
@@ -58,7 +57,7 @@ def headline(metrics: Metrics) -> str:
     text = f"{metrics['num_images']} held-out faces, epoch {metrics['epoch']}"
     if metrics["part"] == "test":
         return f"{text}. These faces were not used to choose the epoch."
-    return f"{text}, chosen on the same faces (data.test_fraction=0.2 keeps others apart)."
+    return f"{text}. They also chose the epoch; set data.test_fraction=0.2 to avoid that."
 
 
 def quality(metrics: Metrics) -> list[str]:
@@ -72,7 +71,7 @@ def quality(metrics: Metrics) -> list[str]:
 
 def references(metrics: Metrics) -> dict[str, str]:
     """Titles of the rows of numbers."""
-    pca = f"PCA, {metrics['pca_dim']} dimensions (pays no KL)"
+    pca = f"PCA, {metrics['pca_dim']} dimensions (no KL penalty)"
     return {"model": "this model", "pca": pca, "mean_face": "mean face"}
 
 
@@ -166,16 +165,13 @@ def tables(metrics: Metrics) -> list[Table]:
     result += [measure_table(name, scores) for name, scores in metrics["measures"].items()]
     if metrics["not_editable"]:
         rows = [[name, why] for name, why in metrics["not_editable"].items()]
-        note = "A classifier must recognise an attribute on unseen people, in images and reconstructions."
-        result.append(Table("Not editable", note, ["attribute", "why"], rows))
+        result.append(Table("Not editable", ["attribute", "why"], rows))
     return result
 
 
 def measure_table(name: str, scores: dict[str, Metrics]) -> Table:
     """The scores of a measure, and what to compare them with."""
-    others = list(
-        dict.fromkeys(other for score in scores.values() for other in score["references"])
-    )
+    others = [*dict.fromkeys(name for own in scores.values() for name in own["references"])]
     rows = []
     for key, score in scores.items():
         values = [score["value"], *map(score["references"].get, others)]
@@ -183,64 +179,40 @@ def measure_table(name: str, scores: dict[str, Metrics]) -> Table:
         better = f"{score['better']} is better" if score["better"] else ""
         rows.append([key, *cells, score["unit"], better, score["meaning"]])
     columns = ["", "this model", *others, "unit", "", "meaning"]
-    return Table(_title(name), "A measure that was asked for", columns, rows)
+    return Table(_title(name), columns, rows)
 
 
 def quality_table(metrics: Metrics) -> Table:
     """How like their images reconstructions are."""
-    size = metrics["image_size"]
     native = metrics["native_size"]
     columns = ["", "PSNR (dB)", "SSIM", "mean squared error"]
     keys = [("psnr", 2), ("ssim", 4), ("mse", 5)]
-    note = (
-        f"How like held-out faces of {size} px their reconstructions are, from the mean code mu."
-        " PSNR and SSIM: higher is better; the error: lower."
-    )
-    if native < size:
+    if native < metrics["image_size"]:
         columns += [f"PSNR at {native} px", f"SSIM at {native} px"]
         keys += [("native_psnr", 2), ("native_ssim", 4)]
-        note += f" The image files have {native} px, so both are given for that size, too."
-    note += (
-        " PCA is fitted to the training faces with as many dimensions. It pays no KL, so it can be"
-        " ahead; a model should be well ahead of the mean face."
-    )
     rows = []
     for name, title in references(metrics).items():
         cells = [f"{metrics[name][key]:.{digits}f}" for key, digits in keys]
         rows.append([title, *cells])
-    return Table("Reconstructions in numbers", note, columns, rows)
+    return Table("Reconstructions in numbers", columns, rows)
 
 
 def loss_table(metrics: Metrics) -> Table:
     """The loss and its parts."""
-    note = (
-        "Means over held-out faces, with codes drawn about mu; lower is better. KL: what a code"
-        " costs beside the prior. The loss depends on beta, so compare models of different beta, on"
-        " the same faces at one size, by nELBO: the negative evidence lower bound with the"
-        " decoder's variance at its best. It can be far below 0."
-    )
-    study = "4 x squared error + beta x KL: the source study's loss, values in [-1, 1]"
+    study = "loss of the study = 4 x squared error + beta x KL"
     rows = [
-        ["squared error of a face (sum over values in [0, 1])", f"{metrics['recon']:.2f}"],
+        ["squared error, summed over the values of a face", f"{metrics['recon']:.2f}"],
         ["KL (nats)", f"{metrics['kl']:.2f}"],
         ["beta", f"{metrics['beta']:.4g}"],
         ["loss = squared error + beta x KL", f"{metrics['loss']:.2f}"],
         [study, f"{metrics['loss_study_units']:.1f}"],
         ["nELBO (nats)", f"{metrics['nelbo']:.0f}"],
     ]
-    return Table("Loss", note, ["", "mean"], rows)
+    return Table("Loss", ["", "value"], rows)
 
 
 def realism_table(metrics: Metrics) -> Table:
     """Reconstructions and new faces beside real ones."""
-    note = (
-        "Distance: kernel distance x 1000 between a set of faces and faces of held-out people, with"
-        " its 95% interval. 0: as real ones; below 0 is chance. Precision, density: high if faces"
-        " look real. Recall, coverage: high if all kinds of faces are there. Copies: chance that a"
-        " face is nearer to a training face than a held-out one is; 0.5 as unseen faces, 1 copies,"
-        " below 0.5 unlike training faces. Own face: share of reconstructions that are nearest to"
-        " their own face. Training faces show what real faces of other people reach."
-    )
     keys = ("precision", "recall", "density", "coverage", "copies", "own_face")
     columns = ["", "distance", "±", *(key.replace("_", " ") for key in keys)]
     rows = []
@@ -249,51 +221,40 @@ def realism_table(metrics: Metrics) -> Table:
         cells = [f"{1000 * row[key]:.1f}" for key in ("distance", "error")]
         cells += [f"{row[key]:.2f}" if key in row else "" for key in keys]
         rows.append([title, *cells])
-    return Table("New faces beside real ones", note, columns, rows)
+    return Table("New faces compared with real ones", columns, rows)
 
 
 def edit_table(metrics: Metrics) -> Table:
     """The scores of every attribute at intensity 1."""
-    note = (
-        "Held-out faces that lack an attribute, edited to intensity 1. Classifier, landmarks: share"
-        " of faces that each calls faces that have it, before the edit, after it, and among real"
-        " faces that have it; after should be high. Both learnt from other people than calibrated"
-        " the edit; landmarks see shapes only. Person: 0 is no change, 1 another photo of the same"
-        " person. Distance x 1000 to real faces that have it, beside that of their reconstructions;"
-        " low is good. Range: where the score follows the intensity, few values are clipped, and the"
-        " distance is below 3 times that of reconstructions. Also changed: other attributes whose"
-        " reading changes by more than the classifier's own error; 1 is the step from without to"
-        " with."
-    )
-    columns = ["attribute", "faces", "classifier: before", "after", "real"]
-    columns += ["landmarks: before", "after", "real", "person", "distance", "reconstructed"]
+    columns = ["attribute", "faces", "classifier", "landmarks", "person", "distance"]
     columns += ["range", "also changed"]
     rows = []
     for name, scores in metrics["edits"].items():
         rows.append(_edit_row(name, scores))
         if "mean_difference" in scores:
-            rows.append(_edit_row(f"{name}, plain mean difference", scores["mean_difference"]))
-    return Table("Edits", note, columns, rows)
+            rows.append(_edit_row("plain mean difference", scores["mean_difference"]))
+    return Table("Edits in numbers", columns, rows)
 
 
 def _edit_row(name: str, scores: Metrics) -> list[str]:
     one = scores["intensities"].index(1.0)
     real = scores["reference"].get("real", {})
-    rebuilt = scores["reference"].get("reconstructed", {})
-    shares = []
+    readings = []
     for key in READERS:
-        before, after = (scores[key][at] if key in scores else None for at in (0, one))
-        shares += [before, after, real.get(key)]
-    distances = []
+        shares = [scores[key][0], scores[key][one]] if key in scores else []
+        before_after = " to ".join(f"{share:.0%}" for share in shares)
+        readings.append(f"{before_after} ({real[key]:.0%})" if key in real else before_after)
+    distance = ""
     if "distance" in scores:
-        distances = [scores["distance"][one][0], rebuilt["distance"][0]]
+        rebuilt = scores["reference"]["reconstructed"]["distance"]
+        distance = f"{1000 * scores['distance'][one][0]:.0f} ({1000 * rebuilt[0]:.0f})"
     changes = scores["changes"][one]
     return [
         name,
         str(scores["num_faces"]),
-        *("" if share is None else f"{share:.0%}" for share in shares),
+        *readings,
         f"{scores['identity'][one]:.2f}",
-        *([f"{1000 * distance:.1f}" for distance in distances] or ["", ""]),
+        distance,
         "{:g} to {:g}".format(*scores["range"]) if "range" in scores else "",
-        ", ".join(f"{other} {change:+.2f}" for other, change in changes.items()),
+        ", ".join(f"{other} {change:+.2f}" for other, change in changes.items()) or "none",
     ]
