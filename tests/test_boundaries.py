@@ -119,7 +119,7 @@ def test_no_file_imports_itself_through_others():
 # Lines of code a room has at most. A new capability pays for its lines.
 BUDGETS = {
     **{"errors": 120, "plugins": 479, "config": 265, "console": 154, "cli": 194, "__init__": 30},
-    **{"models": 854, "data": 1286, "runs": 1042, "editing": 1168, "evaluation": 1815},
+    **{"models": 854, "data": 1286, "runs": 1042, "editing": 1168, "evaluation": 1816},
     **{"training": 1452, "apps": 630, "sweeps": 1108, "testing": 177},
     **{"hydra_plugins": 342, "multirun_analysis": 1246},
 }

@@ -99,6 +99,7 @@ COPIES = DEMO["realism"] | {"sampled": DEMO["realism"]["sampled"] | {"copies": 0
         ),
         ({"active_units": None}, "= squared error 126.5 + beta (1) x KL (54.5)\n"),
         (smile(changes=[{}, {"skin": -0.72}, {}]), "Also changed: skin -0.7."),
+        (smile(), "near real ones. No other attribute was tested."),
         (smile(success=[0.02, 0.1, 0.1]), "before, 10% after; of real faces that have it, 83%."),
         (smile(reference={}), "before, 100% after.\n"),
         ({"edits": {"smile": NO_SPACE}}, "From -1 to 1.5 the smile follows. No other"),

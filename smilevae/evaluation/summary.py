@@ -125,7 +125,8 @@ def edit_lines(metrics: Metrics) -> list[str]:
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
-    beside = f"Also changed: {side}" if side else "No other attribute changes clearly"
+    quiet = "No other attribute changes clearly" if others else "No other attribute was tested"
+    beside = f"Also changed: {side}" if side else quiet
     near = " and faces stay near real ones" if "distance" in scores else ""
     what = name.replace("_", " ")
     range_ = f"From {low:g} to {high:g} the {what} follows{near}"
@@ -199,7 +200,7 @@ def quality_table(metrics: Metrics) -> Table:
 
 def loss_table(metrics: Metrics) -> Table:
     """The loss and its parts."""
-    study = "loss of the study = 4 x squared error + beta x KL"
+    study = "the same in the units of the study = 4 x squared error + beta x KL"
     rows = [
         ["squared error, summed over the values of a face", f"{metrics['recon']:.2f}"],
         ["KL (nats)", f"{metrics['kl']:.2f}"],
@@ -228,15 +229,16 @@ def edit_table(metrics: Metrics) -> Table:
     """The scores of every attribute at intensity 1."""
     columns = ["attribute", "faces", "classifier", "landmarks", "person", "distance"]
     columns += ["range", "also changed"]
+    quiet = "none" if len(metrics["edits"]) > 1 else "not tested"
     rows = []
     for name, scores in metrics["edits"].items():
-        rows.append(_edit_row(name, scores))
+        rows.append(_edit_row(name, scores, quiet))
         if "mean_difference" in scores:
-            rows.append(_edit_row("plain mean difference", scores["mean_difference"]))
+            rows.append(_edit_row("plain mean difference", scores["mean_difference"], quiet))
     return Table("Edits in numbers", columns, rows)
 
 
-def _edit_row(name: str, scores: Metrics) -> list[str]:
+def _edit_row(name: str, scores: Metrics, quiet: str) -> list[str]:
     one = scores["intensities"].index(1.0)
     real = scores["reference"].get("real", {})
     readings = []
@@ -256,5 +258,5 @@ def _edit_row(name: str, scores: Metrics) -> list[str]:
         f"{scores['identity'][one]:.2f}",
         distance,
         "{:g} to {:g}".format(*scores["range"]) if "range" in scores else "",
-        ", ".join(f"{other} {change:+.2f}" for other, change in changes.items()) or "none",
+        ", ".join(f"{other} {change:+.2f}" for other, change in changes.items()) or quiet,
     ]
