@@ -26,6 +26,7 @@ from smilevae.config import NOT_RESULT, Settings, flatten
 from smilevae.errors import ConfigError, Interrupted, UserError
 from smilevae.sweeps import jobs, open_queue
 from smilevae.sweeps.halving import Halving, plan_rungs
+from smilevae.sweeps.mps import shared_gpus
 from smilevae.sweeps.options import SweepOptions, parse
 from smilevae.sweeps.plan import ONE_VALUE, changes, job_name, lock_of
 from smilevae.sweeps.queue import Queue
@@ -105,7 +106,8 @@ class ResumableSweeper(BasicSweeper):
         watch = Watch(folder, options.seconds)
         with watch.running():
             try:
-                self._launch(queue)
+                with shared_gpus(1 if self.capacity.tasks else self.capacity.jobs):
+                    self._launch(queue)
             except (Interrupted, KeyboardInterrupt):
                 if not watch.over:
                     queue.say(f"interrupted | {watch.summary()}")

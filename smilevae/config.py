@@ -132,6 +132,7 @@ class Settings(Section):
     sharpen: Sharpen = Sharpen()
     threads: int | None = knob(None, "CPU threads; changes the last bits", 1, 1024, "last_bits")
     compile: bool = knob(False, "torch.compile of the training step; changes the last bits")
+    graph: bool | Literal["auto"] = knob("auto", "a step as one CUDA graph", role="last_bits")
     keep_memory: bool = knob(True, "keep freed memory: faster; glibc only", role="machine")
     checkpoint_every: Number = knob(60, "seconds between checkpoints", 0, MANY, "machine")
     num_workers: int = knob(0, "processes that gather batches; rarely pay", 0, 256, "machine")

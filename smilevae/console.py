@@ -24,6 +24,7 @@ TIPS = ("Tip:", "GPU avail", "TPU avail", "HPU avail", "💡", "`Trainer", "Rest
 WARNINGS = (
     *("isinstance.treespec", "does not have many workers", "ended before the epoch ended"),
     "smaller than the logging interval",  # an epoch is logged, whatever its steps
+    "training_step. returned .None",  # a step that is a graph
     "decompression bomb",  # data/images.py has a limit of its own
 )
 

@@ -107,6 +107,8 @@ def values_of(name: str):
         return st.lists(st.sampled_from(["disentanglement", "mine"]))
     if name == "model.widths":
         return st.lists(st.integers(1, 4096), min_size=1, max_size=4)
+    if name == "graph":
+        return st.sampled_from(["auto", True, False])
     if words == "true or false":
         return st.booleans()
     if words.startswith("one of "):

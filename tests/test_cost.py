@@ -36,6 +36,8 @@ def test_gpus_count_from_the_moment_they_are_held(tmp_path):
     meter.use_gpus(2)  # a second phase
     time.sleep(0.1)
     assert meter.read()["gpu_seconds"] == pytest.approx(2 * (time.perf_counter() - begin), abs=0.05)
+    meter.share = 4  # jobs at a time
+    assert meter.read()["gpu_seconds"] == pytest.approx((time.perf_counter() - begin) / 2, abs=0.05)
 
 
 def test_a_checkout_that_is_not_installed_has_versions(monkeypatch):

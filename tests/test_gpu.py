@@ -1,20 +1,25 @@
-"""What a GPU does. The first test needs none; the others: python -m pytest -m gpu."""
+"""What a GPU does. Most tests use a stand-in; those of the marker need one: python -m pytest -m gpu."""
 
 import os
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import TINY, script
-from test_training import assert_same, weights
+from test_training import assert_same, assert_same_run, interrupted, resume, signal_at, weights
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from smilevae import runs
 from smilevae.config import Settings
 from smilevae.data.batches import EpochBatches, FaceBatches, in_order, to_unit
 from smilevae.models.vae import build_vae
+from smilevae.plugins import targets
+from smilevae.sweeps import mps
+from smilevae.training import graphs
+from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 
 
@@ -53,6 +58,132 @@ def test_a_step_needs_no_value_back_from_a_gpu():
 
 
 BF16 = "trainer.precision=bf16-mixed"
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Graphs on a CPU: a capture is the step itself."""
+    monkeypatch.setattr(graphs, "warm_up", lambda step: [step() for _ in range(graphs.WARM_UP)])
+    monkeypatch.setattr(graphs, "capture", lambda step: step)
+    monkeypatch.setattr(graphs, "DEVICE", "cpu")
+    monkeypatch.setattr(FaceDataModule, "fits", lambda self, device: True)
+
+
+STEPS = [
+    ("model=patch", "beta=auto", "ema=0.9", "jitter.shift=2", "plateau.patience=0"),
+    ("model=conv", "model.widths=[4,8]", "schedule=cosine", "optimizer=adamw", BF16),
+    ("objective=cyclic", "augment=false", "trainer.gradient_clip_val=null"),
+]
+
+
+@pytest.mark.parametrize("more", STEPS)
+def test_a_step_as_one_graph_has_the_bits_of_the_plain_step(
+    train, call, stand_in, monkeypatch, tmp_path, more
+):
+    plain = train(*more, "epochs=3", "graph=false", to="plain")
+    whole = train(*more, "epochs=3", "graph=true", to="whole")
+    with monkeypatch.context() as patch:
+        signal_at(patch, lambda trainer, _: trainer.global_step == 7)  # within the second epoch
+        interrupted(call, tmp_path / "cut", *more, "epochs=3", "graph=true")
+    resume(call, tmp_path / "cut")
+    assert_same_run(plain, whole)
+    assert_same_run(plain, tmp_path / "cut")
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(train, call, stand_in, monkeypatch, tmp_path):
+    plain = train("graph=false", to="plain")
+    refusal = RuntimeError("operation not permitted when stream is capturing\nmore")
+    monkeypatch.setattr(graphs, "capture", Mock(side_effect=refusal))
+    assert_same_run(plain, train(to="own"))
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'no'}", *TINY, "graph=true")
+    assert code == 2
+    assert "graph=true: the step cannot be captured (operation not permitted" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["+trainer.accumulate_grad_batches=2"], "gradients of several batches are added"),
+        (["optimizer=sgd"], "SGD is not fused"),
+        (["+callbacks.own._target_=test_gpu.Looks"], "callbacks look into the step: Looks"),
+    ],
+)
+def test_what_a_graph_cannot_do_is_a_sentence(call, stand_in, monkeypatch, tmp_path, words, why):
+    monkeypatch.setattr(targets, "KNOWN", (*targets.KNOWN, "test_gpu"))
+    run = tmp_path / "run"
+    code, errors = call("train", f"hydra.run.dir={run}", *TINY, "graph=true", *words)
+    assert code == 2, errors
+    assert f"graph=true: {why}; pass graph=auto" in errors
+
+
+class Looks(pl.Callback):
+    def on_after_backward(self, trainer, pl_module):
+        pass
+
+
+def test_a_cpu_has_no_graph(call, tmp_path):
+    code, errors = call("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "graph=true")
+    assert code == 2
+    assert "graph=true: the faces are not in the memory of a GPU; pass graph=auto" in errors
+
+
+CONTROL = """#!/usr/bin/env bash
+echo "$CUDA_MPS_PIPE_DIRECTORY $* $(cat)" >> {log}
+exit {code}
+"""
+
+
+@pytest.fixture
+def one_gpu(monkeypatch, tmp_path):
+    """A machine with one GPU, and a stand-in for the daemon: its log, and a way to make it fail."""
+    (tmp_path / "gpus/0000:01:00.0").mkdir(parents=True)
+    monkeypatch.setattr(mps, "GPUS", tmp_path / "gpus")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    file = tmp_path / mps.CONTROL
+
+    def daemon(code=0):
+        file.write_text(CONTROL.format(log=tmp_path / "log", code=code))
+        file.chmod(0o755)
+        return tmp_path / "log"
+
+    return daemon
+
+
+def within_mps(error):
+    with mps.shared_gpus(8):
+        assert os.path.isdir(os.environ[mps.PIPE])
+        assert os.environ[mps.SHARE] == "8.0"
+        raise error
+
+
+def test_jobs_share_a_gpu_by_mps_which_ends_with_the_sweep(one_gpu, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    log = one_gpu()
+    with pytest.raises(KeyboardInterrupt):
+        within_mps(KeyboardInterrupt)
+    home = log.read_text().split()[0]
+    assert log.read_text() == f"{home} -d \n{home}  quit\n"
+    assert not {mps.PIPE, mps.LOGS, mps.SHARE} & os.environ.keys()
+    assert not os.path.exists(home)
+
+
+def test_without_mps_jobs_take_turns_and_a_sentence_says_so(one_gpu, capfd):
+    one_gpu(code=1)
+    with mps.shared_gpus(3):
+        assert mps.PIPE not in os.environ
+        assert os.environ[mps.SHARE] == "3.0"
+    assert capfd.readouterr().out.startswith(
+        "NVIDIA MPS cannot be started here, so jobs take turns"
+    )
+
+
+def test_one_job_a_gpu_shares_nothing(one_gpu):
+    log = one_gpu()
+    with mps.shared_gpus(1):
+        assert not {mps.PIPE, mps.SHARE} & os.environ.keys()
+    assert not log.exists()
+
+
 GPU = ("trainer=gpu", "model.dropout=0")  # dropout's masks are of the device
 
 
@@ -73,17 +204,28 @@ def for_gpu(test):
 
 
 @for_gpu
-@pytest.mark.parametrize("compile", [False, True])
-def test_200_steps_have_the_losses_of_the_cpu(tmp_path, compile):
+@pytest.mark.parametrize("more", [(), ("compile=true",)])
+def test_200_steps_have_the_losses_of_the_cpu(tmp_path, more):
     host = runs.read_metrics(trained(tmp_path / "cpu", "trainer=cpu"))
-    device = runs.read_metrics(trained(tmp_path / "gpu", f"compile={compile}"))
+    device = runs.read_metrics(trained(tmp_path / "gpu", "graph=true", *more))
     for name in ("train/loss", "val/loss", "val/kl"):
         losses = [line[name] for line in device]
         assert losses == pytest.approx([line[name] for line in host], rel=0.02, abs=0.05), name
 
 
 @for_gpu
-@pytest.mark.parametrize("more", [(), ("compile=true",), (BF16,)])
+def test_a_graph_has_the_bits_of_the_plain_step(tmp_path):
+    """With a learning rate that float32 holds exactly: a graph reads it in float32."""
+    more = ("lr=0.001953125", "schedule=plateau", "+trainer.deterministic=true")
+    plain = trained(tmp_path / "plain", *more, "graph=false")
+    assert_same(weights(plain), weights(trained(tmp_path / "graph", *more, "graph=true")))
+
+
+RESUMED = [("graph=false",), ("graph=true", "callbacks=early_stopping"), ("compile=true",), (BF16,)]
+
+
+@for_gpu
+@pytest.mark.parametrize("more", RESUMED)
 def test_a_resume_has_the_same_bits(tmp_path, more):
     more = (*more, "+trainer.deterministic=true")
     whole = trained(tmp_path / "whole", *more)

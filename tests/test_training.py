@@ -737,7 +737,7 @@ def test_an_evaluation_that_fails_leaves_a_complete_training(train, capfd, monke
 def test_sums_that_a_resume_restored_on_the_cpu_move_to_the_device_of_the_batch(device):
     """Lightning restores a checkpoint before it moves the model. `meta` stands for a GPU."""
     state = EpochState(torch.nn.Identity(), torch.zeros(1), sums={"train": torch.ones(5)})
-    state.add("train", torch.ones(5, 3, device=device))
+    state.add("train", torch.full((5,), 3.0, device=device))
     assert state.sums["train"].device.type == device
     assert device == "meta" or state.sums["train"].tolist() == [4] * 5
 

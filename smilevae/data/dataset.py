@@ -46,6 +46,7 @@ class Faces:
     attributes: dict[str, np.ndarray] = field(default_factory=dict)  # (N,) float32 each
     label: str = SMILE  # the attribute that `smile` tells
     cache: bool = True  # whether what is computed from these faces is kept on disk
+    resident: Tensor | None = None  # the images in the memory of a GPU
     _axes: dict[int, Axes] = field(default_factory=dict, init=False, repr=False)
 
     def rows(self, part: str) -> np.ndarray:
@@ -56,9 +57,11 @@ class Faces:
         """Positions of `num` random faces of a part, or of all; the same ones each time."""
         return np.random.default_rng(0).permutation(self.rows(part))[:num]
 
-    def batch(self, rows: np.ndarray) -> Tensor:
-        """Some faces as floats in [0, 1]: (B, C, S, S), channels_last."""
-        return to_unit(torch.from_numpy(gather(self.images, rows)))
+    def batch(self, rows: np.ndarray, device: torch.device | None = None) -> Tensor:
+        """Some faces as floats in [0, 1] on a device: (B, C, S, S), channels_last."""
+        if self.resident is not None and self.resident.device == device:
+            return to_unit(self.resident[torch.from_numpy(rows).to(device)])
+        return to_unit(torch.from_numpy(gather(self.images, rows)).to(device))
 
     def labelled(self, part: str) -> bool:
         """Whether a part has both smiling and non-smiling faces."""

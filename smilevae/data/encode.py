@@ -17,7 +17,7 @@ def batches_of(vae: VAE, faces: Faces, rows: np.ndarray) -> Iterator[Tensor]:
     """Faces in the given order as batches (B, 3, S, S) in [0, 1] on the network's device."""
     device = next(vae.parameters()).device
     for chunk, _ in in_order(rows, BATCH):
-        yield faces.batch(chunk).to(device)
+        yield faces.batch(chunk, device)
 
 
 @torch.no_grad()

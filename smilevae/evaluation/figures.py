@@ -36,11 +36,11 @@ OTHER_FACES = 2
 
 
 @torch.no_grad()
-def preview(run: Path, faces: Faces, side: int = 64) -> None:
+def preview(run: Path, faces: Faces, device: torch.device, side: int = 64) -> None:
     """preview.png of a run's best checkpoint: six held-out faces and their reconstructions, twelve new
     faces, two faces moved along the mean difference. Every run on a split uses the same faces.
     """
-    vae = checkpoint.load(runs.find(str(run))).vae
+    vae = checkpoint.load(runs.find(str(run))).vae.to(device)
     rows = faces.sample("val")
     x = next(batches_of(vae, faces, np.resize(rows, 6)))
     blocks = [torch.stack([x, vae.decode(vae.encode(x)[0])])]
@@ -138,7 +138,7 @@ def decode_rows(vae: VAE, codes: Tensor) -> Tensor:
 
 def picture(image: Tensor) -> Image.Image:
     """An image (3, H, W) in [0, 1] for Pillow."""
-    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def titled(

@@ -35,9 +35,9 @@ def measure(vae: VAE, faces: Faces, seed: int) -> dict[str, Any]:
     losses, codes = [], []
     for index, x in enumerate(batches_of(vae, faces, faces.rows("val"))):
         # The loss of sampled codes.
-        generator = torch.Generator(x.device).manual_seed(hash64("evaluate", seed, index))
+        generator = torch.Generator().manual_seed(hash64("evaluate", seed, index))
         mu, logvar = vae.encode(x)
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
+        noise = torch.randn(mu.shape, generator=generator).to(mu.device)
         x_hat = vae.decode(latents.reparameterise(mu, logvar, noise))
         terms = torch.stack(beta_vae_terms(x_hat, x, mu, logvar, vae.beta))
         losses.append(terms.double().cpu())

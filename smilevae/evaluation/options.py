@@ -32,6 +32,9 @@ class EvaluateOptions(BaseModel):
     attributes: str | None = Field(
         None, description="a CSV table of what else is known of the faces: file, gender, ..."
     )
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="where the networks run; auto: on a GPU if there is one"
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="which faces and which noise are shown")
     sampler: Sampler = Field("auto", description="prior, or auto: blends of training codes")
     temperature: float = Field(

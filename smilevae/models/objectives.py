@@ -167,9 +167,12 @@ class Cyclic(Objective):
         return batch.recon + batch.beta * weight * batch.kl.sum(1)
 
 
-def _rise(progress: float, over: Number) -> float:
+def _rise(progress: "float | Tensor", over: Number) -> "float | Tensor":
     """Rises linearly from 0 to 1 while progress goes from 0 to `over`, and stays at 1."""
-    return min(progress / over, 1.0) if over else 1.0
+    if not over:
+        return 1.0
+    risen = progress / over
+    return min(risen, 1.0) if isinstance(risen, float) else risen.clamp(max=1.0)
 
 
 def _log_normal(z: "Tensor", mu: "Tensor", logvar: "Tensor") -> "Tensor":

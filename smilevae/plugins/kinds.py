@@ -106,7 +106,7 @@ class Batch(NamedTuple):
     recon: "Tensor"  # (B,) squared error, summed over pixels
     kl: "Tensor"  # (B, D) KL to N(0, 1) in nats
     beta: "float | Tensor"  # twice the decoder's variance
-    progress: float  # the share of the training's steps that are done; nan unless `scheduled`
+    progress: "float | Tensor"  # share of the training's steps done; nan unless `scheduled`
     num_faces: int  # training faces
 
 

@@ -71,12 +71,14 @@ class CostMeter:
     """The cost of a run in seconds, with that of its earlier parts, which `file` holds.
 
     cpu_seconds    user and system time of this process and its ended children
-    gpu_seconds    the time that the run holds GPUs, times their number; missing without GPUs
+    gpu_seconds    the time that the run holds GPUs, times their number, divided by the jobs that
+                   share them; missing without GPUs
     """
 
     def __init__(self, file: Path):
         self.file = file
         self.num_gpus = 0
+        self.share = 1.0  # jobs on a GPU
         self._earlier = read_json(file)
         self._start = time.perf_counter()
         self._start_cpu = _cpu_seconds()
@@ -92,7 +94,8 @@ class CostMeter:
         cost = {"wall_seconds": time.perf_counter() - self._start}
         cost["cpu_seconds"] = _cpu_seconds() - self._start_cpu
         if self.num_gpus:
-            cost["gpu_seconds"] = self.num_gpus * (time.perf_counter() - self._start_gpu)
+            held = time.perf_counter() - self._start_gpu
+            cost["gpu_seconds"] = self.num_gpus * held / self.share
         names = [name for name in SECONDS if name in cost or name in self._earlier]
         return {name: round(self._earlier.get(name, 0) + cost.get(name, 0), 2) for name in names}
 

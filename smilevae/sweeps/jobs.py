@@ -20,6 +20,7 @@ from smilevae import console, runs
 from smilevae.config import SAME_RESULT, Settings
 from smilevae.errors import ConfigError, Paused, UserError
 from smilevae.sweeps import claim, next_task, open_queue
+from smilevae.sweeps.mps import SHARE
 from smilevae.sweeps.queue import stop_file
 
 ID = "SMILEVAE_SWEEP"  # environment variable of a worker: the id of its sweep
@@ -153,6 +154,7 @@ def _train(settings: Settings, run: runs.Run, stop: runs.Stop, until: int | None
         settings = runs.settings_for_resume(resume, settings, set(SAME_RESULT))
         settings = settings.with_values({"resume": resume})
     run.write_config(settings)
+    run.meter.share = float(os.environ.get(SHARE, 1))
     import torch
 
     from smilevae.evaluation import report

@@ -6,7 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from smilevae.config import Settings
 from smilevae.data.batches import EpochBatches, FaceBatches, gather, in_order, to_unit
@@ -33,7 +33,8 @@ class FaceDataModule(pl.LightningDataModule):
             self.device = device
             images = gather(self.faces.images, np.arange(len(self.faces.images)))
             smile = self.faces.smile.astype(np.int64)
-            self.batches = FaceBatches(self._on_device(images), self._on_device(smile))
+            self.faces.resident = self._on_device(images)
+            self.batches = FaceBatches(self.faces.resident, self._on_device(smile))
 
     def fits(self, device: torch.device) -> bool:
         """Whether the faces are kept in a GPU's memory."""
@@ -64,6 +65,8 @@ class FaceDataModule(pl.LightningDataModule):
             world=trainer.world_size,
             device=self.device,
         )
+        if getattr(trainer.lightning_module, "whole_step", None):
+            return DataLoader(Indices(), None, sampler=batches)
         return self._loader(batches)
 
     def val_dataloader(self) -> DataLoader:
@@ -78,7 +81,7 @@ class FaceDataModule(pl.LightningDataModule):
         self, batch: tuple[Tensor, Tensor], dataloader_idx: int
     ) -> tuple[Tensor, Tensor]:
         images, smile = batch
-        return to_unit(images), smile
+        return (to_unit(images), smile) if images.ndim == 4 else batch
 
     def _on_device(self, part: np.ndarray) -> Any:
         """A tensor where the faces are on a device, else the array itself."""
@@ -88,3 +91,10 @@ class FaceDataModule(pl.LightningDataModule):
         workers = 0 if self.device else self.settings.num_workers
         pin = torch.cuda.is_available() and not self.device
         return DataLoader(self.batches, None, sampler=batches, num_workers=workers, pin_memory=pin)
+
+
+class Indices(Dataset):
+    """The indices themselves: a captured step gathers its faces."""
+
+    def __getitem__(self, index: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return index

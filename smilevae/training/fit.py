@@ -185,7 +185,7 @@ def train(
         raise ConfigError(f"{text}; {remedy}") from None
     if run.is_main_process:
         checkpoints.remove_others()  # for a resume with nothing left to train
-        figures.preview(run.dir, faces)
+        figures.preview(run.dir, faces, trainer.strategy.root_device)
     return record
 
 

@@ -23,12 +23,13 @@ from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE, VAEOutput, build_vae
 from smilevae.plugins import targets
 from smilevae.runs import checkpoint
-from smilevae.training.datamodule import VAL_BATCH
-from smilevae.training.steps import losses, moving, one_cycle, train_losses
+from smilevae.training.graphs import MOST_VALIDATED, WholeStep, obstacle
+from smilevae.training.noise import Noise
+from smilevae.training.steps import losses, moving, one_cycle, seed_generators, train_losses
 
 BETA_SHARE = 0.05  # of beta=auto that a batch's own optimum makes up
-NOISE_AT_ONCE = 64  # batches: then a step waits for no transfer
-Labelled = tuple[Tensor, Tensor]  # images, smiles
+Labelled = tuple[Tensor, Tensor]  # images, smiles; where a step is a graph, rows and flips
+Scalar = float | Tensor
 
 
 @dataclass
@@ -46,11 +47,10 @@ class EpochState:
     metrics: dict[str, float] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, stage: str, terms: Tensor) -> None:
-        """Add a batch's terms, (5, B); a resume restores earlier sums on the CPU."""
-        wide = torch.float32 if terms.device.type == "mps" else torch.float64  # Apple lacks it
-        earlier = self.sums.get(stage, torch.zeros(5)).to(terms.device, wide)
-        self.sums[stage] = earlier + terms.to(wide).sum(1)
+    def add(self, stage: str, sums: Tensor) -> None:
+        """Add a batch's sums, (5,); a resume restores earlier ones on the CPU."""
+        earlier = self.sums.get(stage, torch.zeros(5)).to(sums.device, sums.dtype)
+        self.sums[stage] = earlier + sums
 
 
 class VAEModule(pl.LightningModule):
@@ -78,9 +78,9 @@ class VAEModule(pl.LightningModule):
         self.plateau: ReduceLROnPlateau | None = None
         self._plateau_state: dict[str, Any] = {}  # of a checkpoint, read before the optimizer
         self._train_losses: Callable[..., tuple[VAEOutput, Terms]] = train_losses
-        self._drawn: dict[str, Tensor] = {}  # stage -> noise
-        self._drawn_block: dict[str, tuple[int, int]] = {}  # stage -> epoch, block of batches
-        self._moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
+        self._noise = Noise(self)
+        self.moments = torch.zeros(3, vae.latent_dim)  # validation's sums of mu, mu^2 and KL
+        self.whole_step: WholeStep | None = None  # where a training step is one CUDA graph
 
     @classmethod
     def load_from_checkpoint(
@@ -102,76 +102,78 @@ class VAEModule(pl.LightningModule):
         mu, _ = self.epoch.eval_model.encode(x)
         return self.epoch.eval_model.decode(mu)
 
-    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
-        x, _ = batch
-        amounts = self.settings.jitter.model_dump()
-        if any(amounts.values()):
-            uniform = self._noise(torch.rand, "jitter", self.current_epoch, batch_idx, len(x), 9)
-            x = augment(x, uniform * 2 - 1, **amounts)
-        loss = self._step(x, "train", self.current_epoch, batch_idx)
+    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor | None:
+        """The batch's mean loss; None where `optimizer_step` does it all."""
+        where = (self.current_epoch, batch_idx)
+        num = len(batch[0])
+        drawn = [self._noise(torch.randn, "train", *where, num, self.vae.latent_dim)]
+        if any(self.settings.jitter.model_dump().values()):
+            drawn.append(self._noise(torch.rand, "jitter", *where, num, 9))
+        if self.whole_step:
+            self.whole_step.inputs = [*batch, *drawn]
+            return None
+        self.seed("train", *where)
+        loss, sums = self.learn(batch[0], self.share(), self.progress(), *drawn)
+        self.epoch.add("train", sums)
         if self.device.type == "cpu":  # elsewhere, to read the sums waits for the device
             self.check_finite()
         return loss
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
-        self._step(batch[0], "val", 0, batch_idx)  # the same noise every epoch
-
-    def _step(self, x: Tensor, stage: str, epoch: int, batch_idx: int) -> Tensor:
-        """The batch's mean loss; adds its terms to the stage's sums."""
-        # Dropout draws from this seed.
-        torch.manual_seed(hash64(stage, self.settings.seed, epoch, batch_idx, self.global_rank))
-        training = stage == "train"
-        vae = self.vae if training else self.epoch.eval_model
-        noise = self._noise(torch.randn, stage, epoch, batch_idx, len(x), vae.latent_dim)
+    def learn(
+        self, x: Tensor, share: Scalar, progress: Scalar, noise: Tensor, *uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and the sums of its terms. A moving beta moves by `share`."""
+        if uniform:
+            x = augment(x, uniform[0] * 2 - 1, **self.settings.jitter.model_dump())
+        vae = self.vae
         beta = vae.beta + 0.0  # a copy: the backward pass needs it as it is now
-        if training:
-            rest = (self.settings.objective, self._progress(), self.num_faces)
-            out, terms = self._train_losses(vae, x, noise, beta, *rest)
-        else:
-            out, terms = losses(vae, x, noise, beta)
+        rest = (self.settings.objective, progress, self.num_faces)
+        _, terms = self._train_losses(vae, x, noise, beta, *rest)
+        loss = terms.loss.mean()
         with torch.no_grad():
-            mu_error = terms.recon
-            if training and isinstance(vae.beta, Tensor):
-                share = max(BETA_SHARE, 1 / (1 + self.global_step))
+            if isinstance(vae.beta, Tensor):
                 vae.beta.lerp_(optimal_beta(terms.recon.mean() / self.num_pixels), share)
-            if not training:
-                mu_error = squared_error(vae.decode(out.mu), x)
-                kl = gaussian_kl(out.mu, out.logvar)
-                moments = torch.stack([out.mu, out.mu.square(), kl]).sum(1)
-                self._moments = self._moments.to(x.device) + moments
-            self.epoch.add(stage, torch.stack([torch.ones_like(mu_error), *terms, mu_error]))
-        return terms.loss.mean()
+            return loss, self._sums_of(terms, terms.recon)
 
-    def _progress(self) -> float:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
+        self.seed("val", 0, batch_idx)
+        x, _ = batch
+        noise = self._noise(torch.randn, "val", 0, batch_idx, len(x), self.vae.latent_dim)
+        if self.whole_step and sum(self.trainer.num_val_batches) <= MOST_VALIDATED:
+            self.whole_step.validate(batch_idx, x, noise)
+            return
+        sums, moments = self.validated(x, noise)
+        self.epoch.add("val", sums)
+        self.moments = self.moments.to(x.device) + moments
+
+    @torch.no_grad()
+    def validated(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of a batch's terms, and those of mu, its square and the KL (3, D)."""
+        vae = self.epoch.eval_model
+        out, terms = losses(vae, x, noise, vae.beta)
+        kl = gaussian_kl(out.mu, out.logvar)
+        moments = torch.stack([out.mu, out.mu.square(), kl]).sum(1)
+        return self._sums_of(terms, squared_error(vae.decode(out.mu), x)), moments
+
+    def _sums_of(self, terms: Terms, mu_error: Tensor) -> Tensor:
+        """As EpochState.sums."""
+        wide = torch.float32 if mu_error.device.type == "mps" else torch.float64  # Apple lacks it
+        return torch.stack([torch.ones_like(mu_error), *terms, mu_error]).to(wide).sum(1)
+
+    def seed(self, stage: str, epoch: int, batch_idx: int) -> None:
+        """Seed the generators from which dropout draws."""
+        seed = hash64(stage, self.settings.seed, epoch, batch_idx, self.global_rank)
+        seed_generators(seed, self.device)
+
+    def share(self) -> float:
+        """How far a moving beta moves in this step."""
+        return max(BETA_SHARE, 1 / (1 + self.global_step))
+
+    def progress(self) -> float:
         """The share of the training's steps that are done; nan for an objective without one."""
         if not self.settings.objective.scheduled:
             return math.nan
         return self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
-
-    def _noise(
-        self, draw: Any, stage: str, epoch: int, batch_idx: int, num: int, width: int
-    ) -> Tensor:
-        """This process's `num` rows of a batch's noise, (num, width).
-
-        It is drawn on the CPU, for NOISE_AT_ONCE batches at a time: the same on every device and
-        for any number of processes.
-        """
-        block, index = divmod(batch_idx, NOISE_AT_ONCE)
-        if self._drawn_block.get(stage) != (epoch, block):
-            first = block * NOISE_AT_ONCE
-            end = first + NOISE_AT_ONCE
-            rows = VAL_BATCH
-            if stage != "val":
-                end = min(end, int(self.trainer.num_training_batches))
-                rows = self.settings.batch_size
-            drawn = []
-            for number in range(first, end):
-                seed = hash64("noise", stage, self.settings.seed, epoch, number)
-                generator = torch.Generator().manual_seed(seed)
-                drawn.append(draw(rows, width, generator=generator))
-            self._drawn[stage] = torch.stack(drawn).to(self.device)
-            self._drawn_block[stage] = (epoch, block)
-        return self._drawn[stage][index, self.global_rank :: self.trainer.world_size][:num]
 
     def check_finite(self) -> None:
         """Raise Diverged if the running epoch's loss is not finite."""
@@ -189,9 +191,9 @@ class VAEModule(pl.LightningModule):
             self._close("train")
             self.epoch.metrics["lr"] = self.lr
         num = self._close("val")
-        moments = self.trainer.strategy.reduce(self._moments, reduce_op="sum").cpu() / num
+        moments = self.trainer.strategy.reduce(self.moments, reduce_op="sum").cpu() / num
         mean, square, self.epoch.kl_per_dim = moments
-        self._moments = torch.zeros_like(self._moments)
+        self.moments = torch.zeros_like(self.moments)
         variance = (square - mean.square()) * num / max(num - 1, 1)
         self.epoch.metrics["val/active_units"] = active_units(variance)
         loss = self.epoch.metrics["val/loss"]
@@ -222,12 +224,6 @@ class VAEModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.settings
-        if settings.compile:
-            options: Any = {
-                "fallback_random": True,  # dropout's masks are those of the plain step
-                "triton.cudagraphs": self.device.type == "cuda",
-            }
-            self._train_losses = torch.compile(train_losses, options=options)
         try:
             make = targets.call(settings.optimizer)
             options = {"lr": settings.lr}
@@ -238,6 +234,19 @@ class VAEModule(pl.LightningModule):
             raise ConfigError(f"optimizer: {str(error).splitlines()[0]}") from None
         # Lightning refuses to clip where it is True, without need
         self.optimizer._step_supports_amp_scaling = False
+
+        # How a step runs.
+        why = "graph=false" if settings.graph is False else obstacle(self.trainer, self.optimizer)
+        if why and settings.graph is True:
+            raise ConfigError(f"graph=true: {why}; pass graph=auto")
+        self.whole_step = None if why else WholeStep(self, settings.graph is True)
+        if settings.compile:
+            cuda_graphs = self.device.type == "cuda" and not self.whole_step
+            # dropout's masks are those of the plain step
+            more: Any = {"fallback_random": True, "triton.cudagraphs": cuda_graphs}
+            self._train_losses = torch.compile(train_losses, options=more)
+
+        # The schedule.
         if settings.schedule == "plateau":  # Lightning's would lose an update on resume
             self.plateau = ReduceLROnPlateau(self.optimizer, **settings.plateau.model_dump())
             self.plateau.load_state_dict(self._plateau_state)
@@ -249,9 +258,22 @@ class VAEModule(pl.LightningModule):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.lr * one_cycle(done)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self.whole_step:
+            optimizer_closure()  # training_step
+            self.whole_step(epoch, batch_idx)
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self._average(self.global_step)  # not later: a checkpoint within an epoch holds it
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self.whole_step:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def on_fit_end(self) -> None:
+        self.whole_step = None  # Lightning takes the weights from the device
 
     def _average(self, step: int) -> None:
         """Update the moving average of the weights."""

@@ -21,6 +21,7 @@ from smilevae.models import latents
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import VAE
 from smilevae.training.module import Labelled, VAEModule
+from smilevae.training.steps import seed_generators
 
 RATES = (2e-4, 4e-4)  # of the decoder and the discriminator
 EMA = 0.995
@@ -117,7 +118,7 @@ class SharpModule(VAEModule):
         batches = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         for part in range(PASSES):
             seed = hash64("sharp", self.settings.seed, self.current_epoch, batch_idx, part)
-            torch.manual_seed(seed)
+            seed_generators(seed, self.device)
             self._learn(batch[0], batches * PASSES + part, seed)
         self.check_finite()
 
@@ -154,8 +155,7 @@ class SharpModule(VAEModule):
         # Log.
         with torch.no_grad():
             terms = beta_vae_terms(fake[:half], x[:half], mu, logvar, vae.beta)
-            ones = torch.ones_like(terms.loss)
-            self.epoch.add("train", torch.stack([ones, *terms, terms.recon]))
+            self.epoch.add("train", self._sums_of(terms, terms.recon))
             self.epoch.metrics["sharp/discriminator"] = loss.item()
             self.epoch.metrics["sharp/real_logit"] = real_logits.mean().item()
             self.epoch.metrics["sharp/fake_logit"] = fake_logits.mean().item()

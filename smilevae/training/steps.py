@@ -22,7 +22,7 @@ def train_losses(
     noise: Tensor,
     beta: float | Tensor,
     objective: Objective,
-    progress: float,
+    progress: float | Tensor,
     num_faces: int,
 ) -> tuple[VAEOutput, Terms]:
     """As `losses`, with the loss of an objective."""
@@ -36,6 +36,16 @@ def train_losses(
         shapes = f"{tuple(loss.shape)}; it must be {tuple(recon.shape)}, one number an example"
         raise ConfigError(f"objective={objective.choice}: the loss is {shapes}")
     return out, Terms(loss, recon, kl.sum(1))
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """As torch.manual_seed, which takes a millisecond where a kind of device is absent."""
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    for generator in torch.cuda.default_generators:
+        generator.manual_seed(seed)
 
 
 def one_cycle(done: float) -> float:

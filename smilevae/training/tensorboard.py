@@ -1,6 +1,7 @@
 """TensorBoard: curves, KL per dimension, figures, HParams with metrics, the projector."""
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class TensorBoard(pl.Callback):
         self.settings = settings
         self.order = faces.sample("val")
         self.board: Any = None
+        self._pool = ThreadPoolExecutor(1)  # it encodes figures while the training goes on
+        self._drawn: list[Future] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -63,7 +66,7 @@ class TensorBoard(pl.Callback):
 
     @torch.no_grad()
     def _draw(self, vae: Any, device: torch.device, epoch: int) -> None:
-        x = self.faces.batch(self.order[:NUM_DRAWN]).to(device)
+        x = self.faces.batch(self.order[:NUM_DRAWN], device)
         mu, _ = vae.encode(x)
         pictures = {
             "reconstructions": grids.pairs(x, vae.decode(mu)),
@@ -71,18 +74,29 @@ class TensorBoard(pl.Callback):
         }
         if self.faces.labelled("train"):
             pictures["smile_strip"] = grids.tile(plain_strip(vae, self.faces, mu[:4]))
+        self._wait()
         for name, picture in pictures.items():
-            self.board.add_image(f"pictures/{name}", picture, epoch)
+            small = (picture.clamp(0, 1) * 255).byte().cpu()
+            job = self._pool.submit(self.board.add_image, f"pictures/{name}", small, epoch)
+            self._drawn.append(job)
+
+    def _wait(self) -> None:
+        """For the figures before; raises what their thread raised."""
+        for job in self._drawn:
+            job.result()
+        self._drawn = []
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._wait()
         rows = self.order[:MAX_ENCODED]
         mu, _ = encode(module.epoch.eval_model, self.faces, rows)
         thumbnails = F.interpolate(self.faces.batch(rows), size=(32, 32), mode="area")
         labels = [self.faces.classes[int(smile)] for smile in self.faces.smile[rows]]
         self.board.add_embedding(mu, labels, thumbnails, trainer.current_epoch, tag="held_out")
-        self.board.close()
+        self.on_exception(trainer, module, None)
 
-    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: Any) -> None:
+        self._pool.shutdown()
         if self.board:
             self.board.close()
 
@@ -105,9 +119,14 @@ class Curves(Logger):
         """TensorBoard's callback writes them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = []
         for name, value in metrics.items():
             if name != "epoch":
-                self.experiment.add_scalar(name if "/" in name else f"train/{name}", value, step)
+                tag = name if "/" in name else f"train/{name}"
+                values.append(Summary.Value(tag=tag, simple_value=float(value)))
+        self.experiment.file_writer.add_summary(Summary(value=values), step)
 
 
 def _of_a_thread(error: threading.ExceptHookArgs) -> None:
