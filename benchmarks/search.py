@@ -52,7 +52,7 @@ def best_of(points: int, seed: int, epochs: int, search: bool) -> list[float]:
             settings = queue.jobs[run.dir.name]
             run.write_config(settings)
             with run.recording():
-                values.append(fit(settings, run, runs.Stop())["val/nelbo"])
+                values.append(fit(settings, run, runs.Stop(), lambda *_: "")["val/nelbo"])
     return np.minimum.accumulate(values).tolist()
 
 

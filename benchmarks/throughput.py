@@ -42,6 +42,7 @@ from smilevae.models import layers
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import build_vae
 from smilevae.training.fit import fit
+from smilevae.training.record import Checkpoints
 
 ROUNDS, BATCH, SIZE = 7, 64, 128
 PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
@@ -60,9 +61,9 @@ class Notebook(nn.Module):
 
     def __init__(self, settings: Settings):
         super().__init__()
-        sizes = (settings.image_size, settings.latent_dim)
-        self.encoder = plain(settings.model.encoder(*sizes))
-        self.decoder = plain(settings.model.decoder(*sizes))
+        shape = (3, settings.image_size, settings.image_size)
+        self.encoder = plain(settings.model.encoder(shape, settings.latent_dim))
+        self.decoder = plain(settings.model.decoder(shape, settings.latent_dim))
 
     def loss(self, x: Tensor) -> Tensor:
         mu, logvar = self.encoder(x).chunk(2, 1)
@@ -207,10 +208,8 @@ class Rounds(pl.Callback):
         if not sys.stdin.readline():
             sys.exit()
         self.begin = time.perf_counter()
-        (record,) = [
-            callback for callback in trainer.callbacks if hasattr(callback, "checkpoint_due")
-        ]
-        record.checkpoint_due += self.begin - waited  # others trained meanwhile
+        (checkpoints,) = [c for c in trainer.callbacks if isinstance(c, Checkpoints)]
+        checkpoints.due += self.begin - waited  # others trained meanwhile
         self.num = trainer.num_training_batches * BATCH
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
@@ -221,11 +220,15 @@ def tell(*rates: float) -> None:
     print(json.dumps(rates), file=sys.__stdout__, flush=True)
 
 
+def no_report(*_: object) -> str:
+    return ""
+
+
 def train(network: str, root: Path, compile: bool) -> None:
     trainer = pl.Trainer
     pl.Trainer = lambda callbacks, **kw: trainer(callbacks=[*callbacks, Rounds()], **kw)  # type: ignore[misc]
     with runs.Run("run").recording() as run:
-        fit(settings_of(network, root, compile=compile), run, runs.Stop())
+        fit(settings_of(network, root, compile=compile), run, runs.Stop(), no_report)
 
 
 def peer(name: str, network: str, root: Path) -> None:
@@ -250,9 +253,16 @@ def flops_per_image(settings: Settings) -> float:
 
 
 def interleave(
-    script: str, names: list[str], words: list[str], rounds: int
+    script: str,
+    names: list[str],
+    words: list[str],
+    rounds: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, list[list[float]]]:
-    """The rates that each peer prints, a list a round. Leaves out the first round, which warms up."""
+    """The rates that each peer prints, a list a round. Leaves out the first round, which warms up.
+
+    `say` gets each rate when it is known.
+    """
     answers: dict[str, list[list[float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as home:
         started = {}
@@ -271,6 +281,7 @@ def interleave(
                 if not line:
                     sys.exit(f"{name}: {(Path(home) / name / 'err').read_text()[-2000:]}")
                 answers[name].append(json.loads(line))
+                say(f"{' '.join(words[:1])} {name}: {answers[name][-1][0]:.0f}")
         for process in started.values():
             process.kill()
             process.wait()
