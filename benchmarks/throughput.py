@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets as folders
 from torchvision import transforms
 
-from smilevae import console, plugins, runs
+from smilevae import console, runs
 from smilevae.config import Settings
 from smilevae.data import batches
 from smilevae.data.dataset import load_faces
@@ -41,6 +41,7 @@ from smilevae.data.sources import Folder, Synthetic
 from smilevae.models import layers
 from smilevae.models.losses import beta_vae_terms
 from smilevae.models.vae import build_vae
+from smilevae.plugins import loading
 from smilevae.training.fit import fit
 from smilevae.training.record import Checkpoints
 
@@ -49,7 +50,7 @@ PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
 
 
 def settings_of(network: str, root: Path, **more: object) -> Settings:
-    model = plugins.ours("model", network)
+    model = loading.ours("model", network)
     data = Folder(root=str(root))
     return Settings(
         model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more
