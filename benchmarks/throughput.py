@@ -51,7 +51,7 @@ PEERS = ("ours", "compiled", "bare", "notebook", "pythae", "GEMM")
 
 def settings_of(network: str, root: Path, **more: object) -> Settings:
     model = loading.ours("model", network)
-    data = Folder(root=str(root))
+    data = Folder(root=str(root), person_pattern="(.+)")
     return Settings(
         model=model, data=data, image_size=SIZE, batch_size=BATCH, epochs=ROUNDS + 3, **more
     )
