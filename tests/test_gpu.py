@@ -1,5 +1,7 @@
 """What a GPU does. Most tests use a stand-in; those of the marker need one: python -m pytest -m gpu."""
 
+import importlib
+import inspect
 import os
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY, script
+from conftest import ROOT, TINY, script
 from test_training import assert_same, assert_same_run, interrupted, resume, signal_at, weights
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -20,6 +22,7 @@ from smilevae.plugins import targets
 from smilevae.sweeps import mps
 from smilevae.training import graphs
 from smilevae.training.datamodule import FaceDataModule
+from smilevae.training.fit import fit
 from smilevae.training.module import VAEModule
 
 
@@ -55,6 +58,17 @@ def test_a_step_needs_no_value_back_from_a_gpu():
         assert (index, loss.device, module.epoch.sums["train"].device) == (0, gpu0, gpu0)
         with pytest.raises(DataDependentOutputException):  # so the test can fail
             module.check_finite()
+
+
+def test_the_benchmarks_fit_the_program(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    throughput = importlib.import_module("throughput")
+    importlib.import_module("gpu")
+    for network in ("conv", "patch"):
+        settings = throughput.settings_of(network, tmp_path)
+        side = settings.image_size
+        assert throughput.Notebook(settings).loss(torch.rand(2, 3, side, side)).isfinite()
+    inspect.signature(fit).bind(settings, None, None, throughput.no_report)
 
 
 BF16 = "trainer.precision=bf16-mixed"
