@@ -97,7 +97,7 @@ def host() -> None:
     """Prints the microseconds of a step in which a replay does nothing."""
     timer = Steps()
     graphs.warm_up = lambda step: None
-    graphs.capture = lambda step: lambda: None if timer.begun else step()
+    graphs.capture = lambda step, pool: lambda: None if timer.begun else step()
     graphs.DEVICE = "cpu"
     FaceDataModule.fits = lambda self, device: True
     console.quiet_lightning()

@@ -50,7 +50,7 @@ def preview(run: Path, faces: Faces, device: torch.device, side: int = 64) -> No
         x = next(batches_of(vae, faces, np.resize(calm, 2)))
         strip = plain_strip(vae, faces, vae.encode(x)[0])
         blocks.append(torch.cat([x[:, None], strip], dim=1))
-    tiles = torch.cat(blocks, dim=1)
+    tiles = torch.cat(blocks, dim=1).cpu()
     small = resized(tiles.flatten(0, 1), side).unflatten(0, tiles.shape[:2])
     runs.write_bytes(run / "preview.png", png(picture(grids.tile(small))))
 

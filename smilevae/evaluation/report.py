@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def after_training(run: Path, faces: Faces, settings: Settings) -> str:
     """
     path = runs.find(str(run))
     whole = settings.evaluate
+    device = "cpu" if settings.trainer.accelerator == "cpu" else "auto"
     options = EvaluateOptions(
-        ckpt=str(path), edits=whole, realism=whole, measures=settings.measures
+        ckpt=str(path), edits=whole, realism=whole, measures=settings.measures, device=device
     )
     return summary.summary(*evaluate_model(checkpoint.load(path), faces, path, options))
 
@@ -68,12 +70,23 @@ def evaluate(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Path
     return evaluate_model(loaded, faces, path, options)
 
 
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """Without TF32, whose rounding changes printed digits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@whole_float32()
 def evaluate_model(
     loaded: checkpoint.Loaded, faces: Faces, path: Path, options: EvaluateOptions
 ) -> tuple[dict[str, Any], Path]:
     """Measure and draw a model on its faces; gives its metrics and evaluation folder."""
     on_gpu = options.device == "auto" and torch.cuda.is_available()
-    torch.backends.cudnn.allow_tf32 = False  # its rounding changes printed digits
     vae = loaded.vae.to("cuda" if on_gpu else "cpu")
     faces, part = faces.reporting()
     left_out = []

@@ -4,12 +4,19 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 GPUS = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU of this machine
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Whether a process gets a GPU: exit code 0. MPS starts its server at the first one
+PROBE = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+raise SystemExit(bool(cuda.cuInit(0) or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), 0)))
+"""
 CONTROL = "nvidia-cuda-mps-control"
 PIPE = "CUDA_MPS_PIPE_DIRECTORY"
 LOGS = "CUDA_MPS_LOG_DIRECTORY"
@@ -23,12 +30,14 @@ def shared_gpus(num_jobs: int) -> Iterator[None]:
     Without it a GPU runs kernels of one process at a time. Prints a sentence where it cannot start.
     """
     num_gpus = len(list(GPUS.glob("*")))
+    if VISIBLE in os.environ:
+        num_gpus = min(num_gpus, len([name for name in os.environ[VISIBLE].split(",") if name]))
     if not 0 < num_gpus < num_jobs:
         yield
         return
     os.environ[SHARE] = str(num_jobs / num_gpus)
-    with tempfile.TemporaryDirectory(prefix="mps-") as home, contextlib.ExitStack() as stack:
-        if PIPE not in os.environ and not _start(home, stack):
+    with contextlib.ExitStack() as stack:
+        if PIPE not in os.environ and not _start(stack):
             text = "NVIDIA MPS cannot be started here, so jobs take turns on a GPU"
             print(f"{text}; more than two at a time gain nothing", flush=True)
         try:
@@ -37,17 +46,29 @@ def shared_gpus(num_jobs: int) -> Iterator[None]:
             del os.environ[SHARE]
 
 
-def _start(home: str, stack: contextlib.ExitStack) -> bool:
-    """Start the daemon, which ends with `stack`. Whether that worked."""
+def _start(outer: contextlib.ExitStack) -> bool:
+    """Start the daemon, which ends with `outer`. Whether a process gets a GPU through it."""
     control = shutil.which(CONTROL)
-    places = {PIPE: home, LOGS: home}
-    if (
-        not control
-        or subprocess.run([control, "-d"], input="", text=True, env=os.environ | places).returncode
-    ):
+    if not control:
         return False
-    os.environ |= places
-    stack.callback(lambda: [os.environ.pop(name) for name in places])
-    end: Any = {"input": "quit\n", "text": True, "timeout": 30, "env": os.environ | places}
-    stack.callback(lambda: subprocess.run([control], **end))
+    with contextlib.ExitStack() as stack:
+        # Its logs may still be written when it ends
+        folder = tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True)
+        home = stack.enter_context(folder)
+        places = {PIPE: home, LOGS: home}
+        # Jobs choose among the visible GPUs; the daemon must see all
+        own = {name: value for name, value in os.environ.items() if name != VISIBLE} | places
+        if subprocess.run([control, "-d"], input="", text=True, env=own).returncode:
+            return False
+        stack.callback(_stop, control, own)
+        os.environ |= places
+        stack.callback(lambda: [os.environ.pop(name) for name in places])
+        if subprocess.run([sys.executable, "-c", PROBE], stderr=subprocess.DEVNULL).returncode:
+            return False
+        outer.push(stack.pop_all())
     return True
+
+
+def _stop(control: str, environment: dict[str, str]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run([control], input="quit\n", text=True, env=environment, timeout=30)

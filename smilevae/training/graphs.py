@@ -7,7 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import GradientAccumulationScheduler
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    GradientAccumulationScheduler,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -15,7 +21,10 @@ from smilevae.data.batches import to_unit
 from smilevae.errors import ConfigError
 
 log = logging.getLogger(__name__)
-# Hooks of callbacks that a replay does not call
+# Callbacks that change what a step does, and hooks that a replay does not call
+CHANGING = (
+    *(BaseFinetuning, GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging),
+)
 WITHIN = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 DEVICE = "cuda"
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -33,10 +42,14 @@ def warm_up(step: Callable[[], None]) -> None:
     torch.cuda.current_stream().wait_stream(side)
 
 
-def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """A step that has run before, as a replay. Raises RuntimeError where it cannot be captured."""
+def capture(step: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """A step that has run before, as a replay. Raises RuntimeError where it cannot be captured.
+
+    Graphs of one memory pool must be replayed in the order in which they were captured.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    here = torch.cuda.stream(torch.cuda.current_stream())  # a failed capture does not come back
+    with here, torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream()):
         step()
     return graph.replay
 
@@ -50,7 +63,11 @@ class Graph:
     """
 
     def __init__(
-        self, step: Callable[..., None], inputs: list[Tensor], state: Callable[[], list[Tensor]]
+        self,
+        step: Callable[..., None],
+        inputs: list[Tensor],
+        state: Callable[[], list[Tensor]],
+        pool: Any = None,
     ):
         self.inputs = [part.clone() for part in inputs]
         self.failure: str | None = None
@@ -63,9 +80,10 @@ class Graph:
                 else:
                     part.zero_()
         try:
-            self._run = capture(lambda: step(*self.inputs))
+            self._run = capture(lambda: step(*self.inputs), pool)
         except RuntimeError as error:
-            self.failure = str(error).splitlines()[0]
+            cause = error.__context__ or error  # the end of a failed capture fails, too
+            self.failure = str(cause).splitlines()[0]
             self._run = lambda: step(*self.inputs)
 
     def __call__(self, inputs: list[Tensor]) -> None:
@@ -78,18 +96,21 @@ def obstacle(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> str | Non
     """Why a training step cannot be one CUDA graph; None if it can."""
     device = getattr(trainer.datamodule, "device", None)  # type: ignore[attr-defined]
     kind = type(optimizer).__name__
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    adding = any(isinstance(one, GradientAccumulationScheduler) for one in callbacks)
-    looking = [
-        one for one in callbacks if any(is_overridden(hook, one, pl.Callback) for hook in WITHIN)
+    fused = optimizer.defaults.get("fused") and "capturable" in optimizer.defaults
+    several = trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy)
+    inside = [
+        type(one).__name__
+        for one in trainer.callbacks  # type: ignore[attr-defined]
+        if isinstance(one, CHANGING)
+        or any(is_overridden(hook, one, pl.Callback) for hook in WITHIN)
     ]
     reasons = {
         "the faces are not in the memory of a GPU": not device or device.type != DEVICE,
-        "several processes train": trainer.world_size > 1,
+        "several processes train": several,
         f"trainer.precision={trainer.precision}": trainer.precision not in PRECISIONS,
-        "gradients of several batches are added": adding or trainer.accumulate_grad_batches > 1,
-        f"{kind} is not fused": not {"fused", "capturable"} <= optimizer.defaults.keys(),
-        f"callbacks look into the step: {', '.join(type(c).__name__ for c in looking)}": looking,
+        "gradients of several batches are added": trainer.accumulate_grad_batches > 1,
+        f"{kind} is not fused": not fused,
+        f"callbacks look into the step: {', '.join(inside)}": inside,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -114,6 +135,7 @@ class WholeStep:
         self._moments = zeros(3, module.vae.latent_dim)
         self._graph: Graph | None = None
         self._validations: dict[int, Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if DEVICE == "cuda" else None
 
     def __call__(self, epoch: int, batch_idx: int) -> None:
         module = self.module
@@ -168,7 +190,9 @@ class WholeStep:
         """Add a batch to the sums of a validation. Its faces and noise are always the same."""
         changed = [self._val_sums, self._moments]
         if batch_idx not in self._validations:
-            self._validations[batch_idx] = Graph(self._val_step, [x, noise], lambda: changed)
+            graph = Graph(self._val_step, [x, noise], lambda: changed, self._pool)
+            self._tell(graph.failure)
+            self._validations[batch_idx] = graph
         if batch_idx == 0:
             for sums in changed:
                 sums.zero_()

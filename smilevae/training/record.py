@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
@@ -81,6 +82,11 @@ class Record(pl.Callback):
     ) -> None:
         self._seen += len(batch[0]) * trainer.world_size
         self.images_per_second = self._seen / (time.perf_counter() - self._start)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
+        if module.device.type == "cuda" and not trainer.sanity_checking:
+            torch.cuda.synchronize(module.device)  # steps are queued faster than they run
+            self.images_per_second = self._seen / (time.perf_counter() - self._start)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._close_epoch(module, trainer.current_epoch + 1)
