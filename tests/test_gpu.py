@@ -1,4 +1,4 @@
-"""What a GPU does. Most tests use a stand-in; those of the marker need one: python -m pytest -m gpu."""
+"""Training on a GPU. Tests with the marker need one: python -m pytest -m gpu. Others run on a CPU."""
 
 import importlib
 import inspect

@@ -83,6 +83,18 @@ def test_a_rung_is_full_before_the_next_and_takes_the_best(tmp_path):
     assert rungs.left() == []
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "INTERRUPTED"])
+def test_a_job_that_was_killed_at_the_end_of_a_rung_is_claimed_until_it_pauses(tmp_path, status):
+    rungs = halve(tmp_path, jobs(3), (2, 3), (4, 1))
+    for k in range(3):
+        epochs(tmp_path, f"{k}-0", 11.0 - k, 10.0 - k)
+    assert rungs.left() == [("2-0", 4)]
+    (tmp_path / "0-0" / "status.json").write_text(json.dumps({"status": status}))
+    assert rungs.left() == [("0-0", 2)]
+    (tmp_path / "0-0" / "status.json").write_text('{"status": "PAUSED"}')
+    assert rungs.left() == [("2-0", 4)]
+
+
 def test_of_several_jobs_at_a_time_none_waits_and_a_late_better_one_goes_on_too(tmp_path):
     rungs = halve(tmp_path, jobs(4), (2, 4), (4, 1))
     for k in range(3):

@@ -1,4 +1,4 @@
-"""What an evaluation says: a few lines for a terminal, and tables."""
+"""The lines that an evaluation prints, and the tables of its page."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

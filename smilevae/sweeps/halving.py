@@ -106,8 +106,11 @@ class Halving(Queue):
         """Whether a job has no more to do in a rung of so many epochs."""
         if self.ended(name):
             return True
-        last, _ = self.rungs[-1]
-        return epochs != last and runs.epochs_done(self.folder / name) >= epochs
+        if epochs == self.rungs[-1][0]:
+            return False
+        done = runs.epochs_done(self.folder / name)
+        # A job that was killed at the end of the rung has not paused yet
+        return done > epochs or (done == epochs and not self.cut_off(name))
 
     def left(self) -> list[tuple[str, int]]:
         for number, (epochs, _) in enumerate(self.rungs):

@@ -25,44 +25,36 @@ SHARE = "SMILEVAE_GPU_SHARE"  # environment variable of a job: how many share it
 
 @contextlib.contextmanager
 def shared_gpus(num_jobs: int) -> Iterator[None]:
-    """Run MPS for workers that start meanwhile, if more jobs run at a time than there are GPUS.
-
-    Without it a GPU runs kernels of one process at a time. Prints a sentence where it cannot start.
-    """
+    """Run MPS if more jobs run at a time than there are GPUs; print a sentence where it cannot start."""
     num_gpus = len(list(GPUS.glob("*")))
     if VISIBLE in os.environ:
         num_gpus = min(num_gpus, len([name for name in os.environ[VISIBLE].split(",") if name]))
     if not 0 < num_gpus < num_jobs:
         yield
         return
-    os.environ[SHARE] = str(num_jobs / num_gpus)
     with contextlib.ExitStack() as stack:
+        os.environ[SHARE] = str(num_jobs / num_gpus)
+        stack.callback(os.environ.pop, SHARE)
         if PIPE not in os.environ and not _start(stack):
-            text = "NVIDIA MPS cannot be started here, so jobs take turns on a GPU"
-            print(f"{text}; more than two at a time gain nothing", flush=True)
-        try:
-            yield
-        finally:
-            del os.environ[SHARE]
+            print("NVIDIA MPS cannot be started here, so jobs take turns on a GPU", flush=True)
+        yield
 
 
 def _start(outer: contextlib.ExitStack) -> bool:
     """Start the daemon, which ends with `outer`. Whether a process gets a GPU through it."""
     control = shutil.which(CONTROL)
-    if not control:
-        return False
     with contextlib.ExitStack() as stack:
-        # Its logs may still be written when it ends
-        folder = tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True)
-        home = stack.enter_context(folder)
+        # Logs may still be written at its end
+        home = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         places = {PIPE: home, LOGS: home}
         # Jobs choose among the visible GPUs; the daemon must see all
         own = {name: value for name, value in os.environ.items() if name != VISIBLE} | places
-        if subprocess.run([control, "-d"], input="", text=True, env=own).returncode:
+        if not control or subprocess.run([control, "-d"], input="", text=True, env=own).returncode:
             return False
         stack.callback(_stop, control, own)
         os.environ |= places
-        stack.callback(lambda: [os.environ.pop(name) for name in places])
+        for name in places:
+            stack.callback(os.environ.pop, name)
         if subprocess.run([sys.executable, "-c", PROBE], stderr=subprocess.DEVNULL).returncode:
             return False
         outer.push(stack.pop_all())

@@ -80,8 +80,12 @@ class Queue(Plan):
         if runs.in_use(self.folder / name):
             return False
         state = runs.read_json(self.folder / name / "status.json")
-        cut_off = state.get("status") in ("INTERRUPTED", "RUNNING")
-        return not cut_off or self.sweep is None or state.get("sweep") != self.sweep
+        return not self.cut_off(name) or self.sweep is None or state.get("sweep") != self.sweep
+
+    def cut_off(self, name: str) -> bool:
+        """Whether a job runs, or stopped before it had to."""
+        status = runs.read_json(self.folder / name / "status.json").get("status")
+        return status in ("INTERRUPTED", "RUNNING")
 
     def ready(self, name: str) -> bool:
         """Whether a job need not wait for a shorter one."""

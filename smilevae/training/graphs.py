@@ -21,10 +21,9 @@ from smilevae.data.batches import to_unit
 from smilevae.errors import ConfigError
 
 log = logging.getLogger(__name__)
-# Callbacks that change what a step does, and hooks that a replay does not call
-CHANGING = (
-    *(BaseFinetuning, GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging),
-)
+# Callbacks that change the step during a training
+CHANGING = (BaseFinetuning, GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging)
+# Hooks of callbacks that a replay does not call
 WITHIN = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 DEVICE = "cuda"
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -33,7 +32,7 @@ WARM_UP = 3  # steps: cuDNN, cuBLAS and the optimizer allocate before a capture
 
 
 def warm_up(step: Callable[[], None]) -> None:
-    """Run a step a few times on a stream of its own, as PyTorch asks before a capture."""
+    """Run a step WARM_UP times on its own stream: PyTorch requires it before a capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
