@@ -1,11 +1,13 @@
 import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMILES
+from conftest import SMILES, slow
 from PIL import Image, ImageCms
 
 import smilevae
@@ -198,6 +200,22 @@ def test_faces_seen_in_several_threads_are_those_seen_in_one(monkeypatch):
     assert torch.equal(alone.features, together.features)
     assert np.array_equal(alone.points, together.points)
     assert np.array_equal(alone.scores, together.scores)
+
+
+FIRST = """
+import torch
+from smilevae.editing import mesh
+torch.set_num_threads(8)
+mesh.see(torch.rand(16, 3, 64, 64))
+"""
+
+
+@slow
+def test_the_first_faces_of_a_process_may_be_seen_in_several_threads():
+    """Two first reads at once ended 2 of 20 processes; each process has one first time."""
+    for _ in range(40):
+        done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_an_opencv_that_does_not_run_the_networks_is_one_sentence_and_the_evaluation_does_without(

@@ -9,8 +9,7 @@ import numpy as np
 
 from smilevae.editing.mesh import opencv
 
-# eyes and mouth as shares of the side, where training images were not measured
-LAYOUT = ((0.26, 0.255), (0.74, 0.255), (0.5, 0.735))
+LAYOUT = ((0.26, 0.255), (0.74, 0.255), (0.5, 0.735))  # usual eyes and mouth, shares of a side
 OUTLINE = [
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),

@@ -4,6 +4,7 @@ Shapes: B batch, S image side, L = 468 landmarks.
 """
 
 import contextlib
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +21,13 @@ from smilevae.errors import DataError
 MODEL = Path(__file__).with_name("face_landmark.tflite")
 SIDE = 192  # of its input
 MARGIN = 42  # pixels about a face: so it tells smiles best
-# two layers within it, 128 channels each, then the landmarks and their score
-OUTPUTS = ("add_12", "p_re_lu_16", "conv2d_20", "conv2d_30")
+OUTPUTS = ("add_12", "p_re_lu_16", "conv2d_20", "conv2d_30")  # two layers, landmarks, score
 NUM_FEATURES = 256
 NUM_POINTS = 468
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 INSTALL = "pip install -e '.[photo]'"
 _idle: defaultdict[Path, list[Any]] = defaultdict(list)  # networks that no thread is using
+_reading = threading.Lock()  # OpenCV fails if two threads read their first networks at once
 
 
 def opencv() -> Any:
@@ -46,7 +47,8 @@ def _free_network(model: Path) -> Any:
     opencv().setNumThreads(1)
     # The new engine of OpenCV 5 gives no inner layers and only the last output
     engine = [dnn.ENGINE_CLASSIC] if hasattr(dnn, "ENGINE_CLASSIC") else []
-    return dnn.readNetFromTFLite(str(model), *engine)
+    with _reading:
+        return dnn.readNetFromTFLite(str(model), *engine)
 
 
 def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
@@ -56,8 +58,7 @@ def forward(model: Path, blob: np.ndarray, names: Sequence[str]) -> list[np.ndar
         network.setInput(blob)  # it keeps no reference
         outputs = network.forward(list(names))
     except opencv().error as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{model.name}: {reason}; run {INSTALL}") from None
+        raise DataError(f"{model.name}: {str(error).splitlines()[0]}; run {INSTALL}") from None
     _idle[model].append(network)
     return outputs
 
