@@ -56,9 +56,6 @@ def warnings(sweep: Sweep, rank_by: str, ranked: pd.DataFrame) -> Iterator[str]:
     if collect.differing(done, ["code"]):
         differences = "so their differences may come from the code."
         yield f"Runs were trained by different programs (column code), {differences}"
-    if second := [knob for knob in sweep.swept if knob.startswith("sharpen.")]:
-        phase = f"{' and '.join(second)} acts in the second, in RUN/sharp."
-        yield f"The numbers are of the first phase; {phase}"
     behind = []
     for own in ranked.head(2).query("behind_mean_face").itertuples():
         mean_face = f"the mean face {own.mean_face_psnr:.2f} dB"

@@ -76,11 +76,6 @@ class Jitter(Section):
     light: Number = knob(0, "training faces change brightness and colour by at most this", 0, 1)
 
 
-class Sharpen(Section):
-    epochs: int = knob(0, "epochs of a second phase against a discriminator", 0, MANY, "resumable")
-    weight: Number = knob(0.5, "weight of the adversarial loss; 1: as SSE", 0, 100, "resumable")
-
-
 class Trainer(Section):
     """Any argument of Lightning's Trainer, which checks most of them itself."""
 
@@ -129,7 +124,6 @@ class Settings(Section):
     optimizer: dict[str, Any] = knob(ADAM, "the optimizer, by _target_; lr is its learning rate")
     ema: Number = knob(0, "0.995: validate and keep the moving average of the weights", 0, 0.99999)
     jitter: Jitter = Jitter()
-    sharpen: Sharpen = Sharpen()
     threads: int | None = knob(None, "CPU threads; changes the last bits", 1, 1024, "last_bits")
     compile: bool = knob(False, "torch.compile of the training step; changes the last bits")
     graph: bool | Literal["auto"] = knob("auto", "a step as one CUDA graph", role="last_bits")
@@ -190,10 +184,6 @@ class Settings(Section):
         problems = [*self.trainer.problems(), *self.data.problems()]
         if self.warm_start == "ppca" and self.beta == 0:
             problems.append("warm_start=ppca has no optimum at beta=0; give beta a value above 0")
-        if self.sharpen.epochs and (self.channels, self.image_size >= 64) != (3, True):
-            problems.append("sharpen.epochs needs channels=3 and image_size=64 or more")
-        if self.sharpen.epochs and self.trainer.devices != 1:
-            problems.append("sharpen.epochs trains in one process; pass trainer.devices=1")
         multiple = self.model.size_multiple()
         if self.image_size % multiple:
             sizes = [size for size in range(MIN_SIDE, MAX_SIDE + 1) if size % multiple == 0]

@@ -37,7 +37,6 @@ CONFIG_MISTAKES = [
     ("data.unlabelled=/x", "data.unlabelled does not apply to drawn faces"),
     ("data=folder data.root=/x data.num_smiling=5", "data.num_smiling is a knob of data=synthetic"),
     ("channels=2", "channels=2 must be one of 1, 3"),
-    ("channels=1 sharpen.epochs=1", "sharpen.epochs needs channels=3"),
     ("data.person_pattern=.+", "must be a regular expression with a group in brackets"),
     ("data.val_fraction=0.6 data.test_fraction=0.6", "are too large; lower one"),
     ("data.root=/a=b", "quote a value that holds ="),

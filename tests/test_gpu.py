@@ -96,7 +96,7 @@ def test_a_step_as_one_graph_has_the_bits_of_the_plain_step(
     plain = train(*more, "epochs=3", "graph=false", to="plain")
     whole = train(*more, "epochs=3", "graph=true", to="whole")
     with monkeypatch.context() as patch:
-        signal_at(patch, lambda trainer, _: trainer.global_step == 7)  # within the second epoch
+        signal_at(patch, lambda trainer: trainer.global_step == 7)  # within the second epoch
         interrupted(call, tmp_path / "cut", *more, "epochs=3", "graph=true")
     resume(call, tmp_path / "cut")
     assert_same_run(plain, whole)

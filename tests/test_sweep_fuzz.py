@@ -28,8 +28,6 @@ KNOBS = {
     "ema": {"0": 0, "0.9": 0.9},
     "plateau.patience": {"2": 2, "8": 8},
     "jitter.shift": {"0": 0, "2": 2, "1.5": 1.5},
-    "sharpen.epochs": {"0": 0, "1": 1},
-    "sharpen.weight": {"0.1": 0.1, "1": 1},
     "model.network": {"conv": "conv", "patch": "patch"},
     "model.widths": {"[8,16]": [8, 16], "[8,16,32]": [8, 16, 32]},
     "model.dropout": {"0.0": 0, "0.25": 0.25},

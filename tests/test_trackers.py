@@ -64,7 +64,7 @@ def test_early_stopping_ends_a_run_and_a_resume_has_the_same_bits(
     assert runs.epochs_done(whole) == 3
     cut = tmp_path / "cut"
     with monkeypatch.context() as patch:
-        signal_at(patch, lambda trainer, _: trainer.global_step == 12)
+        signal_at(patch, lambda trainer: trainer.global_step == 12)
         interrupted(call, cut, *words)
     assert runs.epochs_done(cut) == 2
     resume(call, cut)

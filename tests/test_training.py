@@ -208,11 +208,11 @@ class Killed(BaseException):
 
 
 def signal_at(monkeypatch, wanted):
-    """The process gets SIGINT at the end of the step for which wanted(trainer, module) holds."""
+    """The process gets SIGINT at the end of the step for which wanted(trainer) holds."""
     batch_end = Checkpoints.on_train_batch_end
 
     def signalled(self, trainer, module, *args):
-        if wanted(trainer, module):
+        if wanted(trainer):
             self.until.stop._receive(signal.SIGINT, None)
         batch_end(self, trainer, module, *args)
 
@@ -248,7 +248,7 @@ def test_resume_is_equal_to_the_uninterrupted_run(
             with pytest.raises(Killed):
                 train(*knobs, "checkpoint_every=0", to="broken")
         else:
-            signal_at(patch, lambda trainer, _: trainer.global_step == int(number))
+            signal_at(patch, lambda trainer: trainer.global_step == int(number))
             interrupted(call, run, *knobs)
             assert weights(run)["global_step"] == int(number)
     resume(call, run)

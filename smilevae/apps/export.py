@@ -97,10 +97,7 @@ def onnx_halves(vae: VAE) -> dict[str, bytes]:
 
 def model_card(model: dict[str, Any], metrics: dict[str, Any], run: Path) -> str:
     """README.md of an exported model."""
-    path = run / "data_card.json"
-    if run.name == runs.SHARP and not path.exists():  # a second phase has the images of its run
-        path = run.parent / path.name
-    data = {"parts": {}} | runs.read_json(path)
+    data = {"parts": {}} | runs.read_json(run / "data_card.json")
     edits = summary.edit_table(metrics).text() if "edits" in metrics else None
     card = jinja2.Template(CARD.read_text(), keep_trailing_newline=True)
     return card.render(model=model, data=data, metrics=metrics, edits=edits)

@@ -3,7 +3,6 @@
 config.yaml    all settings, plain    status.json   RUNNING, COMPLETED, FAILED, INTERRUPTED, PAUSED
 metrics.jsonl  one line an epoch      result.json   written last: its presence means COMPLETED
 checkpoints/   the best two, last     evaluation/   measures and figures of a checkpoint
-sharp/         the run folder of a second phase, which sharpens the decoder
 """
 # ruff: noqa: F401
 
@@ -25,7 +24,7 @@ from smilevae.runs.commands import (
 )
 from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
-from smilevae.runs.folder import SHARP, Run, closing_lines, new_run_dir, refuse_used
+from smilevae.runs.folder import Run, closing_lines, new_run_dir, refuse_used
 from smilevae.runs.machine import COST, code, code_now, environment, fast_precision, keep_memory
 from smilevae.runs.reading import epochs_done, in_use, read_json, read_metrics, read_result, state
 from smilevae.runs.resuming import read_settings, settings_for_resume

@@ -52,8 +52,8 @@ def ranked(run: Path) -> list[Path]:
 
 
 def rank_of(line: Mapping[str, float]) -> float:
-    """What ranks epochs, lowest first: val/loss, in a second phase the distance to real faces."""
-    return line.get("val/distance", line.get("val/loss", math.inf))
+    """What ranks epochs, lowest first: val/loss."""
+    return line.get("val/loss", math.inf)
 
 
 def run_of(path: Path) -> Path:

@@ -23,7 +23,6 @@ from smilevae.runs.files import TEMPORARY, write_bytes, write_text
 from smilevae.runs.machine import CostMeter, code
 from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
 
-SHARP = "sharp"  # the folder of a run's second phase
 OTHER_FOLDER = "choose another with hydra.run.dir=PATH"
 
 
@@ -213,10 +212,9 @@ def new_run_dir(parent: str, resume: str | None) -> str:
 
 def closing_lines(run: Path, best: Mapping[str, Any]) -> str:
     """What to do after a training."""
-    shown = run / SHARP if (run / SHARP).exists() else run
     return (
         f"best val loss {best['val/loss']:.1f} in epoch {best['epoch']};"
         f" run folder {shell_path(run)}\n"
-        f"next: {command_line('evaluate', 'ckpt', shown)}\n"
+        f"next: {command_line('evaluate', 'ckpt', run)}\n"
         f"      tensorboard --logdir {shell_path(run.parent)}"
     )

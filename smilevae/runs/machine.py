@@ -85,9 +85,8 @@ class CostMeter:
 
     def use_gpus(self, num: int) -> None:
         """Count the time of so many GPUs from now on."""
-        if not self.num_gpus:  # else a second phase
-            self.num_gpus = num
-            self._start_gpu = time.perf_counter()
+        self.num_gpus = num
+        self._start_gpu = time.perf_counter()
 
     def read(self) -> dict[str, float]:
         """The cost up to now."""

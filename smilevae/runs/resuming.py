@@ -7,7 +7,6 @@ import yaml
 from smilevae.config import HARDWARE, RESUMABLE, Settings, checked, flatten
 from smilevae.errors import ConfigError
 from smilevae.runs.commands import hydra_argument
-from smilevae.runs.folder import SHARP
 from smilevae.runs.reading import epochs_done
 
 ALLOWED = {*RESUMABLE, *(f"trainer.{name}" for name in HARDWARE)}
@@ -36,9 +35,6 @@ def settings_for_resume(resume: str, wanted: Settings, named: set[str]) -> Setti
         remedy = "go on with the line that it printed: its command and"
         line = f"{remedy} {hydra_argument('hydra.sweep.dir', run)}"
         raise ConfigError(f"resume={resume} is a sweep, and resume names a run; {line}")
-    if run.name == SHARP and (run.parent / "config.yaml").exists():
-        first = hydra_argument("resume", run.parent)
-        raise ConfigError(f"resume={resume} is the second phase of a run; pass {first}")
     if recipes := sorted(named & {"experiment", "debug"}):
         text = f"{recipes[0]} does not apply to resume={resume}, which has its own settings"
         raise ConfigError(f"{text}; leave it out")
@@ -57,13 +53,8 @@ def _check_epochs(run: Path, settings: Settings, wanted: Settings, named: set[st
             cause = f"objective={settings.objective.name}"
         text = f"has {cause}, which ends at epochs={settings.epochs}; start a new run"
         raise ConfigError(f"{run} {text}")
-    sharp_exists = (run / SHARP / "config.yaml").exists()
-    sharp_epochs = wanted.sharpen.epochs if "sharpen.epochs" in named else 0
-    if sharp_exists and (target > done or sharp_epochs not in (0, settings.sharpen.epochs)):
-        text = "was trained from these epochs; remove it first, or start a new run"
-        raise ConfigError(f"{run / SHARP} {text}")
     completed = target == done and (run / "result.json").exists()
-    if target < done or (completed and (sharp_exists or not sharp_epochs)):
+    if target < done or completed:
         text = f"has trained {done} epochs already; to train on, add a larger epochs=N"
         raise ConfigError(f"{run} {text}")
 

@@ -97,7 +97,7 @@ class Queue(Plan):
         Only a run that does not depend on its number of epochs has such jobs.
         """
         settings = self.jobs[name]
-        if settings.fixed_length or settings.sharpen.epochs:
+        if settings.fixed_length:
             return []
         own = key(settings, "epochs")
         fewer = [other for other, its in self.jobs.items() if its.epochs < settings.epochs]

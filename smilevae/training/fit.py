@@ -1,6 +1,5 @@
 """One training, from settings to a complete run folder."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,13 +17,12 @@ from smilevae.data.batches import hash64
 from smilevae.data.card import data_card, format_card
 from smilevae.data.dataset import Faces, load_faces, spectrum_of
 from smilevae.errors import ConfigError, UserError
-from smilevae.evaluation import figures, realism
-from smilevae.evaluation.samplers import sampler_of
+from smilevae.evaluation import figures
 from smilevae.models import axes, linear
 from smilevae.models.vae import build_vae, check_shapes
 from smilevae.plugins import loading, targets
 from smilevae.runs import checkpoint
-from smilevae.training import sharp, trackers
+from smilevae.training import trackers
 from smilevae.training.datamodule import FaceDataModule
 from smilevae.training.module import VAEModule
 from smilevae.training.progress import Progress
@@ -59,8 +57,6 @@ def fit(
 
     # The faces and what a linear VAE would reach on them.
     faces = load_faces(settings.data, settings.image_size, settings.channels)
-    if settings.sharpen.epochs:
-        realism.feature_space(faces)  # raises DataError before the first phase
     beta = describe(faces, settings, run)
 
     # The model, from a checkpoint or from random weights.
@@ -76,17 +72,14 @@ def fit(
         vae.beta.fill_(beta)
     check_shapes(vae, settings.model.network)
 
-    # Training, in one phase or two.
+    # Training.
     module = VAEModule(vae, settings, faces.fingerprint)
     record = train(module, faces, run, Until(stop, settings.trainer, until), devices, last)
-    evaluated = run.dir
-    if settings.sharpen.epochs:
-        evaluated = sharpen(settings, faces, run, stop, devices)
     machine = {"threads": torch.get_num_threads(), "keep_memory": keep_memory}
     machine |= runs.environment()
     result = record.result(settings, faces.fingerprint) | machine
     if run.is_main_process and (settings.evaluate or settings.measures):
-        log.info(_report(evaluate, evaluated, faces, settings))
+        log.info(_report(evaluate, run.dir, faces, settings))
     run.complete(result)
     return record.best()[0]
 
@@ -99,35 +92,6 @@ def _report(evaluate: Evaluate, path: Path, faces: Faces, settings: Settings) ->
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         again = f"{runs.command_line('evaluate', 'ckpt', path)}"
         return f"the training is complete, but its evaluation failed ({reason}); again with {again}"
-
-
-def sharpen(
-    settings: Settings, faces: Faces, run: runs.Run, stop: runs.Stop, devices: list[int] | None
-) -> Path:
-    """The second phase, from a run's best checkpoint; returns its run folder in the run's."""
-    with contextlib.closing(runs.Run(run.dir / runs.SHARP)) as inner:
-        # A folder like a run's, which may be there from before a kill.
-        inner.sweep = run.sweep
-        inner.meter = run.meter
-        if runs.read_result(inner.dir):
-            return inner.dir
-        num_epochs = settings.sharpen.epochs
-        log.info(f"a sharper decoder, {num_epochs} epochs, into {runs.shell_path(inner.dir)}")
-        own = settings.with_values({"epochs": num_epochs, "ema": sharp.EMA, "resume": None})
-        inner.write_config(own)
-        inner.status("RUNNING")
-        # The best model so far, against a discriminator.
-        vae = checkpoint.load(runs.find(str(run.dir))).vae
-        mixture = sampler_of(vae, faces, "auto", settings.seed)
-        space = realism.feature_space(faces)
-        torch.manual_seed(hash64("discriminator", settings.seed))
-        module = sharp.SharpModule(vae.train(), own, faces, mixture, space)
-        last = None
-        if inner.can_resume:
-            last = checkpoint.resume_point(inner.dir, own, faces.fingerprint)
-        record = train(module, faces, inner, Until(stop, own.trainer), devices, last)
-        inner.complete(record.result(own, faces.fingerprint) | runs.environment())
-        return inner.dir
 
 
 def train(
@@ -160,9 +124,7 @@ def train(
     arguments.pop("max_time", None)  # `until` counts it
     if devices:
         arguments["devices"] = devices
-    if not module.automatic_optimization:
-        del arguments["gradient_clip_val"]  # Lightning refuses it
-    validate_first = not module.automatic_optimization or settings.warm_start == "ppca"
+    validate_first = settings.warm_start == "ppca"
     arguments |= {"callbacks": callbacks, "logger": loggers, "default_root_dir": run.dir}
     trainer = build_trainer(settings.epochs, validate_first, arguments)
     for logger in loggers:

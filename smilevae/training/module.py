@@ -90,8 +90,7 @@ class VAEModule(pl.LightningModule):
         content = checkpoint.read(Path(checkpoint_path))
         settings = checked(content["hyper_parameters"])
         module = cls(build_vae(settings), settings, content["fingerprint"])
-        weights = content["state_dict"].items()
-        module.load_state_dict({k: v for k, v in weights if not k.startswith("discriminator.")})
+        module.load_state_dict(content["state_dict"])
         return module.to(map_location or "cpu").eval()
 
     def setup(self, stage: str) -> None:
@@ -266,7 +265,7 @@ class VAEModule(pl.LightningModule):
             self.whole_step(epoch, batch_idx)
         else:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self._average(self.global_step)  # not later: a checkpoint within an epoch holds it
+        self._average()  # not later: a checkpoint within an epoch holds it
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         if not self.whole_step:
@@ -275,9 +274,10 @@ class VAEModule(pl.LightningModule):
     def on_fit_end(self) -> None:
         self.whole_step = None  # Lightning takes the weights from the device
 
-    def _average(self, step: int) -> None:
+    def _average(self) -> None:
         """Update the moving average of the weights."""
         if self.ema is not None:
+            step = self.global_step
             decay = min(self.settings.ema, (1 + step) / (10 + step))  # forgets the first soon
             with torch.no_grad():
                 get_ema_multi_avg_fn(decay)(moving(self.ema), moving(self.vae), step)

@@ -62,14 +62,14 @@ class Progress(pl.Callback):
 def epoch_line(epochs: list[dict[str, Any]], num_epochs: int, seconds_left: float) -> str:
     """The last epoch, beside the best one before it."""
     *before, line = epochs
-    name = "val/distance" if "val/distance" in line else "val/loss"
-    text = f"epoch {line['epoch']}/{num_epochs}  {name.replace('/', ' ')} {_number(line[name])}"
+    loss = line["val/loss"]
+    text = f"epoch {line['epoch']}/{num_epochs}  val loss {_number(loss)}"
     if before:
         best = min(before, key=runs.rank_of)
-        if line[name] < best[name]:
-            text += f" (best, was {_number(best[name])})"
+        if loss < best["val/loss"]:
+            text += f" (best, was {_number(best['val/loss'])})"
         else:
-            text += f" (best {_number(best[name])} in epoch {best['epoch']})"
+            text += f" (best {_number(best['val/loss'])} in epoch {best['epoch']})"
     text += f"  PSNR {line['val/psnr']:.1f} dB  KL {line['val/kl']:,.1f} nats"
     if seconds_left:
         text += f"  {_duration(seconds_left)} left"

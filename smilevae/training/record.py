@@ -181,12 +181,11 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def _save_best(self, trainer: pl.Trainer, module: Any, epoch: int) -> None:
-        weights = trainer.strategy.lightning_module_state_dict()
         content = {
             "hyper_parameters": module.settings.plain(),
             "fingerprint": module.fingerprint,
             "epoch": trainer.current_epoch,
-            "state_dict": {k: v for k, v in weights.items() if not k.startswith("discriminator.")},
+            "state_dict": trainer.strategy.lightning_module_state_dict(),
             "callbacks": {self.record.state_key: self.record.state_dict()},
         }
         if self.run.is_main_process:
