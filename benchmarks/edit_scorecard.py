@@ -28,6 +28,7 @@ from smilevae.editing import fitting
 from smilevae.editing.attributes import Attribute, mean_difference
 from smilevae.editing.calibration import CHUNK, decode
 from smilevae.evaluation import realism
+from smilevae.evaluation.measure import small
 from smilevae.evaluation.scoring import Scorer, lacking, looks_real
 from smilevae.models import latents
 from smilevae.models.metrics import psnr
@@ -147,14 +148,14 @@ def main(run: str) -> None:
     known, _ = fitting.fitted_rows(faces, attribute.name)
     codes = encode(vae, faces, known)[0]
 
-    rest = realism.small(decode(vae, mu).clamp(0, 1))
+    rest = small(decode(vae, mu).clamp(0, 1))
     edited = {}
     back = {}
     for name, edit in edits_of(attribute, mean_difference(codes, attribute.labels)).items():
         moved = edit(mu, torch.ones(1))[:, 0]
-        edited[name] = realism.small(decode(vae, moved).clamp(0, 1))
+        edited[name] = small(decode(vae, moved).clamp(0, 1))
         back[name] = f"{reversibility(vae, mu, moved):.2f}"
-    edited |= {name: realism.small(x) for name, x in bad_edits(faces, attribute.name, rest).items()}
+    edited |= {name: small(x) for name, x in bad_edits(faces, attribute.name, rest).items()}
     print(f"{'':16} success landmarks distance person edges  back  faults")
     for name, x in edited.items():
         scores = scorer.score_images(attribute.name, rows, LEVELS, [rest, x])

@@ -25,6 +25,14 @@ def test_blends_draw_where_the_codes_are():
     np.testing.assert_allclose(np.cov(plain.T), np.eye(3), atol=0.05)
 
 
+def test_no_two_faces_of_a_sheet_are_one_blend_while_there_are_others():
+    means = torch.randn(50, 3)
+    exact = samplers.Mixture(torch.full((50,), 0.02), means, torch.zeros(3, 3))
+    drawn = exact.draw(50, torch.Generator().manual_seed(0))
+    assert len(drawn.unique(dim=0)) == 50
+    assert len(exact.draw(51, torch.Generator().manual_seed(0))) == 51
+
+
 def test_a_handful_of_codes_are_too_few_for_blends():
     codes = torch.randn(9, 60, generator=torch.Generator().manual_seed(0))
     fitted = samplers.fit_sampler(codes, torch.full((9, 60), -6.0))

@@ -6,7 +6,7 @@ Shapes: B batch, S image side, L = 468 landmarks.
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ SIDE = 192  # of its input
 MARGIN = 42  # pixels about a face: so it tells smiles best
 OUTPUTS = ("add_12", "p_re_lu_16", "conv2d_20", "conv2d_30")  # two layers, landmarks, score
 NUM_FEATURES = 256
+EARLY = ("add", "add_1", "add_3", "add_4", "add_6", "add_7")  # layers that see edges
+CELLS = 6  # a side, into which `see_edges` divides a face
+NUM_EDGES = 2 * (16 + 16 + 32 + 32 + 64 + 64) * CELLS**2  # of their channels
 NUM_POINTS = 468
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 INSTALL = "pip install -e '.[photo]'"
@@ -73,14 +76,38 @@ class Seen(NamedTuple):
 
 def see(x: Tensor, margin: int = MARGIN) -> Seen:
     """One pass over crops (B, C, S, S) in [0, 1], `margin` in pixels of SIDE. Raises DataError."""
+    rows = _forward_all(x, margin, lambda blob: forward(MODEL, blob, OUTPUTS))
+    *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
+    features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
+    points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
+    return Seen(features, points, scores.reshape(len(x)))
+
+
+def see_edges(x: Tensor) -> np.ndarray:
+    """What early layers see in crops (B, C, S, S): (B, NUM_EDGES). Raises DataError.
+
+    The mean and the root mean square of each channel in each of CELLS x CELLS cells of a face.
+    """
+    return np.stack(_forward_all(x, MARGIN, _edges))
+
+
+def _edges(blob: np.ndarray) -> np.ndarray:
+    parts = []
+    for layer in forward(MODEL, blob, EARLY):
+        edge = round(MARGIN * layer.shape[-1] / SIDE)
+        inner = torch.from_numpy(layer)[0, :, edge:-edge, edge:-edge]
+        mean = F.adaptive_avg_pool2d(inner, CELLS)
+        square = F.adaptive_avg_pool2d(inner.square(), CELLS)
+        parts += [mean.flatten(), square.sqrt().flatten()]
+    return torch.cat(parts).numpy()
+
+
+def _forward_all(x: Tensor, margin: int, look: Callable[[np.ndarray], Any]) -> list[Any]:
+    """`look` at crops (B, C, S, S) as the network takes them, a crop a core."""
     inner = (SIDE - 2 * margin,) * 2
     colours = x.cpu().expand(-1, 3, -1, -1)
     x = F.interpolate(colours, inner, mode="bicubic", align_corners=False).clamp(0, 1)
     x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
     blobs = x[:, None].contiguous().numpy()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        rows = list(pool.map(lambda blob: forward(MODEL, blob, OUTPUTS), blobs))
-    *layers, points, scores = (np.concatenate(parts) for parts in zip(*rows))
-    features = torch.from_numpy(np.concatenate([layer.mean((2, 3)) for layer in layers], 1))
-    points = (points.reshape(len(x), -1, 3)[..., :2] - margin) / (SIDE - 2 * margin)
-    return Seen(features, points, scores.reshape(len(x)))
+        return list(pool.map(look, blobs))

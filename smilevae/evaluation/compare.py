@@ -44,8 +44,8 @@ def compare(evaluations: Evaluations, out: Path) -> str:
         lines.append(difference(evaluations))
     for name, (each, folder) in evaluations.items():
         if "realism" in each:
-            scores = each["realism"]
-            parts = [f"{SETS[kind]} {1000 * scores[kind]['distance']:,.0f}" for kind in SETS]
+            scores = {SETS[kind]: row.get("distance") for kind, row in each["realism"].items()}
+            parts = [f"{kind} {1000 * at:,.0f}" for kind, at in scores.items() if at is not None]
             lines.append(f"{name}: distance to real faces (lower is better): {', '.join(parts)}")
         lines.append(f"{name}: {runs.shell_path(folder / 'index.html')}")
     return "\n".join([*lines, f"side by side: {runs.shell_path(out)}/"])

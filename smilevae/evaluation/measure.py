@@ -17,6 +17,7 @@ from smilevae.models.losses import beta_vae_terms, gaussian_kl, optimal_beta
 from smilevae.models.metrics import active_units, negative_elbo, psnr
 from smilevae.models.vae import VAE
 
+SMALL = 64  # side of the images that are compared with real ones
 REACH = 5  # pixels on each side of the window of `ssim`
 
 
@@ -114,6 +115,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     likeness = (2 * mean_x * mean_y + 0.01**2) * (2 * (xy - mean_x * mean_y) + 0.03**2)
     likeness /= (mean_x**2 + mean_y**2 + 0.01**2) * (variances + 0.03**2)
     return likeness.flatten(1).mean(1)
+
+
+def small(x: Tensor) -> Tensor:
+    """Images of SMALL pixels: (N, 3, S, S) -> (N, 3, SMALL, SMALL)."""
+    return F.interpolate(x, (SMALL, SMALL), mode="area") if x.shape[-1] != SMALL else x
 
 
 def resized(x: Tensor, side: int) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from smilevae.data.batches import hash64
 from smilevae.data.cache import cached
@@ -17,20 +16,16 @@ from smilevae.data.encode import BATCH, encode
 from smilevae.editing import mesh
 from smilevae.editing.calibration import decode
 from smilevae.errors import DataError
+from smilevae.evaluation.exposures import MOST_JUDGED, Judge
+from smilevae.evaluation.measure import small
 from smilevae.evaluation.options import EvaluateOptions
 from smilevae.evaluation.samplers import MAX_REFERENCE, Mixture
 from smilevae.models.vae import VAE
 
-SIDE = 64  # pixels of the images that are compared
 NEIGHBOURS = 5
 SUBSETS = 100
 MIN_FACES = 20  # in each part
 MAX_REAL = 2000  # faces of held-out people
-
-
-def small(x: Tensor) -> Tensor:
-    """Images of SIDE pixels: (N, 3, S, S) -> (N, 3, SIDE, SIDE)."""
-    return F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] != SIDE else x
 
 
 class Space:
@@ -151,18 +146,29 @@ def of_model(
 ) -> dict[str, dict[str, float]]:
     """`compared` of a model's reconstructions of held-out people, of as many new faces, and of the
     mean face in the place of every face.
+
+    `double` is the share of a set's faces that the judge takes for double exposures; `mixed` are
+    such exposures of real faces. `area` is the area under the judge's receiver operating curve.
     """
     rows = faces.sample("val", MAX_REAL)
     target = space.scaled(seen_by_the_mesh(faces, rows)).features
     generator = torch.Generator().manual_seed(hash64("realism", options.seed))
     new = sampler.draw(len(rows), generator, options.temperature)
+    judge = Judge(faces)
+    doubles = {"real": judge.real, "mixed": judge.mixed}
     sets = {}
     for name, codes in {"reconstructed": encode(vae, faces, rows)[0], "sampled": new}.items():
-        images = [small(decode(vae, chunk)) for chunk in codes.split(BATCH)]
-        sets[name] = space(torch.cat(images))
+        images = torch.cat([small(decode(vae, chunk)) for chunk in codes.split(BATCH)])
+        sets[name] = space(images)
+        doubles[name] = judge(images[:MOST_JUDGED])
     mean = space(small(faces.batch(rows)).mean(0, keepdim=True))
     sets["mean_face"] = mean.expand(len(rows), -1)
-    return compared(target, space.training, sets)
+
+    table = compared(target, space.training, sets)
+    for name, scores in doubles.items():
+        table.setdefault(name, {})["double"] = float((scores > 0).mean())
+    table["mixed"]["area"] = float((judge.mixed[:, None] > judge.real).mean())
+    return table
 
 
 def compared(

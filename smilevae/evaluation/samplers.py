@@ -34,8 +34,11 @@ class Mixture(NamedTuple):
     factor: Tensor  # (D, D)
 
     def draw(self, num: int, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """(num, D); `temperature` scales the spread about the mean."""
-        component = torch.multinomial(self.weights, num, replacement=True, generator=generator)
+        """(num, D), of different components if there are so many; `temperature` scales the spread
+        about the mean.
+        """
+        repeat = num > len(self.weights.nonzero())
+        component = torch.multinomial(self.weights, num, repeat, generator=generator)
         noise = torch.randn(num, self.means.shape[1], generator=generator)
         mean = self.weights @ self.means
         return mean + temperature * (self.means[component] - mean + noise @ self.factor.T)
@@ -69,7 +72,7 @@ def load_sampler(path: Path, num_dims: int, weights: str) -> Mixture:
     return Mixture(*parts)
 
 
-def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
+def fit_sampler(mu: Tensor, logvar: Tensor) -> Mixture:
     """Pairs of the codes of training faces (N, D), added about their mean, with noise.
 
     They keep the mean and covariance of the codes: the smoothed bootstrap that keeps the variance
@@ -77,7 +80,7 @@ def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
     """
     if len(mu) < MIN_CODES:
         return prior(mu.shape[1])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     pairs = torch.randint(len(mu), (2, NUM_BLENDS), generator=generator)
     mean = mu.mean(0)
     centres = mean + ((1 - BLEND_NOISE) / 2) ** 0.5 * (mu[pairs] - mean).sum(0)
@@ -87,16 +90,14 @@ def fit_sampler(mu: Tensor, logvar: Tensor, seed: int = 0) -> Mixture:
     return Mixture(weights, centres, torch.linalg.cholesky(covariance).float())
 
 
-def sampler_of(
-    vae: VAE, faces: Faces, sampler: Sampler, seed: int = 0, most: int = MAX_REFERENCE
-) -> Mixture:
+def sampler_of(vae: VAE, faces: Faces, sampler: Sampler, most: int = MAX_REFERENCE) -> Mixture:
     """A sampler fitted to the codes of `most` training faces and their mirror images."""
     if sampler == "prior":
         return prior(vae.latent_dim)
     rows = faces.sample("train", most)
     codes = [encode(vae, faces, rows, mirrored) for mirrored in (False, True)]
     mu, logvar = (torch.cat(parts) for parts in zip(*codes))
-    return fit_sampler(mu, logvar, seed)
+    return fit_sampler(mu, logvar)
 
 
 def nearest(images: Tensor, others: Tensor) -> Tensor:

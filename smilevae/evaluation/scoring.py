@@ -20,7 +20,8 @@ from smilevae.editing.calibration import decode
 from smilevae.editing.fitting import UNTESTED, Fitted, fitted_rows
 from smilevae.editing.geometry import GeometryReader
 from smilevae.evaluation import realism
-from smilevae.evaluation.realism import MIN_FACES, Space, kernel_distance, small
+from smilevae.evaluation.measure import small
+from smilevae.evaluation.realism import MIN_FACES, Space, kernel_distance
 from smilevae.evaluation.references import MAX_REAL, matched, persons, reading_errors
 from smilevae.evaluation.samplers import MAX_REFERENCE
 from smilevae.models import latents

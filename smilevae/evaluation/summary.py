@@ -13,6 +13,8 @@ SETS = {
     "reconstructed": "reconstructions",
     "sampled": "new faces",
     "mean_face": "mean face",
+    "real": "held-out faces",
+    "mixed": "pairs of held-out faces, mixed",
 }
 READERS = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
 Metrics = dict[str, Any]
@@ -39,14 +41,14 @@ class Table(NamedTuple):
 def summary(metrics: Metrics, out: Path) -> str:
     """The lines that are printed: at most MAX_LINES, each of at most WIDTH characters."""
     lines = [headline(metrics), *quality(metrics), loss_line(metrics)]
-    if "realism" in metrics:
-        lines += realism_lines(metrics["realism"])
-    if "edits" in metrics:
-        lines += edit_lines(metrics)
     for name, scores in metrics["measures"].items():
         values = [f"{key} {s['value']:.3g} {s['unit']}".strip() for key, s in scores.items()]
         lines.append(f"{_title(name)}: {_listed(values, WIDTH - len(name) - 20)}.")
     lines += metrics["left_out"]
+    if "realism" in metrics:
+        lines += realism_lines(metrics["realism"])
+    if "edits" in metrics:
+        lines += edit_lines(metrics)
     short = [line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines]
     page = f"page: {runs.shell_path(out / 'index.html')}"
     return "\n".join([*short[: MAX_LINES - 1], page])
@@ -77,21 +79,26 @@ def references(metrics: Metrics) -> dict[str, str]:
 
 def loss_line(metrics: Metrics) -> str:
     """The loss and its parts."""
+    beta = f"{metrics['beta']:.2g}" if metrics["beta"] < 1 else f"{metrics['beta']:.4g}"
     line = f"Loss {metrics['loss']:.1f} (lower is better) = squared error {metrics['recon']:.1f}"
-    line += f" + beta ({metrics['beta']:.4g}) x KL ({metrics['kl']:.1f})"
+    line += f" + beta ({beta}) x KL ({metrics['kl']:.1f})"
     if metrics["active_units"] is not None:
         line += f"; {metrics['active_units']}/{metrics['latent_dim']} dimensions used"
     return line
 
 
 def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
-    """How far from real faces new ones are, and a warning of copies."""
+    """How near to real faces new ones are, and a warning of copies."""
     each = []
     for name in ("reconstructed", "sampled"):
         distance = max(0, 1000 * table[name]["distance"])
         each.append(f"{SETS[name]} {distance:,.0f} ± {1000 * table[name]['error']:,.0f}")
     each.append(f"mean face {1000 * table['mean_face']['distance']:,.0f}")
     lines = [f"Distance to real faces (0: as real): {', '.join(each)}."]
+    shares = {name: f"{row['double']:.0%}" for name, row in table.items() if "double" in row}
+    line = f"Look like two photos in one: reconstructions {shares['reconstructed']}"
+    line += f", new faces {shares['sampled']}; real faces {shares['real']}"
+    lines.append(f"{line}, mixed pairs {shares['mixed']}.")
     copies = table["sampled"]["copies"]
     if copies > COPIES:
         lines.append(f"New faces are near to copies of training faces: {copies:.2f} (1: all are).")
@@ -215,12 +222,13 @@ def loss_table(metrics: Metrics) -> Table:
 def realism_table(metrics: Metrics) -> Table:
     """Reconstructions and new faces beside real ones."""
     keys = ("precision", "recall", "density", "coverage", "copies", "own_face")
-    columns = ["", "distance", "±", *(key.replace("_", " ") for key in keys)]
+    columns = ["", "distance", "±", *(key.replace("_", " ") for key in keys), "two in one"]
     rows = []
     for name, title in SETS.items():
         row = metrics["realism"][name]
-        cells = [f"{1000 * row[key]:.1f}" for key in ("distance", "error")]
+        cells = [f"{1000 * row[key]:.1f}" if key in row else "" for key in ("distance", "error")]
         cells += [f"{row[key]:.2f}" if key in row else "" for key in keys]
+        cells.append(f"{row['double']:.0%}" if "double" in row else "")
         rows.append([title, *cells])
     return Table("New faces compared with real ones", columns, rows)
 

@@ -1,0 +1,96 @@
+"""Does a face look like a double exposure, two photographs in one? A judge that no training sees.
+
+Kernel distances do not tell: in their spaces half of one face and half of another lie among faces.
+Shapes: N faces, S image side, F features.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smilevae.data.batches import hash64
+from smilevae.data.cache import cached
+from smilevae.data.dataset import Faces, derived_key
+from smilevae.editing import mesh
+from smilevae.editing.classifier import blur
+from smilevae.evaluation.measure import small
+
+SHARES = (0.3, 0.5, 0.7)  # of the first of two photographs
+BLURS = (0.0, 0.6, 1.2, 1.7)  # pixels of 64: what is blurred is no double exposure
+RIDGE = 1e4  # penalty of the slopes of standardised features
+CHUNK = 64  # images at a time
+MOST = 800  # training faces
+MOST_JUDGED = 300  # faces of a set that are judged
+
+
+def double_exposures(x: Tensor, shares: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image of (N, C, S, S) with another one, of which it keeps its share of `shares` (N,)."""
+    order = torch.randperm(len(x), generator=generator)
+    other = torch.empty_like(x)
+    other[order] = x[order.roll(1)]
+    return other.lerp(x, shares[:, None, None, None])
+
+
+class Judge:
+    """A linear classifier of edges that early layers of the face mesh see.
+
+    It learns training faces against double exposures of them, both sharp and blurred. `real` and
+    `mixed` are its scores of held-out faces and of double exposures of them.
+    """
+
+    def __init__(self, faces: Faces):
+        """Fits it once for a data set. Raises DataError without OpenCV."""
+        rows = np.sort(faces.sample("train", MOST))
+        held_out = np.sort(faces.sample("val", MOST_JUDGED))
+        key = derived_key(faces, f"exposures-{mesh.opencv().__version__}", rows, held_out)
+
+        def build(content: np.ndarray) -> dict[str, Any]:
+            self._bias, *self._slopes = _fitted(small(faces.batch(rows))).astype(np.float32)
+            content[:] = np.array([self._bias, *self._slopes]).view(np.uint8)
+            x = small(faces.batch(held_out))
+            shares = torch.tensor(SHARES).repeat(len(x))[: len(x)]
+            generator = torch.Generator().manual_seed(hash64("exposures of held-out faces"))
+            mixed = double_exposures(x, shares, generator)
+            return {"real": self(x).tolist(), "mixed": self(mixed).tolist()}
+
+        content, scores = cached(key, (4 * (mesh.NUM_EDGES + 1),), build, faces.cache)
+        self._bias, *self._slopes = np.array(content).view(np.float32)
+        self.real = np.array(scores["real"])
+        self.mixed = np.array(scores["mixed"])
+
+    def __call__(self, x: Tensor) -> np.ndarray:
+        """Scores (N,) of images (N, C, S, S) in [0, 1]: above 0 where one is a double exposure."""
+        both = _edges(x) + _edges(x.flip(3))
+        return both @ np.array(self._slopes) / 2 + self._bias
+
+
+def _edges(x: Tensor) -> np.ndarray:
+    """Features of images: (N, C, S, S) -> (N, F)."""
+    return np.concatenate([mesh.see_edges(chunk) for chunk in x.clamp(0, 1).split(CHUNK)])
+
+
+def _fitted(x: Tensor) -> np.ndarray:
+    """Bias and slopes (1 + F,) of a ridge regression on faces (N, C, S, S)."""
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    # As many double exposures as faces, mirrored and not. A quarter of each has one of BLURS.
+    generator = torch.Generator().manual_seed(hash64("exposures"))
+    low, _, high = SHARES
+    features = []
+    labels = []
+    for turn, faces in enumerate((x, x.flip(3), x, x.flip(3))):
+        shares = low + (high - low) * torch.rand(len(x), generator=generator)
+        for label, images in ((-1, faces), (1, double_exposures(faces, shares, generator))):
+            for index, sd in enumerate(BLURS):
+                some = images[(index + turn) % len(BLURS) :: len(BLURS)]
+                features.append(_edges(blur(some, sd) if sd else some))
+                labels += [label] * len(some)
+
+    # Ridge regression of standardised features, as one linear function of the plain ones.
+    scale = StandardScaler()
+    model = Ridge(RIDGE).fit(scale.fit_transform(np.concatenate(features)), labels)
+    slopes = model.coef_ / scale.scale_
+    return np.array([model.intercept_ - scale.mean_ @ slopes, *slopes])
