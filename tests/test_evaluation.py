@@ -291,7 +291,7 @@ def test_one_face_has_no_active_units(model):
     alone = dataclasses.replace(faces, part=part)
     metrics = measure.measure(vae, alone, seed=0)
     assert metrics["active_units"] is None
-    assert summary.loss_line(metrics).endswith(f"x KL ({metrics['kl']:.1f})")
+    assert summary.loss_line(metrics).endswith(f"x KL {metrics['kl']:.1f}")
     json.dumps(metrics, allow_nan=False)
 
 

@@ -70,7 +70,7 @@ Reconstructions (higher is better)        PSNR      SSIM
 this model                             27.0 dB     0.851
 PCA, 120 dimensions (no KL penalty)    30.5 dB     0.909
 mean face                              16.1 dB     0.646
-Loss 181.0 (lower is better) = squared error 126.5 + beta (1) x KL (54.5); 120/120 dimensions used
+Loss 181.0 (lower is better) = squared error 126.5 + beta 1 x KL 54.5; 120/120 dimensions used
 Distance to real faces (0: as real): reconstructions 50 ± 10, new faces 153 ± 20, mean face 1,900.
 Look like two photos in one: reconstructions 9%, new faces 12%; real faces 8%, mixed pairs 87%.
 Smile, intensity 1: a classifier sees it on 2% before, 100% after; of real faces that have it, 83%.
@@ -101,7 +101,7 @@ COPIES = DEMO["realism"] | {"sampled": DEMO["realism"]["sampled"] | {"copies": 0
             {"part": "val"},
             ". They also chose the epoch; set data.test_fraction=0.2 to avoid that.",
         ),
-        ({"active_units": None}, "= squared error 126.5 + beta (1) x KL (54.5)\n"),
+        ({"active_units": None}, "= squared error 126.5 + beta 1 x KL 54.5\n"),
         (smile(changes=[{}, {"skin": -0.72}, {}]), "Also changed: skin -0.7."),
         (smile(), "near real ones. No other attribute was tested."),
         (smile(success=[0.02, 0.1, 0.1]), "before, 10% after; of real faces that have it, 83%."),
@@ -110,7 +110,7 @@ COPIES = DEMO["realism"] | {"sampled": DEMO["realism"]["sampled"] | {"copies": 0
         (smile(other_person=2.0), "person: 0.22 (0: none, 2.00: another person)."),
         ({"left_out": ["No landmarks: " + 200 * "x"]}, "No landmarks: xxx"),
         ({"not_editable": dict.fromkeys(MANY)}, "attribute_00 and 39 more."),
-        ({"beta": 0.00314}, " + beta (0.0031) x KL"),
+        ({"beta": 0.00314}, " + beta 0.0031 x KL"),
         ({"realism": COPIES}, "New faces are near to copies of training faces: 0.97"),
     ],
 )

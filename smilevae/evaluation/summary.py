@@ -81,7 +81,7 @@ def loss_line(metrics: Metrics) -> str:
     """The loss and its parts."""
     beta = f"{metrics['beta']:.2g}" if metrics["beta"] < 1 else f"{metrics['beta']:.4g}"
     line = f"Loss {metrics['loss']:.1f} (lower is better) = squared error {metrics['recon']:.1f}"
-    line += f" + beta ({beta}) x KL ({metrics['kl']:.1f})"
+    line += f" + beta {beta} x KL {metrics['kl']:.1f}"
     if metrics["active_units"] is not None:
         line += f"; {metrics['active_units']}/{metrics['latent_dim']} dimensions used"
     return line
