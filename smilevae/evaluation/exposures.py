@@ -47,8 +47,8 @@ class Judge:
         key = derived_key(faces, f"exposures-{mesh.opencv().__version__}", rows, held_out)
 
         def build(content: np.ndarray) -> dict[str, Any]:
-            self._bias, *self._slopes = _fitted(small(faces.batch(rows))).astype(np.float32)
-            content[:] = np.array([self._bias, *self._slopes]).view(np.uint8)
+            self._weights = _fitted(small(faces.batch(rows))).astype(np.float32)
+            content[:] = self._weights.view(np.uint8)
             x = small(faces.batch(held_out))
             shares = torch.tensor(SHARES).repeat(len(x))[: len(x)]
             generator = torch.Generator().manual_seed(hash64("exposures of held-out faces"))
@@ -56,14 +56,14 @@ class Judge:
             return {"real": self(x).tolist(), "mixed": self(mixed).tolist()}
 
         content, scores = cached(key, (4 * (mesh.NUM_EDGES + 1),), build, faces.cache)
-        self._bias, *self._slopes = np.array(content).view(np.float32)
+        self._weights = np.array(content).view(np.float32)
         self.real = np.array(scores["real"])
         self.mixed = np.array(scores["mixed"])
 
     def __call__(self, x: Tensor) -> np.ndarray:
         """Scores (N,) of images (N, C, S, S) in [0, 1]: above 0 where one is a double exposure."""
-        both = _edges(x) + _edges(x.flip(3))
-        return both @ np.array(self._slopes) / 2 + self._bias
+        mean = (_edges(x) + _edges(x.flip(3))) / 2
+        return self._weights[0] + mean @ self._weights[1:]
 
 
 def _edges(x: Tensor) -> np.ndarray:
