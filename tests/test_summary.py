@@ -72,11 +72,11 @@ PCA, 120 dimensions (no KL penalty)    30.5 dB     0.909
 mean face                              16.1 dB     0.646
 Loss 181.0 (lower is better) = squared error 126.5 + beta 1 x KL 54.5; 120/120 dimensions used
 Distance to real faces (0: as real): reconstructions 50 ± 10, new faces 153 ± 20, mean face 1,900.
-Look like two photos in one: reconstructions 9%, new faces 12%; real faces 8%, mixed pairs 87%.
+Two faces in one (low is good): reconstructions 9%, new faces 12%; real 8%, real ones overlaid 87%.
 Smile, intensity 1: a classifier sees it on 2% before, 100% after; of real faces that have it, 83%.
 Smile, intensity 1: landmarks show it on 3% before, 89% after; of real faces that have it, 91%.
 Change of the person: 0.22 (0: none, 1: another photo of the person, 2.10: another person).
-From -1 to 1.5 the smile follows and faces stay near real ones. No other attribute changes clearly.
+From -1 to 1.5 the smile grows; from 0 on faces stay near real ones. Nothing else changes clearly.
 Also editable: glasses. Not editable (the page says why): jaw.
 page: runs/demo/evaluation/epoch-0050/index.html"""
 
@@ -106,7 +106,7 @@ COPIES = DEMO["realism"] | {"sampled": DEMO["realism"]["sampled"] | {"copies": 0
         (smile(), "near real ones. No other attribute was tested."),
         (smile(success=[0.02, 0.1, 0.1]), "before, 10% after; of real faces that have it, 83%."),
         (smile(reference={}), "before, 100% after.\n"),
-        ({"edits": {"smile": NO_SPACE}}, "From -1 to 1.5 the smile follows. No other"),
+        ({"edits": {"smile": NO_SPACE}}, "From -1 to 1.5 the smile grows. No other"),
         (smile(other_person=2.0), "person: 0.22 (0: none, 2.00: another person)."),
         ({"left_out": ["No landmarks: " + 200 * "x"]}, "No landmarks: xxx"),
         ({"not_editable": dict.fromkeys(MANY)}, "attribute_00 and 39 more."),

@@ -13,8 +13,8 @@ SETS = {
     "reconstructed": "reconstructions",
     "sampled": "new faces",
     "mean_face": "mean face",
-    "real": "held-out faces",
-    "mixed": "pairs of held-out faces, mixed",
+    "real": "real held-out faces",
+    "mixed": "two real held-out faces overlaid",
 }
 READERS = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
 Metrics = dict[str, Any]
@@ -96,9 +96,9 @@ def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     each.append(f"mean face {1000 * table['mean_face']['distance']:,.0f}")
     lines = [f"Distance to real faces (0: as real): {', '.join(each)}."]
     shares = {name: f"{row['double']:.0%}" for name, row in table.items() if "double" in row}
-    line = f"Look like two photos in one: reconstructions {shares['reconstructed']}"
-    line += f", new faces {shares['sampled']}; real faces {shares['real']}"
-    lines.append(f"{line}, mixed pairs {shares['mixed']}.")
+    line = f"Two faces in one (low is good): reconstructions {shares['reconstructed']}, new faces"
+    line += f" {shares['sampled']}; real {shares['real']}, real ones overlaid {shares['mixed']}."
+    lines.append(line)
     copies = table["sampled"]["copies"]
     if copies > COPIES:
         lines.append(f"New faces are near to copies of training faces: {copies:.2f} (1: all are).")
@@ -132,13 +132,13 @@ def edit_lines(metrics: Metrics) -> list[str]:
     low, high = scores["range"]
     changes = scores["changes"][one]
     side = ", ".join(f"{other} {change:+.1f}" for other, change in changes.items())
-    quiet = "No other attribute changes clearly" if others else "No other attribute was tested"
+    quiet = "Nothing else changes clearly" if others else "No other attribute was tested"
     beside = f"Also changed: {side}" if side else quiet
-    near = " and faces stay near real ones" if "distance" in scores else ""
+    near = "; from 0 on faces stay near real ones" if "distance" in scores else ""
     what = name.replace("_", " ")
-    range_ = f"From {low:g} to {high:g} the {what} follows{near}"
+    range_ = f"From {low:g} to {high:g} the {what} grows{near}"
     if low == high:
-        range_ = f"At no intensity the {what} follows"
+        range_ = f"At no intensity the {what} grows"
     lines.append(f"{range_}. {beside}.")
 
     # Other attributes.
@@ -207,7 +207,7 @@ def quality_table(metrics: Metrics) -> Table:
 
 def loss_table(metrics: Metrics) -> Table:
     """The loss and its parts."""
-    study = "the same in the units of the study = 4 x squared error + beta x KL"
+    study = "the study's loss, of values in [-1, 1] = 4 x squared error + beta x KL"
     rows = [
         ["squared error, summed over the values of a face", f"{metrics['recon']:.2f}"],
         ["KL (nats)", f"{metrics['kl']:.2f}"],
