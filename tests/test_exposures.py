@@ -1,4 +1,4 @@
-"""Two photographs in one: real pairs mixed must be told from single faces, whether sharp or blurred."""
+"""Two faces in one picture are told from one face, sharp or blurred."""
 
 import functools
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
 
 from smilevae.config import Settings
 from smilevae.data.dataset import load_faces
@@ -31,6 +32,15 @@ def test_edges_are_the_moments_of_the_layers_of_the_face_mesh():
     assert seen.shape == (2, mesh.NUM_EDGES)
     mean, root = np.split(seen[0, : 2 * 16 * mesh.CELLS**2], 2)
     assert (root >= np.abs(mean) - 1e-5).all()  # the root mean square is at least the mean
+
+    # The first and the last cell of the first layer's first channel: 9 pixels a side, without the margin.
+    crop = F.interpolate(x[:1], (108, 108), mode="bicubic", align_corners=False).clamp(0, 1)
+    blob = F.pad(crop, (42,) * 4, mode="replicate").numpy() * 2 - 1
+    (layer,) = mesh.forward(mesh.MODEL, blob, ["add"])
+    assert layer.shape == (1, 16, 96, 96)
+    assert mean[0] == pytest.approx(layer[0, 0, 21:30, 21:30].mean(), abs=1e-5)
+    assert mean[35] == pytest.approx(layer[0, 0, 66:75, 66:75].mean(), abs=1e-5)
+    assert root[35] == pytest.approx((layer[0, 0, 66:75, 66:75] ** 2).mean() ** 0.5, abs=1e-5)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""Does a face look like a double exposure, two photographs in one? A judge that no training sees.
+"""Does a face look like a double exposure, two faces in one picture? A judge that no training sees.
 
-Kernel distances do not tell: in their spaces half of one face and half of another lie among faces.
+The kernel distance of realism.py hardly sees it (docs/results.md).
 Shapes: N faces, S image side, F features.
 """
 
@@ -17,8 +17,8 @@ from smilevae.editing import mesh
 from smilevae.editing.classifier import blur
 from smilevae.evaluation.measure import small
 
-SHARES = (0.3, 0.5, 0.7)  # of the first of two photographs
-BLURS = (0.0, 0.6, 1.2, 1.7)  # pixels of 64: what is blurred is no double exposure
+SHARES = (0.3, 0.5, 0.7)  # of the first of two faces
+BLURS = (0.0, 0.6, 1.2, 1.7)  # sd in pixels of 64; blur alone is no double exposure
 RIDGE = 1e4  # penalty of the slopes of standardised features
 CHUNK = 64  # images at a time
 MOST = 800  # training faces
