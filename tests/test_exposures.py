@@ -18,10 +18,10 @@ from smilevae.evaluation import exposures
 def test_a_double_exposure_keeps_its_share_of_an_image_and_takes_the_rest_of_another():
     x = torch.rand(7, 3, 5, 5)
     shares = torch.tensor([0.3, 0.5, 0.7, 1, 0, 0.2, 0.9])
-    mixed = exposures.double_exposures(x, shares, torch.Generator().manual_seed(0))
+    overlaid = exposures.double_exposures(x, shares, torch.Generator().manual_seed(0))
     for index, share in enumerate(shares):
         candidates = share * x[index] + (1 - share) * x
-        nearest = (candidates - mixed[index]).flatten(1).norm(dim=1)
+        nearest = (candidates - overlaid[index]).flatten(1).norm(dim=1)
         assert nearest.min() < 1e-6
         assert nearest.argmin() != index or share == 1
 
@@ -52,10 +52,10 @@ def drawn():
 def test_the_judge_tells_double_exposures_of_people_it_has_not_seen():
     faces = drawn()
     judge = exposures.Judge(faces)
-    labels = np.repeat([0, 1], [len(judge.real), len(judge.mixed)])
-    area = roc_auc_score(labels, np.concatenate([judge.real, judge.mixed]))
+    labels = np.repeat([0, 1], [len(judge.real), len(judge.overlaid)])
+    area = roc_auc_score(labels, np.concatenate([judge.real, judge.overlaid]))
     assert area > 0.95
-    assert (judge.real > 0).mean() < 0.15 < 0.8 < (judge.mixed > 0).mean()
+    assert (judge.real > 0).mean() < 0.15 < 0.8 < (judge.overlaid > 0).mean()
 
     # It asks whether there are two, not whether they are sharp.
     x = faces.batch(np.sort(faces.rows("val")))
@@ -70,4 +70,4 @@ def test_the_judge_from_the_cache_is_the_same_and_is_not_fitted_again(monkeypatc
     second = exposures.Judge(drawn())
     x = drawn().batch(np.arange(4))
     assert np.array_equal(first(x), second(x))
-    assert np.array_equal(first.mixed, second.mixed)
+    assert np.array_equal(first.overlaid, second.overlaid)

@@ -58,7 +58,7 @@ DEMO = {
         "sampled": {"distance": 0.153, "error": 0.02, **PRDC, "copies": 0.52, "double": 0.124},
         "mean_face": {"distance": 1.9, "error": 0.1},
         "real": {"double": 0.08},
-        "mixed": {"double": 0.87, "area": 0.95},
+        "overlaid": {"double": 0.87, "area": 0.95},
     },
     "edits": {"smile": SMILE, "glasses": GLASSES},
     "not_editable": {"jaw": "it cannot be recognised: accuracy 53% on unseen people"},

@@ -1,8 +1,10 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from skimage.measure import block_reduce
 from torch import nn
 
 from smilevae.config import Settings
@@ -12,6 +14,7 @@ from smilevae.models.vae import LOGVAR_BOUND, VAE
 
 CONV = Conv()
 PATCH = Patch()
+SHORT = Patch(shortcut=32)
 
 
 def build(model, image_size=64, latent_dim=5, **more):
@@ -19,9 +22,10 @@ def build(model, image_size=64, latent_dim=5, **more):
 
 
 both = pytest.mark.parametrize("model", [CONV, PATCH], ids=["conv", "patch"])
+all_three = pytest.mark.parametrize("model", [CONV, PATCH, SHORT], ids=["conv", "patch", "short"])
 
 
-@both
+@all_three
 @pytest.mark.parametrize("image_size", [64, 96, 128])
 def test_shapes_and_gradients_reach_every_weight(model, image_size):
     vae, x = build(model, image_size=image_size), torch.rand(4, 3, image_size, image_size)
@@ -90,6 +94,20 @@ def test_patch_has_no_layer_of_three_channels_at_full_resolution():
     for module in build(PATCH).modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             assert min(module.in_channels, module.out_channels) >= 32
+
+
+def test_a_shortcut_adds_a_linear_map_of_the_small_image_to_mu():
+    encoder = build(Patch(shortcut=16)).encoder.eval()
+    x = torch.rand(4, 3, 64, 64)
+    plain = encoder(x)
+    torch.testing.assert_close(plain, encoder.encoder(x))  # it begins at zero
+
+    nn.init.normal_(encoder.linear.weight)
+    small = block_reduce(x.numpy(), (1, 1, 4, 4), np.mean).reshape(4, -1) - 0.5
+    added = small @ encoder.linear.weight.detach().numpy().T
+    mu, raw = plain.chunk(2, dim=1)
+    expected = torch.cat([mu + torch.from_numpy(added), raw], dim=1)
+    torch.testing.assert_close(encoder(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @both

@@ -27,6 +27,7 @@ EARLY = ("add", "add_1", "add_3", "add_4", "add_6", "add_7")  # layers that see 
 CELLS = 6  # a side, into which `see_edges` divides a face
 NUM_EDGES = 2 * (16 + 16 + 32 + 32 + 64 + 64) * CELLS**2  # of their channels
 NUM_POINTS = 468
+CHUNK = 64  # crops enlarged at a time
 EYES = ((33, 133), (263, 362))  # corners of the photo's left and right eye
 INSTALL = "pip install -e '.[photo]'"
 _idle: defaultdict[Path, list[Any]] = defaultdict(list)  # networks that no thread is using
@@ -105,9 +106,11 @@ def _edges(blob: np.ndarray) -> np.ndarray:
 def _forward_all(x: Tensor, margin: int, look: Callable[[np.ndarray], Any]) -> list[Any]:
     """`look` at crops (B, C, S, S) as the network takes them, a crop a core."""
     inner = (SIDE - 2 * margin,) * 2
-    colours = x.cpu().expand(-1, 3, -1, -1)
-    x = F.interpolate(colours, inner, mode="bicubic", align_corners=False).clamp(0, 1)
-    x = F.pad(x, (margin,) * 4, mode="replicate") * 2 - 1
-    blobs = x[:, None].contiguous().numpy()
+    seen: list[Any] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(look, blobs))
+        for chunk in x.cpu().split(CHUNK):
+            colours = chunk.expand(-1, 3, -1, -1)
+            large = F.interpolate(colours, inner, mode="bicubic", align_corners=False).clamp(0, 1)
+            large = F.pad(large, (margin,) * 4, mode="replicate") * 2 - 1
+            seen += pool.map(look, large[:, None].contiguous().numpy())
+    return seen

@@ -20,7 +20,6 @@ from smilevae.evaluation.measure import small
 SHARES = (0.3, 0.5, 0.7)  # of the first of two faces
 BLURS = (0.0, 0.6, 1.2, 1.7)  # sd in pixels of 64; blur alone is no double exposure
 RIDGE = 1e4  # penalty of the slopes of standardised features
-CHUNK = 64  # images at a time
 MOST = 800  # training faces
 MOST_JUDGED = 300  # faces of a set that are judged
 
@@ -37,14 +36,14 @@ class Judge:
     """A linear classifier of edges that early layers of the face mesh see.
 
     It learns training faces against double exposures of them, both sharp and blurred. `real` and
-    `mixed` are its scores of held-out faces and of double exposures of them.
+    `overlaid` are its scores of held-out faces and of double exposures of them.
     """
 
     def __init__(self, faces: Faces):
         """Fits it once for a data set. Raises DataError without OpenCV."""
         rows = np.sort(faces.sample("train", MOST))
         held_out = np.sort(faces.sample("val", MOST_JUDGED))
-        key = derived_key(faces, f"exposures-{mesh.opencv().__version__}", rows, held_out)
+        key = derived_key(faces, f"overlays-{mesh.opencv().__version__}", rows, held_out)
 
         def build(content: np.ndarray) -> dict[str, Any]:
             self._weights = _fitted(small(faces.batch(rows))).astype(np.float32)
@@ -52,23 +51,19 @@ class Judge:
             x = small(faces.batch(held_out))
             shares = torch.tensor(SHARES).repeat(len(x))[: len(x)]
             generator = torch.Generator().manual_seed(hash64("exposures of held-out faces"))
-            mixed = double_exposures(x, shares, generator)
-            return {"real": self(x).tolist(), "mixed": self(mixed).tolist()}
+            overlaid = double_exposures(x, shares, generator)
+            return {"real": self(x).tolist(), "overlaid": self(overlaid).tolist()}
 
         content, scores = cached(key, (4 * (mesh.NUM_EDGES + 1),), build, faces.cache)
         self._weights = np.array(content).view(np.float32)
         self.real = np.array(scores["real"])
-        self.mixed = np.array(scores["mixed"])
+        self.overlaid = np.array(scores["overlaid"])
 
     def __call__(self, x: Tensor) -> np.ndarray:
         """Scores (N,) of images (N, C, S, S) in [0, 1]: above 0 where one is a double exposure."""
-        mean = (_edges(x) + _edges(x.flip(3))) / 2
+        x = x.clamp(0, 1)
+        mean = (mesh.see_edges(x) + mesh.see_edges(x.flip(3))) / 2
         return self._weights[0] + mean @ self._weights[1:]
-
-
-def _edges(x: Tensor) -> np.ndarray:
-    """Features of images: (N, C, S, S) -> (N, F)."""
-    return np.concatenate([mesh.see_edges(chunk) for chunk in x.clamp(0, 1).split(CHUNK)])
 
 
 def _fitted(x: Tensor) -> np.ndarray:
@@ -86,7 +81,7 @@ def _fitted(x: Tensor) -> np.ndarray:
         for label, images in ((-1, faces), (1, double_exposures(faces, shares, generator))):
             for index, sd in enumerate(BLURS):
                 some = images[(index + turn) % len(BLURS) :: len(BLURS)]
-                features.append(_edges(blur(some, sd) if sd else some))
+                features.append(mesh.see_edges(blur(some, sd) if sd else some))
                 labels += [label] * len(some)
 
     # Ridge regression of standardised features, as one linear function of the plain ones.

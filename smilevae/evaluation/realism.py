@@ -147,7 +147,7 @@ def of_model(
     """`compared` of a model's reconstructions of held-out people, of as many new faces, and of the
     mean face in the place of every face.
 
-    `double` is the share of a set's faces that the judge takes for double exposures; `mixed` are
+    `double` is the share of a set's faces that the judge takes for double exposures; `overlaid` are
     such exposures of real faces. `area` is the area under the judge's receiver operating curve.
     """
     rows = faces.sample("val", MAX_REAL)
@@ -155,7 +155,7 @@ def of_model(
     generator = torch.Generator().manual_seed(hash64("realism", options.seed))
     new = sampler.draw(len(rows), generator, options.temperature)
     judge = Judge(faces)
-    doubles = {"real": judge.real, "mixed": judge.mixed}
+    doubles = {"real": judge.real, "overlaid": judge.overlaid}
     sets = {}
     for name, codes in {"reconstructed": encode(vae, faces, rows)[0], "sampled": new}.items():
         images = torch.cat([small(decode(vae, chunk)) for chunk in codes.split(BATCH)])
@@ -167,7 +167,7 @@ def of_model(
     table = compared(target, space.training, sets)
     for name, scores in doubles.items():
         table.setdefault(name, {})["double"] = float((scores > 0).mean())
-    table["mixed"]["area"] = float((judge.mixed[:, None] > judge.real).mean())
+    table["overlaid"]["area"] = float((judge.overlaid[:, None] > judge.real).mean())
     return table
 
 

@@ -14,7 +14,7 @@ SETS = {
     "sampled": "new faces",
     "mean_face": "mean face",
     "real": "real held-out faces",
-    "mixed": "two real held-out faces overlaid",
+    "overlaid": "two real held-out faces overlaid",
 }
 READERS = {"success": "a classifier sees", "success_landmarks": "landmarks show"}
 Metrics = dict[str, Any]
@@ -97,7 +97,7 @@ def realism_lines(table: dict[str, dict[str, float]]) -> list[str]:
     lines = [f"Distance to real faces (0: as real): {', '.join(each)}."]
     shares = {name: f"{row['double']:.0%}" for name, row in table.items() if "double" in row}
     line = f"Two faces in one (low is good): reconstructions {shares['reconstructed']}, new faces"
-    line += f" {shares['sampled']}; real {shares['real']}, real ones overlaid {shares['mixed']}."
+    line += f" {shares['sampled']}; real {shares['real']}, real ones overlaid {shares['overlaid']}."
     lines.append(line)
     copies = table["sampled"]["copies"]
     if copies > COPIES:

@@ -1,5 +1,6 @@
 """The networks that come with smilevae, and their knobs."""
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Le, Len
@@ -39,11 +40,12 @@ class Patch(Network):
 
     widths: Widths = knob([32, 64, 128], WIDTHS)
     dropout: Number = knob(0.0, DROPOUT, 0, 0.95)
+    shortcut: int = knob(0, "side of small images whose pixels add to mu; 0: none", 0, 64)
 
     def encoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import patch_encoder
 
-        return patch_encoder(shape, latent_dim, self.widths, self.dropout)
+        return patch_encoder(shape, latent_dim, self.widths, self.dropout, self.shortcut)
 
     def decoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import patch_decoder
@@ -51,4 +53,4 @@ class Patch(Network):
         return patch_decoder(shape, latent_dim, self.widths, self.dropout)
 
     def size_multiple(self) -> int:
-        return 4 * 2 ** (len(self.widths) - 1)
+        return math.lcm(4 * 2 ** (len(self.widths) - 1), self.shortcut or 1)

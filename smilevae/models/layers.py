@@ -54,6 +54,26 @@ class _NormReluDrop(torch.autograd.Function):
         return of_x, of_w * ctx.scale, of_b * ctx.scale, None, None
 
 
+class Shortcut(nn.Module):
+    """An encoder, and a linear map from images of `side` pixels that adds to mu.
+
+    Convolutions find it hard to read off many linear functions of an image at once.
+    """
+
+    def __init__(self, encoder: nn.Module, channels: int, side: int, latent_dim: int):
+        super().__init__()
+        self.side = side
+        self.linear = nn.Linear(channels * side**2, latent_dim, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, S, S) to mu and the raw logvar (B, 2 D)."""
+        mu, raw = self.encoder(x).chunk(2, dim=1)
+        small = F.adaptive_avg_pool2d(x, self.side) - 0.5
+        return torch.cat([mu + self.linear(small.flatten(1)), raw], dim=1)
+
+
 class ToColours(nn.ConvTranspose2d):
     """ConvTranspose2d to 3 channels as a convolution to 12 and a pixel shuffle: faster on a CPU.
 

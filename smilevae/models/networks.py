@@ -34,17 +34,20 @@ def conv_decoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) 
     )
 
 
-def patch_encoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
+def patch_encoder(
+    shape: Shape, latent_dim: int, widths: Widths, dropout: float, shortcut: int
+) -> nn.Module:
     """Space to depth: convolutions of 3 channels at full resolution are slow on a CPU."""
     channels, size, _ = shape
     side = size // PATCH >> (len(widths) - 1)
-    return Layers(
+    encoder = Layers(
         layers.PixelsToPatches(PATCH),  # (B, 16 C, S/4, S/4)
         layers.FromPatches(channels, PATCH, widths[0]),
         *_post(widths[0], dropout),  # (B, w[0], S/4, S/4)
         *_blocks(nn.Conv2d, widths, dropout),  # (B, w[L-1], S/2^(L+1), S/2^(L+1))
         *_to_code(widths[-1] * side**2, 2 * latent_dim),
     )
+    return layers.Shortcut(encoder, channels, shortcut, latent_dim) if shortcut else encoder
 
 
 def patch_decoder(shape: Shape, latent_dim: int, widths: Widths, dropout: float) -> Layers:
