@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 SMILES = ROOT.parent / "shared" / "data" / "smiles"
 slow = pytest.mark.slow
 TINY = (
-    *("image_size=64", "model.widths=[8,16]", "model.network=patch", "model.dropout=0.1"),
+    *("image_size=64", "model.widths=[8,16]", "model=patch", "model.dropout=0.1"),
     *("latent_dim=8", "batch_size=8", "epochs=2", "lr=0.002", "threads=1"),
     *("data.num_smiling=24", "data.num_not_smiling=26", "data.num_test=4"),
 )
