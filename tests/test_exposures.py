@@ -1,4 +1,4 @@
-"""Two faces in one picture are told from one face, sharp or blurred."""
+"""The judge tells two faces in one picture from one face. The face may be sharp or blurred."""
 
 import functools
 

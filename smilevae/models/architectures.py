@@ -40,7 +40,7 @@ class Patch(Network):
 
     widths: Widths = knob([32, 64, 128], WIDTHS)
     dropout: Number = knob(0.0, DROPOUT, 0, 0.95)
-    shortcut: int = knob(0, "side of small images whose pixels add to mu; 0: none", 0, 64)
+    shortcut: int = knob(0, "mu gets a linear map of the image shrunk to this side; 0: none", 0, 64)
 
     def encoder(self, shape: Shape, latent_dim: int) -> "nn.Module":
         from smilevae.models.networks import patch_encoder

@@ -55,10 +55,7 @@ class _NormReluDrop(torch.autograd.Function):
 
 
 class Shortcut(nn.Module):
-    """An encoder, and a linear map from images of `side` pixels that adds to mu.
-
-    Convolutions find it hard to read off many linear functions of an image at once.
-    """
+    """An encoder, whose mu gets a linear map of the image, shrunk to `side` pixels."""
 
     def __init__(self, encoder: nn.Module, channels: int, side: int, latent_dim: int):
         super().__init__()
