@@ -55,7 +55,6 @@ def _split(names: Any) -> Any:
 
 Names = Annotated[list[str], BeforeValidator(_split)]
 Beta = Annotated[Number, Ge(0), Le(MANY)] | Literal["auto"]
-WarmStart = Literal["none", "ppca"]
 Schedule = Literal["plateau", "cosine"]
 Targets = dict[str, dict[str, Any]]  # name -> a tree of _target_
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True}
@@ -95,8 +94,7 @@ class Trainer(Section):
             if given.get(name, usable[0]) not in usable:
                 problems.append(f"trainer.{name}={given[name]} {text}")
         if given.get("overfit_batches"):
-            remedy = "use debug=overfit"
-            problems.append(f"trainer.overfit_batches does not know these batches; {remedy}")
+            problems.append("overfit_batches does not know these batches; use debug=overfit")
         if given.get("limit_val_batches") == 0:
             problems.append(f"trainer.limit_val_batches=0 {text}")
         max_time = given.get("max_time") or "00:00:00:00"
@@ -118,7 +116,7 @@ class Settings(Section):
     channels: Literal[1, 3] = knob(3, "3 colours, or 1: grey")
     seed: int = knob(0, "weights, shuffling, noise and split", 0, MAX_SEED, "study repeat")
     augment: bool = knob(True, "mirror half of the training faces")
-    warm_start: WarmStart = knob("none", "ppca: start at the optimum of the linear VAE")
+    warm_start: Literal["none", "ppca"] = knob("none", "ppca: start at the linear VAE's optimum")
     schedule: Schedule = knob("plateau", "cosine: lr rises for a tenth, then falls to 1%")
     plateau: Plateau = Plateau()
     optimizer: dict[str, Any] = knob(ADAM, "the optimizer, by _target_; lr is its learning rate")
@@ -139,9 +137,7 @@ class Settings(Section):
     data: SerializeAsAny[Source] = loading.ours("data", "synthetic")
     model: SerializeAsAny[Network] = loading.ours("model", "conv")
     objective: SerializeAsAny[Objective] = loading.ours("objective", "beta_vae")
-    plugin: Place = knob(
-        None, "a .py file with plug-ins of yours: networks, objectives, ...", role="machine"
-    )
+    plugin: Place = knob(None, "a .py file with plug-ins of yours", role="machine")
     trainer: Trainer = Trainer()
 
     def __reduce__(self) -> Any:
@@ -225,12 +221,15 @@ def checked(content: Any) -> Settings:
     known = {name: f for name, f in FIELDS.items() if name.partition(".")[0] not in choices}
     for group, choice in choices.items():
         known |= fields(choice, f"{group}.")
-    problems = [f"{name} is missing" for name in known if name not in {*given, *content}]
+    missing = [name for name in known if name not in {*given, *content}]
+    sets = {group: f"; {group}={choice.choice} sets it" for group, choice in choices.items()}
+    problems = [f"{name} is missing" + sets.get(name.partition(".")[0], "") for name in missing]
     for group, choice in choices.items():
         try:
             values[group] = choice.model_validate(values[group])
         except ValidationError as error:
-            problems = sentences(error, known, NOT_KNOWN, f"{group}.") + problems
+            not_known = NOT_KNOWN.replace("knob", f"knob of {group}={choice.choice}")
+            problems = sentences(error, known, not_known, f"{group}.") + problems
             del values[group]
     try:
         settings = Settings.model_validate(values)

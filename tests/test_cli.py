@@ -19,6 +19,7 @@ CONFIG_MISTAKES = [
     ("latent_dim=1.5", "latent_dim=1.5 must be a whole number from 1 to 4096"),
     ("normalize=maybe", "normalize=maybe must be true or false"),
     ("model.network=resnet", "model.network=resnet is not loaded; name the file"),
+    ("model.network=patch", "model.shortcut is missing; model=patch sets it"),
     ("model.widths=[8,-1]", "1 to 6 values, each a whole number from 1 to 4096"),
     ("model.widths=[]", "model.widths=[] must be 1 to 6 values"),
     ("image_size=130", "image_size=130 does not fit this network; the nearest are 128 and 144"),

@@ -195,7 +195,7 @@ def test_a_setting_that_is_missing_is_named():
     """A default would stand for a value that nobody knows."""
     plain = Settings().plain()
     del plain["beta"], plain["trainer"]["precision"], plain["data"]["val_fraction"]
-    missing = "beta is missing\ntrainer.precision is missing\ndata.val_fraction is missing"
+    missing = "beta is missing\ntrainer.precision is missing\ndata.val_fraction is missing; data=s"
     with pytest.raises(ConfigError, match=missing):
         checked(plain)
 

@@ -28,7 +28,7 @@ KNOBS = {
     "ema": {"0": 0, "0.9": 0.9},
     "plateau.patience": {"2": 2, "8": 8},
     "jitter.shift": {"0": 0, "2": 2, "1.5": 1.5},
-    "model.network": {"conv": "conv", "patch": "patch"},
+    "model": {"conv": "conv", "patch": "patch"},
     "model.widths": {"[8,16]": [8, 16], "[8,16,32]": [8, 16, 32]},
     "model.dropout": {"0.0": 0, "0.25": 0.25},
     "data.val_fraction": {"0.2": 0.2, "0.3": 0.3},
@@ -111,6 +111,8 @@ def test_every_point_of_a_drawn_sweep_is_a_job_of_its_own(call, tmp_path, traine
         assert len(held) == len(points), (words, held)
         for point in points:
             wanted = {knob.lstrip("+"): value for knob, (_, value) in zip(sweep, point)}
+            if "model" in wanted:
+                wanted["model.network"] = wanted.pop("model")
             (name,) = [name for name, config in held.items() if wanted.items() <= config.items()]
             for knob, texts in zip(sweep, point):
                 if len(sweep[knob]) > 1:  # Hydra writes 1e-4 as 0.0001 and true as True
