@@ -5,12 +5,15 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 
 import pytest
+from filelock import FileLock
 
 from smilevae import runs
 from smilevae.errors import CheckpointError, ConfigError, Interrupted
 from smilevae.runs import Run, folder
+from smilevae.runs.reading import LOCK
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "check"])
@@ -53,6 +56,16 @@ def test_a_folder_is_claimed_by_one_process_and_freed_by_its_end(tmp_path):
         assert answers.get(timeout=30) == expected
         process.join()
         run.close()
+
+
+def test_a_claim_waits_for_who_only_asks_whether_the_run_is_in_use(tmp_path):
+    """On a busy machine the asking process may be off the processor while it holds the lock."""
+    asked = FileLock(tmp_path / LOCK, thread_local=False)
+    asked.acquire()
+    release = threading.Timer(0.5, asked.release)
+    release.start()
+    Run(tmp_path).close()
+    release.join()
 
 
 @pytest.mark.parametrize(

@@ -568,15 +568,21 @@ def test_memory_does_not_grow_with_jobs(tmp_path):
 
 
 SBATCH = """#!/usr/bin/env bash
-# a Slurm of one machine: runs every task of the array in the background
-script="${!#}"; export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1
+# a Slurm of one machine: runs every task of an array, or the one job, in the background
+script="${!#}"; tools="$(dirname "$0")"; echo "$script" >> "$tools/submitted"
+id=$((76 + $(wc -l < "$tools/submitted")))
+export SLURM_JOB_ID=$id SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1
 export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=localhost
-cp "$script" "$(dirname "$0")/submitted.sh"
+cp "$script" "$tools/submitted.sh"
 range=$(sed -n 's/^#SBATCH --array=\\([0-9-]*\\).*/\\1/p' "$script")
-for task in $(seq "${range%-*}" "${range#*-}"); do
-  SLURM_ARRAY_TASK_ID=$task setsid bash "$script" >/dev/null 2>&1 &
-done
-echo "Submitted batch job 77"
+if [[ "$range" ]]; then
+  for task in $(seq "${range%-*}" "${range#*-}"); do
+    SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$task setsid bash "$script" >/dev/null 2>&1 &
+  done
+else
+  setsid bash "$script" >/dev/null 2>&1 &
+fi
+echo "Submitted batch job $id"
 """
 SRUN = """#!/usr/bin/env bash
 while [[ "$1" != *python* ]]; do shift; done
@@ -584,7 +590,10 @@ exec "$@"
 """
 SACCT = """#!/usr/bin/env bash
 echo 'JobID|State|NodeList'
-for task in 0 1 2; do echo "77_$task|RUNNING|localhost"; done
+for id in 77 78 79 80; do
+  echo "$id|RUNNING|localhost"
+  for task in 0 1 2; do echo "${id}_$task|RUNNING|localhost"; done
+done
 """
 
 
@@ -599,7 +608,8 @@ def test_slurm_up_to_a_fake_sbatch(tmp_path):
     path = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     own = [f"hydra.launcher.{option}" for option in ("partition=debug", "cpus_per_task=1")]
     sweep(tmp_path / "s", "seed=0,1,2", "hydra/launcher=slurm", *own, env=path)
-    assert set(statuses(tmp_path / "s").values()) == {"COMPLETED"}
+    sweep(tmp_path / "s", "seed=3", "hydra/launcher=slurm", *own, env=path)  # no array
+    assert list(statuses(tmp_path / "s").values()) == ["COMPLETED"] * 4
     script = (tools / "submitted.sh").read_text()
     assert "#SBATCH --partition=debug" in script
     assert "#SBATCH --cpus-per-task=1" in script

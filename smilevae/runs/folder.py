@@ -21,7 +21,7 @@ from smilevae.runs.checkpoint_files import link, ranked
 from smilevae.runs.commands import command_line, resume_line, shell_path
 from smilevae.runs.files import TEMPORARY, write_bytes, write_text
 from smilevae.runs.machine import CostMeter, code
-from smilevae.runs.reading import LOCK, LOCK_TIMEOUT, read_json, read_metrics
+from smilevae.runs.reading import LOCK, read_json, read_metrics
 
 OTHER_FOLDER = "choose another with hydra.run.dir=PATH"
 
@@ -46,7 +46,7 @@ class Run:
         """Lock the folder, and remove what a killed process left half written."""
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.dir / LOCK, timeout=LOCK_TIMEOUT)
+            self._lock = FileLock(self.dir / LOCK, timeout=2)  # `in_use` holds it for a moment
             self._lock.acquire()
             for folder in (self.dir, self.checkpoints):
                 for left in folder.glob(f"*{TEMPORARY}"):

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"
-LOCK_TIMEOUT = 0.1  # seconds; `in_use` holds the lock for a moment
+LOCK_TIMEOUT = 0.1  # seconds; another `in_use` holds the lock for a moment
 
 
 def read_json(path: Path) -> dict[str, Any]:
