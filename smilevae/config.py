@@ -94,7 +94,7 @@ class Trainer(Section):
             if given.get(name, usable[0]) not in usable:
                 problems.append(f"trainer.{name}={given[name]} {text}")
         if given.get("overfit_batches"):
-            problems.append("overfit_batches does not know these batches; use debug=overfit")
+            problems.append("trainer.overfit_batches ignores these batches; use debug=overfit")
         if given.get("limit_val_batches") == 0:
             problems.append(f"trainer.limit_val_batches=0 {text}")
         max_time = given.get("max_time") or "00:00:00:00"

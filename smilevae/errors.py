@@ -87,7 +87,7 @@ def sentences(
 def unknown(name: str, known: Mapping[str, Any], not_known: str) -> str:
     """`not_known` is what the name is not, and where to look: "a knob; see --help"."""
     kind, _, remedy = not_known.partition("; ")
-    if near := difflib.get_close_matches(name, known, n=1):
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
         remedy = f"did you mean {near[0]}?"
     return f"{shown(name)} is not {kind}; {remedy}"
 

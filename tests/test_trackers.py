@@ -251,7 +251,7 @@ def test_an_optimizer_by_its_name_is_the_one_that_trains(train, monkeypatch, wor
     [
         (["+optimizer.nope=3"], "optimizer: "),
         (["optimizer._target_=torch.optim.Nothing"], "torch.optim.Nothing cannot be imported"),
-        (["+trainer.overfit_batches=1"], "does not know these batches; use debug=overfit"),
+        (["+trainer.overfit_batches=1"], "trainer.overfit_batches ignores these batches"),
     ],
 )
 def test_a_wrong_optimizer_is_one_sentence(call, tmp_path, words, sentence):
