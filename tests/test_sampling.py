@@ -52,9 +52,9 @@ def test_blends_keep_more_of_the_shape_of_the_codes_than_a_gaussian_and_are_no_c
 
     blends = samplers.fit_sampler(mu, logvar)
     seed = torch.Generator().manual_seed(0)
-    assert kurtosis(blends.draw(4000, seed)) == pytest.approx(0.85**2 * kurtosis(mu) / 2, rel=0.35)
+    assert kurtosis(blends.draw(4000, seed)) == pytest.approx(0.98**2 * kurtosis(mu) / 2, rel=0.35)
     unseen = torch.distributions.Laplace(0.0, 1.0).sample((500, 20))
-    assert realism.copies(mu, unseen, blends.draw(500, seed)) < 0.6
+    assert realism.copies(mu, unseen, blends.draw(500, seed)) < 0.65
     assert realism.copies(mu, unseen, mu[:500] + 0.01) > 0.99
     calm = blends.draw(4000, seed, temperature=0.5)
     np.testing.assert_allclose(calm.std(0), 0.5 * blends.draw(4000, seed).std(0), rtol=0.1)

@@ -21,7 +21,7 @@ from smilevae.models.vae import VAE
 
 MIN_CODES = 10
 NUM_BLENDS = 1000
-BLEND_NOISE = 0.15  # its share of the variance
+BLEND_NOISE = 0.02  # its share of the variance
 MAX_REFERENCE = 2000  # training faces that codes are drawn from and new faces are compared with
 NAME = "sampler.safetensors"  # in an evaluation folder: the parts of a Mixture
 
