@@ -58,7 +58,7 @@ def analyse(folders: list[Path], rank_by: str, out: Path) -> str:
         ranked = configurations.rank(sweep, rank_by)
         summary |= _ranking(sweep, rank_by, ranked, planned)
         figures = plots.draw_all(sweep.completed, list(ranked["path"].head(2)))
-        previews = _previews(ranked.head(MAX_PREVIEWS))
+        previews = _previews(ranked.head(MAX_PREVIEWS), out)
     unfinished = sweep.runs[sweep.runs["status"] != "completed"]
     summary["unfinished"] = _records(unfinished[["run", "status", "reason"]])
 
@@ -117,10 +117,15 @@ def _html(table: pd.DataFrame) -> str:
         return table[names].to_html(index=False, table_id="runs", border=0, na_rep="")
 
 
-def _previews(ranked: pd.DataFrame) -> list[tuple[str, str]]:
-    """(configuration, preview.png of its best run) of configurations."""
-    files = dict(zip(ranked["configuration"], ranked["path"] / "preview.png"))
-    return [(name, _base64(file.read_bytes())) for name, file in files.items() if file.exists()]
+def _previews(ranked: pd.DataFrame, out: Path) -> list[tuple[str, str, str]]:
+    """Of configurations: the name, preview.png of the best run, and where its page is from `out`."""
+    found = []
+    for name, run in zip(ranked["configuration"], ranked["path"]):
+        page = run / "face.html"  # of `smilevae page`
+        link = os.path.relpath(page, out) if page.exists() else ""
+        if (run / "preview.png").exists():
+            found.append((name, _base64((run / "preview.png").read_bytes()), link))
+    return found
 
 
 def _base64(content: bytes) -> str:

@@ -1,15 +1,17 @@
-"""smilevae train | evaluate | photo | app | export | analyse
+"""smilevae train | evaluate | photo | app | page | export | analyse
 
   train      one VAE, or with -m a sweep of them        python train.py is the same
   evaluate   measure and draw a checkpoint              python evaluate.py is the same
   photo      a smile on your own photo
   app        the smile on a slider, in a browser
+  page       a model as one page that opens from disk
   export     a model to give away
   analyse    the best runs of a sweep                   python -m multirun_analysis is the same
 
 smilevae COMMAND --help shows the options of each.
 """
 
+import contextlib
 import inspect
 import logging
 import os
@@ -19,10 +21,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smilevae import console, runs
+from smilevae import __version__, console, runs
 from smilevae.config import OPEN, Settings, checked
 from smilevae.errors import CheckpointError, ConfigError, Interrupted, UserError
 from smilevae.plugins import loading, targets
+from smilevae.runs import hub
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,6 +38,7 @@ COMMANDS = {  # options, which cost no torch, and the function that receives the
     "evaluate": ("smilevae.evaluation.options:EvaluateOptions", "smilevae.cli:evaluate"),
     "photo": ("smilevae.apps.options:PhotoOptions", "smilevae.apps.photo:main"),
     "app": ("smilevae.apps.options:AppOptions", "smilevae.apps.slider:main"),
+    "page": ("smilevae.apps.options:PageOptions", "smilevae.apps.page:main"),
     "export": ("smilevae.apps.options:ExportOptions", "smilevae.apps.export:main"),
     "analyse": ("multirun_analysis.options:AnalyseOptions", "multirun_analysis.report:main"),
 }
@@ -61,6 +65,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def _run(command: str, words: Sequence[str]) -> None:
     if command in ("-h", "--help"):
         print(__doc__)
+    elif command == "--version":
+        print(f"smilevae {__version__}")
     elif command == "train":
         train(words)
     elif command in COMMANDS:
@@ -180,6 +186,9 @@ def evaluate(options: "EvaluateOptions") -> None:
     """Print the report of a checkpoint, or of the best two configurations of a sweep."""
     from smilevae.evaluation import report
 
+    if hub.is_name(options.ckpt):
+        copy = f"smilevae export ckpt={options.ckpt} out=FOLDER"
+        raise ConfigError(f"{options.ckpt} comes evaluated; to measure it again, copy it: {copy}")
     folder = Path(options.ckpt).expanduser()
     if not (folder / "sweep.json").exists():
         print(report.report(options))
@@ -192,3 +201,13 @@ def evaluate(options: "EvaluateOptions") -> None:
         raise CheckpointError(f"{folder} has no completed run yet; pass one of its run folders")
     best = {run["run"]: run["path"] / run["checkpoint"] for _, run in top.iterrows()}
     print(report.compare_checkpoints(best, runs.evaluation_folder(folder), options))
+
+    # Their pages, to which that of the analysis leads.
+    from multirun_analysis.report import analyse
+    from smilevae.apps import page
+    from smilevae.apps.model import Model
+
+    for path in best.values():
+        with contextlib.suppress(ConfigError):  # of a network that a page cannot draw
+            page.write(Model(path), runs.run_of(path) / page.NAME)
+    analyse([folder], "val/nelbo", folder / "analysis")

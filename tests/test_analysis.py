@@ -264,6 +264,16 @@ def test_every_kind_of_run_is_counted_and_named_and_none_is_ranked(tmp_path, ana
     assert [each["best_run"] for each in found["configurations"]] == ["beta-1", "beta-10"]
 
 
+def test_the_page_of_a_model_is_linked_if_it_is_there(tmp_path, analyse):
+    root = grid(tmp_path / "s", beta=[1, 10])
+    for name in ("beta-1", "beta-10"):
+        (root / name / "preview.png").write_bytes(b"")
+    (root / "beta-1" / "face.html").write_text("")
+    analyse(root)
+    assert page_of(root).count("face.html") == 1
+    assert 'href="../beta-1/face.html"' in page_of(root)
+
+
 def test_a_sweep_without_a_completed_run_has_a_page_too(tmp_path, analyse):
     write_status(tmp_path / "s" / "a", "FAILED", reason="no")
     assert configurations.candidates(collect.collect([tmp_path / "s"]), "val/nelbo").empty

@@ -252,11 +252,12 @@ def test_in_a_real_browser_one_uploads_slides_compares_and_draws(port, tmp_path)
         stack.callback(browser.quit)
         browser.get(f"http://127.0.0.1:{port}/")
         until("document.body.dataset.ready")
+        shown = "document.getElementById('picture')"
+        until(f"!{shown}.hidden && {shown}.alt.startsWith('New faces')")  # before any click
         browser.find_element("id", "file").send_keys(str(tmp_path / "me.png"))
         until("document.getElementById('say').textContent.includes('no face')")
         browser.find_element("id", "middle").click()
-        shown = "document.getElementById('picture')"
-        first = until(f"!{shown}.hidden && {shown}.src")
+        first = until(f"{shown}.alt.startsWith('Your photograph') && {shown}.src")
         browser.find_element("id", "value").send_keys(Keys.ARROW_RIGHT * 5)  # by keyboard alone
         until(f"{shown}.src != '{first}'")
         assert until("document.getElementById('shown').value") == "0.5"

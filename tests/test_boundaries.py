@@ -14,7 +14,7 @@ from conftest import ROOT
 # a file imports its own room and the rooms before it, lazy imports included
 ROOMS = (
     *("errors", "plugins", "config", "console", "models", "data", "runs"),
-    *("editing", "evaluation", "training", "apps", "sweeps", "cli", "testing"),
+    *("editing", "evaluation", "training", "apps", "sweeps", "cli", "testing", "__main__"),
 )
 FILES = sorted((ROOT / "smilevae").rglob("*.py"))
 HYDRA = ("console", "cli")  # console names its errors
@@ -118,10 +118,10 @@ def test_no_file_imports_itself_through_others():
 
 # Lines of code a room has at most. A new capability pays for its lines.
 BUDGETS = {
-    **{"errors": 120, "plugins": 479, "config": 256, "console": 154, "cli": 194, "__init__": 30},
-    **{"models": 878, "data": 1289, "runs": 1031, "editing": 1198, "evaluation": 1949},
-    **{"training": 1530, "apps": 626, "sweeps": 1183, "testing": 177},
-    **{"hydra_plugins": 344, "multirun_analysis": 1243},
+    **{"errors": 120, "plugins": 479, "config": 256, "console": 154, "cli": 213, "__init__": 30},
+    **{"models": 878, "data": 1289, "runs": 1093, "editing": 1198, "evaluation": 1949},
+    **{"training": 1530, "apps": 863, "sweeps": 1183, "testing": 177, "__main__": 6},
+    **{"hydra_plugins": 344, "multirun_analysis": 1248},
 }
 
 
@@ -137,7 +137,7 @@ def test_every_room_keeps_its_line_budget():
 
 def test_rooms_are_few_and_files_are_short():
     entries = {p.name for p in (ROOT / "smilevae").iterdir()} - {"__init__.py", "__pycache__"}
-    assert len(entries) <= 14
+    assert len(entries) <= 15
     long = {p.name for p in FILES if len(p.read_text().splitlines()) > 300}
     assert long <= {"synthetic.py"}
 

@@ -184,7 +184,7 @@ def test_help_of_every_command_and_cfg_answer_without_torch():
 
 
 def test_a_misspelt_command_is_one_sentence(call):
-    known = "train, evaluate, photo, app, export, analyse"
+    known = "train, evaluate, photo, app, page, export, analyse"
     sentence = f"error: evalute is not a command; there are {known}\n"
     assert call("evalute") == (2, sentence)
 

@@ -79,7 +79,9 @@ def problem(command: str) -> str | None:
     """Why a command of the docs cannot work; None if it can, or if it is another program's."""
     for script, name in SCRIPTS.items():
         command = re.sub(rf"^{re.escape(script)}\b", name, command)
-    program, *words = [word for word in shlex.split(command, comments=True) if word != "--help"]
+    program, *words = [
+        word for word in shlex.split(command, comments=True) if word not in ("--help", "--version")
+    ]
     if program != "smilevae" or not words:
         return None
     name, *words = words

@@ -20,7 +20,7 @@ from smilevae.editing import attributes
 from smilevae.errors import ConfigError, NotEvaluated
 from smilevae.evaluation import samplers, summary
 from smilevae.models.vae import VAE
-from smilevae.runs import checkpoint, files
+from smilevae.runs import checkpoint, files, hub
 
 CARD = Path(__file__).with_name("model_card.md")
 PRIVATE: dict[str, Any] = {
@@ -68,6 +68,8 @@ def main(options: ExportOptions) -> None:
         for name, content in (contents | onnx_halves(vae)).items():
             runs.write_bytes(work / name, content)
     print(f"exported: {runs.shell_path(out)}/")
+    if options.hub:
+        print(f"uploaded: {hub.upload(out, options.hub)}, for you alone until you publish it")
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:

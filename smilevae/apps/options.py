@@ -24,7 +24,9 @@ def _box(word: str) -> Box:
 
 class Common(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    ckpt: str = Field(description="an evaluated run folder or checkpoint, or an exported folder")
+    ckpt: str = Field(
+        description="an evaluated run, an exported folder, drawn, or hf-hub:OWNER/NAME"
+    )
     attribute: str | None = Field(None, description=ATTRIBUTE)
 
 
@@ -59,3 +61,15 @@ class ExportOptions(Common):
     """
 
     out: str = Field(description="a new folder")
+    hub: str | None = Field(None, description="OWNER/NAME: upload it to the Hugging Face Hub, too")
+
+
+class PageOptions(Common):
+    """smilevae page ckpt=RUN [out=face.html]
+
+    Writes the model as one page that opens from disk: sliders, new faces and a map, drawn by the browser.
+    """
+
+    out: str | None = Field(
+        None, description="the new file: .html; face.html of the run unless given"
+    )

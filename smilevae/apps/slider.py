@@ -36,6 +36,7 @@ except ImportError as error:
     raise ConfigError(f"{missing}: pip install -e '.[app]'") from None
 
 PAGE = Path(__file__).with_name("slider.html")
+STYLE = PAGE.with_name("style.css")
 MAX_BYTES = 10_000_000  # of an upload
 MAX_PIXELS = 25_000_000
 PREVIEW = 900  # longest side of the photo on the page
@@ -134,6 +135,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
     edits = studio.edits
     ranges = {one.name: [one.low, one.high] for one in edits.attributes}
     about = {"attribute": edits.main.name, "ranges": ranges}
+    page = PAGE.read_text().replace("{{ style }}", STYLE.read_text())
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it
@@ -149,7 +151,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
         return Response(words.format(reason), status, media_type="text/plain")
 
     routes = [
-        Route("/", HTMLResponse(PAGE.read_bytes()), methods=["GET"]),
+        Route("/", HTMLResponse(page), methods=["GET"]),
         Route("/about", JSONResponse(about), methods=["GET"]),
         Route("/edit", studio.edit),
         Route("/new", studio.new),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smilevae.errors import CheckpointError
+from smilevae.runs import hub
 from smilevae.runs.files import replacing
 from smilevae.runs.reading import read_metrics
 
@@ -18,7 +19,12 @@ EXPORTED = "model.safetensors"
 
 
 def find(ckpt: str) -> Path:
-    """The file that a path names, or the best one of a run folder. Raises CheckpointError."""
+    """The file that a path or a name stands for, or the best one of a run folder.
+
+    Raises CheckpointError, ConfigError.
+    """
+    if hub.is_name(ckpt):
+        return hub.folder_of(ckpt) / EXPORTED
     if "://" in ckpt:
         raise CheckpointError(f"{ckpt} is a URL; download the file first and pass its path")
     path = Path(os.path.abspath(os.path.expanduser(ckpt)))  # its folder's name matters
