@@ -158,6 +158,11 @@ def test_relative_links_resolve(page: Path):
     assert broken == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_has_a_picture(page: Path):
+    assert re.search(r"^(!\[\S.+\]\(.+\)|```mermaid)$", page.read_text(), re.M)
+
+
 def anchors(text: str) -> set[str]:
     """The anchors that a forge gives to the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", text, re.M)
