@@ -29,8 +29,10 @@ def test_it_is_small_and_whole_and_in_the_wheel():
     assert {"README.md", "model.json", "model.safetensors"} | evaluation <= names
     assert sum(path.stat().st_size for path in FILES) < 3e6
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    globs = project["tool"]["setuptools"]["package-data"]["smilevae.apps"]
-    listed = {path for glob in globs for path in hub.DRAWN.parent.glob(glob)}
+    data = project["tool"]["setuptools"]["package-data"]
+    listed = {path for glob in data["smilevae.apps.drawn"] for path in hub.DRAWN.glob(glob)}
+    globs = data["smilevae.apps.drawn.evaluation"]
+    listed |= {path for glob in globs for path in (hub.DRAWN / "evaluation").glob(glob)}
     assert set(FILES) - listed == set()
 
 
@@ -89,8 +91,10 @@ def test_one_version_everywhere():
 def test_from_a_wheel_in_an_empty_folder_it_draws_a_page_and_is_on_the_slider(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "runs", "multirun", "build", "dist", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    for name in ("smilevae", "conf", "hydra_plugins", "multirun_analysis"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("smilevae-*.whl")
     assert wheel.stat().st_size < 12e6
