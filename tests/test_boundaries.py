@@ -119,7 +119,7 @@ def test_no_file_imports_itself_through_others():
 # Lines of code a room has at most. A new capability pays for its lines.
 BUDGETS = {
     **{"errors": 120, "plugins": 479, "config": 256, "console": 154, "cli": 213, "__init__": 30},
-    **{"models": 878, "data": 1289, "runs": 1096, "editing": 1198, "evaluation": 1949},
+    **{"models": 878, "data": 1289, "runs": 1117, "editing": 1195, "evaluation": 1952},
     **{"training": 1530, "apps": 863, "sweeps": 1183, "testing": 177, "__main__": 6},
     **{"hydra_plugins": 344, "multirun_analysis": 1248},
 }

@@ -107,7 +107,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, evaluated_run, tmp_path):
     server, run = hub
     done = run("export", f"ckpt={evaluated_run}", f"out={tmp_path / 'given'}", "hub=me/faces")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("uploaded: hf-hub:me/faces")
+    assert "uploaded: hf-hub:me/faces; if it is new, only you see it" in done.stdout
     files = server.repositories["me/faces"]
     assert {"README.md", "model.json", "model.safetensors"} <= files.keys()
     done = run("page", "ckpt=hf-hub:me/faces", f"out={tmp_path / 'face.html'}")
@@ -123,6 +123,12 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, evaluated_run, tmp_path):
         assert done.returncode == 4, done.stderr
         assert "is not a smilevae checkpoint" in done.stderr.splitlines()[-1]
         files[file] = before
+
+    # One without an evaluation is no export.
+    del files["evaluation/metrics.json"]
+    done = run("page", "ckpt=hf-hub:me/faces", f"out={tmp_path / 'other.html'}")
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
+    assert "hf-hub:me/faces has no evaluation/metrics.json" in done.stderr
     assert not (tmp_path / "other.html").exists()
 
 
@@ -132,6 +138,9 @@ def test_names_and_networks_that_are_not_there_are_one_sentence(hub, tmp_path):
         done = run("page", f"ckpt=hf-hub:{name}", f"out={tmp_path / 'face.html'}")
         assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
         assert "check the name and the network" in done.stderr
+    done = run("export", "ckpt=drawn", f"out={tmp_path / 'given'}", "hub=a b/c")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not (tmp_path / "given").exists()
     server.shutdown()
     server.server_close()
     done = run("page", "ckpt=hf-hub:me/faces", f"out={tmp_path / 'face.html'}")

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import slow
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
 import smilevae
@@ -19,6 +21,7 @@ from smilevae.apps import page
 from smilevae.config import Settings
 from smilevae.errors import ConfigError
 from smilevae.models.vae import build_vae
+from smilevae.runs import hub
 
 SIDE = 32
 
@@ -103,10 +106,50 @@ def test_the_layers_of_a_page_are_the_decoder(name, other):
 
 
 def test_a_network_that_a_page_cannot_draw_is_one_sentence():
-    vae = network("conv")
-    vae.decoder.append(torch.nn.GELU())
-    with pytest.raises(ConfigError, match="model=mine has a layer GELU"):
-        page.browser_layers(vae, "mine")
+    with pytest.raises(ConfigError, match="a page cannot draw model=mine"):
+        page.browser_layers(network("conv"), "mine")
+
+
+def exported(tmp_path):
+    """A copy of the model drawn, and its metrics."""
+    shutil.copytree(hub.DRAWN, tmp_path / "model")
+    return tmp_path / "model", json.loads((hub.DRAWN / "evaluation" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("command", ["page", "export"])
+@pytest.mark.parametrize("values", [{"kl": None}, {"model": 3}, {"edits": {"smile": {}}}])
+def test_damaged_metrics_are_one_sentence(call, tmp_path, command, values):
+    pytest.importorskip("onnx")
+    folder, metrics = exported(tmp_path)
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics | values))
+    out = tmp_path / "out.html"
+    code, errors = call(command, f"ckpt={folder}", f"out={out}")
+    assert (code, errors.count("\n")) == (4, 1), errors
+    assert "metrics.json of" in errors
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["sampler.safetensors", "edits.safetensors"])
+def test_numbers_of_another_type_are_read(call, tmp_path, name):
+    folder, _ = exported(tmp_path)
+    path = folder / "evaluation" / name
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    halved = {key: tensor.double() for key, tensor in load_file(path).items()}
+    path.write_bytes(save(halved, header))
+    code, errors = call("page", f"ckpt={folder}", f"out={tmp_path / 'face.html'}")
+    assert code == 0, errors
+
+
+def test_weights_that_are_not_finite_are_refused(call, tmp_path):
+    folder, _ = exported(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    weights[name] = weights[name] * np.nan
+    (folder / "model.safetensors").write_bytes(save(weights))
+    code, errors = call("page", f"ckpt={folder}", f"out={tmp_path / 'face.html'}")
+    assert (code, errors.count("\n")) == (4, 1), errors
+    assert "not finite" in errors
 
 
 def test_a_page_holds_no_photo_and_no_address(call, evaluated_run, tmp_path):
@@ -122,7 +165,7 @@ def test_a_page_holds_no_photo_and_no_address(call, evaluated_run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["out=face.png"], 2, "out=face.png is no page; end it in .html"),
+        (["out=face.png"], 2, "out=face.png is no page; name a file that ends in .html"),
         (["out=face.html", "attribute=nose"], 2, "attribute=nose cannot be edited"),
     ],
 )
@@ -173,7 +216,7 @@ def until(browser, what):
 
 @slow
 @pytest.mark.skipif(not shutil.which("chromedriver"), reason="needs Debian's chromium-driver")
-@pytest.mark.parametrize(("width", "dark"), [(400, True), (1200, False)])
+@pytest.mark.parametrize(("width", "dark"), [(320, False), (400, True), (768, True), (1200, False)])
 def test_a_real_browser_draws_what_torch_draws_and_asks_nobody(
     call, evaluated_run, tmp_path, width, dark
 ):

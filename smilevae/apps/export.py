@@ -49,10 +49,12 @@ def main(options: ExportOptions) -> None:
         "fingerprint": fingerprint,
         "epoch": epoch,
     }
+    with runs.whole(path, "metrics.json", jinja2.TemplateError):
+        card = model_card(model, metrics, runs.run_of(path))
     contents = {
         "evaluation/metrics.json": (json.dumps(metrics) + "\n").encode(),
         f"evaluation/{samplers.NAME}": samplers.to_bytes(sampler, digest),
-        "README.md": model_card(model, metrics, runs.run_of(path)).encode(),
+        "README.md": card.encode(),
         "model.json": (json.dumps(model, indent=2) + "\n").encode(),
         runs.EXPORTED: save({n: tensor.contiguous() for n, tensor in vae.state_dict().items()}),
     }
@@ -67,9 +69,9 @@ def main(options: ExportOptions) -> None:
     with runs.replacing(out) as work:
         for name, content in (contents | onnx_halves(vae)).items():
             runs.write_bytes(work / name, content)
+        if options.hub is not None:
+            print(f"uploaded: {hub.upload(work, options.hub)}; if it is new, only you see it")
     print(f"exported: {runs.shell_path(out)}/")
-    if options.hub:
-        print(f"uploaded: {hub.upload(out, options.hub)}, for you alone until you publish it")
 
 
 def onnx_halves(vae: VAE) -> dict[str, bytes]:

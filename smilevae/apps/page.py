@@ -33,7 +33,6 @@ LEVELS = 2047  # a number is one of 2 * LEVELS + 1 multiples of its row's scale
 TINY = 1e-30  # the least scale of a row, if it is zero
 NUM_FACES = 200  # new faces
 NUM_AXES = 8  # latent dimensions with a slider
-SILENT = (layers.Layers, layers.PatchesToPixels, nn.Dropout2d)  # in eval mode and in this order
 
 
 class Layer(NamedTuple):
@@ -55,8 +54,8 @@ def main(options: PageOptions) -> None:
     if not options.out and path.parent.name != "checkpoints":
         raise ConfigError("out is missing; name the new file, such as out=face.html")
     out = Path(os.path.expanduser(options.out)) if options.out else runs.run_of(path) / NAME
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"out={out} is no page; end it in .html")
+    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+        raise ConfigError(f"out={out} is no page; name a file that ends in .html")
     size = write(Model(path, options.attribute), out)
     print(f"page: {runs.shell_path(out)}, {size / 1e6:.1f} MB")
 
@@ -98,7 +97,8 @@ def page(model: Model) -> str:
 
     # The edits.
     try:
-        for number, one in enumerate(model.edits.attributes):
+        editable = [one for one in model.edits.attributes if one.low < one.high]
+        for number, one in enumerate(editable):
             numbers = {
                 key: getattr(one, key) for key in ("name", "bias", "target", "gain", "low", "high")
             }
@@ -110,23 +110,24 @@ def page(model: Model) -> str:
         if model.attribute:
             raise
     about["tensors"], packed = pack(tensors)
-    text = summary.summary(metrics, Path()).splitlines()
-    lines = [text[0], *text[1 + len(summary.quality(metrics)) : -1]]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE.read_text()).render(
-        about=about,
-        packed=packed,
-        settings=model.settings,
-        metrics=metrics,
-        lines=[
-            line for line in lines if not line.startswith("Also editable")
-        ],  # the sliders say it
-        references=summary.references(metrics),
-        num_faces=NUM_FACES,
-        style=Markup(STYLE.read_text()),
-        least_step=attributes.LEAST_STEP,
-        least_rise=attributes.LEAST_RISE,
-    )
+    with runs.whole(model.path, "metrics.json", jinja2.TemplateError):
+        text = summary.summary(metrics, Path()).splitlines()
+        lines = [text[0], *text[1 + len(summary.quality(metrics)) : -1]]
+        return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+            about=about,
+            packed=packed,
+            settings=model.settings,
+            metrics=metrics,
+            lines=[
+                line for line in lines if not line.startswith("Also editable")
+            ],  # the sliders say it
+            references=summary.references(metrics),
+            num_faces=NUM_FACES,
+            style=Markup(STYLE.read_text("utf-8")),
+            least_step=attributes.LEAST_STEP,
+            least_rise=attributes.LEAST_RISE,
+        )
 
 
 def strongest(model: Model, mean: Tensor, spread: Tensor) -> list[dict[str, float]]:
@@ -140,6 +141,8 @@ def strongest(model: Model, mean: Tensor, spread: Tensor) -> list[dict[str, floa
 
 def browser_layers(vae: VAE, name: str) -> list[Layer]:
     """The decoder's layers, with BatchNorm and the scaling of images in them. Raises ConfigError."""
+    if name not in ("conv", "patch"):
+        raise ConfigError(f"a page cannot draw model={name}; take a model of model=conv or patch")
     found: list[Layer] = []
     for layer in vae.decoder.modules():
         if isinstance(layer, nn.Linear):
@@ -154,11 +157,6 @@ def browser_layers(vae: VAE, name: str) -> list[Layer]:
             found[-1] = normalised(found[-1], layer)
         elif isinstance(layer, nn.ReLU):
             found[-1] = found[-1]._replace(relu=True)
-        elif not isinstance(layer, SILENT):
-            kind = type(layer).__name__
-            raise ConfigError(
-                f"model={name} has a layer {kind}, which a page cannot draw; take conv or patch"
-            )
     weight, bias = found[-1][1:3]
     scale = 0.5 if vae.normalize else 1.0
     middle = 0.0 if vae.linear else 0.5

@@ -135,7 +135,7 @@ def application(studio: Studio) -> TrustedHostMiddleware:
     edits = studio.edits
     ranges = {one.name: [one.low, one.high] for one in edits.attributes}
     about = {"attribute": edits.main.name, "ranges": ranges}
-    page = PAGE.read_text().replace("{{ style }}", STYLE.read_text())
+    page = PAGE.read_text("utf-8").replace("{{ style }}", STYLE.read_text("utf-8"))
 
     async def upload(request: Request) -> Response:
         if request.headers.get("X-Smilevae") != "1":  # another site's page cannot set it

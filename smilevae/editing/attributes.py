@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smilevae import runs
 from smilevae.editing.alignment import Points
-from smilevae.errors import CheckpointError, ConfigError
+from smilevae.errors import ConfigError
 from smilevae.models.vae import VAE
 from smilevae.runs import checkpoint
 
@@ -128,16 +128,13 @@ def to_bytes(vae: VAE, edits: Edits) -> bytes:
 def read(path: Path, vae: VAE) -> Edits:
     """The edits of a checkpoint. Raises CheckpointError where these weights have none."""
     content = runs.read_evaluation(path, NAME, checkpoint.digest(vae), runs.read_tensors)
-    try:
+    with runs.whole(path, NAME):
         tensors = content["tensors"]
         rows = enumerate(content["attributes"])
         attributes = [_attribute(row, index, tensors, vae.latent_dim) for index, row in rows]
         points = torch.tensor(content["points"], dtype=torch.float64)
         if points.shape != (3, 2) or not ((points - 0.5).abs() <= 0.5).all() or not attributes:
             raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
-        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again") from None
     return Edits(attributes, tuple((x, y) for x, y in points.tolist()))
 
 

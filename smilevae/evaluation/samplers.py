@@ -15,7 +15,7 @@ from torch import Tensor
 from smilevae import runs
 from smilevae.data.dataset import Faces
 from smilevae.data.encode import encode
-from smilevae.errors import CheckpointError, NotEvaluated
+from smilevae.errors import NotEvaluated
 from smilevae.evaluation.options import Sampler
 from smilevae.models.vae import VAE
 
@@ -62,13 +62,16 @@ def load_sampler(path: Path, num_dims: int, weights: str) -> Mixture:
         content = runs.read_evaluation(path, NAME, weights, runs.read_tensors)
     except NotEvaluated:
         return prior(num_dims)
-    parts = [content["tensors"].get(name, torch.empty(0)) for name in Mixture._fields]
-    num = parts[0].numel()
-    shapes = [(num,), (num, num_dims), (num_dims, num_dims)]
-    whole = all(part.shape == shape and part.isfinite().all() for part, shape in zip(parts, shapes))
-    if not whole or (parts[0] < 0).any() or not parts[0].any():
-        again = f"run {runs.command_name('evaluate')} ckpt={runs.shell_path(path)}"
-        raise CheckpointError(f"{NAME} of {path} is damaged; {again} again")
+    with runs.whole(path, NAME):
+        parts = [content["tensors"][name] for name in Mixture._fields]
+        num = parts[0].numel()
+        shapes = [(num,), (num, num_dims), (num_dims, num_dims)]
+        if any(part.shape != shape for part, shape in zip(parts, shapes)):
+            raise ValueError("a shape is wrong")
+        if (parts[0] < 0).any() or not 0 < parts[0].sum() < torch.inf:
+            raise ValueError("these are no weights")
+        if not all(part.isfinite().all() for part in parts):
+            raise ValueError("a number is not finite")
     return Mixture(*parts)
 
 

@@ -22,7 +22,7 @@ from smilevae.runs.commands import (
     resume_line,
     shell_path,
 )
-from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation
+from smilevae.runs.evaluations import evaluation_folder, point_to_best, read_evaluation, whole
 from smilevae.runs.files import replace_file, replacing, write_bytes, write_text
 from smilevae.runs.folder import Run, closing_lines, new_run_dir, refuse_used
 from smilevae.runs.machine import COST, code, code_now, environment, fast_precision, keep_memory

@@ -131,6 +131,8 @@ def load(path: str | Path) -> Loaded:
         vae = build_vae(settings)
     if _shapes(weights) != _shapes(vae.state_dict()):
         raise CheckpointError(f"{path}: the weights do not fit the network of the settings in it")
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise CheckpointError(f"{path} holds weights that are not finite; take another checkpoint")
     vae.load_state_dict(weights, assign=True)
     vae = vae.to(memory_format=torch.channels_last).eval()
     return Loaded(vae, settings, content["fingerprint"], epochs_trained(content))

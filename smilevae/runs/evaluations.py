@@ -7,7 +7,7 @@ evaluation-RUN/...                          in the current folder, where the run
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def read_evaluation(
     if inside.exists():
         raise NotEvaluated(f"{inside} is of another checkpoint than {path.name}; {again}")
     raise NotEvaluated(f"{inside} is missing; {again} first")
+
+
+@contextlib.contextmanager
+def whole(path: Path, name: str, *errors: type[Exception]) -> Iterator[None]:
+    """While a file of a checkpoint's evaluation is used: an error of Python means that it is damaged.
+
+    `errors` are more errors of that kind. Raises CheckpointError in place of them.
+    """
+    caught = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+    try:
+        yield
+    except caught + errors:
+        again = f"run {command_name('evaluate')} ckpt={shell_path(path)} again"
+        raise CheckpointError(f"{name} of {path} is damaged; {again}") from None
 
 
 def _part(path: Path) -> str:

@@ -20,12 +20,12 @@ def tensor_file(tensors: Mapping[str, "Tensor"], content: Mapping[str, Any]) -> 
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The content of a file, with its `tensors` by name; {} where there is none or it is not whole."""
+    """The content of a file, with its `tensors` as float32; {} where there is none or it is not whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dict
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
             content = json.loads((file.metadata() or {})[CONTENT])
         return {**content, "tensors": tensors}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
